@@ -1,0 +1,626 @@
+"""Every setting, its default and its check. The string below a field is its help text."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scpo_ray.records import InputError
+
+MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
+
+PAPER_CULTURES = (
+    "Chile",
+    "South Africa",
+    "New Zealand",
+    "Australia",
+    "Mexico",
+    "Israel",
+    "Canada",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method as a point of SCPO's settings (paper, ablations)."""
+
+    trains: bool
+    filters: bool
+    weighting: Literal["none", "agreement", "inverse"]
+
+    @property
+    def needs_global_model(self) -> bool:
+        return self.filters or self.weighting != "none"
+
+
+METHODS: dict[MethodName, Method] = {
+    "global": Method(trains=False, filters=False, weighting="none"),
+    "finetune": Method(trains=True, filters=False, weighting="none"),
+    "filter": Method(trains=True, filters=True, weighting="none"),
+    "weight": Method(trains=True, filters=False, weighting="agreement"),
+    "inverse": Method(trains=True, filters=False, weighting="inverse"),
+    "scpo": Method(trains=True, filters=True, weighting="agreement"),
+}
+
+
+class Section(BaseModel):
+    """Frozen, unknown keys refused, field docstrings are the help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class SplitConfig(Section):
+    by: Literal["user", "question", "source"] = "user"
+    """What is kept on one side: a user, a question, or as the source says (its test files)."""
+
+    test_size: float = Field(0.15, gt=0, lt=1)
+    """Share of the users (or questions) held out, over the whole data in file order."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the split alone; 0 with 0.15 by user gives the paper's test sets on PRISM."""
+
+    num_folds: int | None = Field(None, ge=2)
+    """Instead of `test_size`: this many user-disjoint folds per culture."""
+
+    fold: int = Field(0, ge=0)
+    """Which of the folds is held out."""
+
+    @model_validator(mode="after")
+    def fold_exists(self) -> Self:
+        if self.num_folds is None and self.fold:
+            raise ValueError(f"fold {self.fold} needs num_folds")
+        if self.num_folds is not None and self.fold >= self.num_folds:
+            raise ValueError(f"fold {self.fold} must be below num_folds {self.num_folds}")
+        return self
+
+
+class DataSection(Section):
+    cultures: list[str] | None = None
+    """Cultures to read, train on and evaluate, spelled as in the data; null: all."""
+
+    data_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of each culture's training users (or questions) used; smaller ones are nested."""
+
+    split: SplitConfig = SplitConfig()
+    """How train and test are told apart."""
+
+    @model_validator(mode="after")
+    def cultures_are_named_once(self) -> Self:
+        if self.cultures is not None:
+            twice = sorted({c for c in self.cultures if self.cultures.count(c) > 1})
+            if twice or not self.cultures:
+                raise ValueError(f"cultures must be named once each, got {self.cultures}")
+        return self
+
+
+class PrismConfig(DataSection):
+    source: Literal["prism"] = "prism"
+    """PRISM: people from 75 countries scored the replies of language models."""
+
+    path: str = "HannahRoseKirk/prism-alignment"
+    """A folder with survey.jsonl and utterances.jsonl (plain or .gz), or a hub data set."""
+
+    cultures: list[str] | None = list(PAPER_CULTURES)
+    """Countries where the users live (`reside_country`); the default is the paper's seven."""
+
+    history: bool = False
+    """Put the conversation's earlier turns before the prompt (the paper does not)."""
+
+
+class ColumnMap(Section):
+    prompt: str | None = "prompt"
+    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations."""
+
+    chosen: str = "chosen"
+    """The preferred response: text or chat messages."""
+
+    rejected: str = "rejected"
+    """The other response."""
+
+    responses: str | None = None
+    """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
+
+    scores: str | None = None
+    """A list of numbers, one per response; a higher one is preferred."""
+
+    culture: str = "culture"
+    """The group label."""
+
+    user: str | None = None
+    """Who preferred; intervals resample users."""
+
+    question: str | None = None
+    """Groups rows where no user is known; intervals then resample questions."""
+
+    id: str | None = None
+    """A unique name of the row; null: the file's name and line."""
+
+    @model_validator(mode="after")
+    def responses_have_scores(self) -> Self:
+        if (self.responses is None) != (self.scores is None):
+            raise ValueError("responses and scores are set together or not at all")
+        return self
+
+
+class PreferencesConfig(DataSection):
+    source: Literal["preferences"]
+    """Any preferences: files of yours or a hub data set, columns named by `columns`."""
+
+    train_files: list[str] = []
+    """JSONL, CSV or Parquet, by ending; .gz too for the first two."""
+
+    test_files: list[str] = []
+    """Held-out files; with them `split.by` is "source"."""
+
+    hub: str | None = None
+    """A hub data set instead of files, as "owner/name"."""
+
+    hub_train_split: str = "train"
+    """The hub data set's split to train on."""
+
+    hub_test_split: str | None = None
+    """The hub data set's held-out split; with it `split.by` is "source"."""
+
+    columns: ColumnMap = ColumnMap()
+    """Which column holds what."""
+
+    @model_validator(mode="after")
+    def one_place_to_read(self) -> Self:
+        if bool(self.train_files) == bool(self.hub):
+            raise ValueError("set either train_files or hub")
+        has_test = bool(self.test_files) if self.train_files else self.hub_test_split is not None
+        if self.test_files and self.hub:
+            raise ValueError("test_files go with train_files, not with hub")
+        if has_test != (self.split.by == "source"):
+            raise ValueError(
+                'test files (or hub_test_split) and split.by "source" go together, got '
+                f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
+            )
+        if self.split.by == "user" and self.columns.user is None:
+            raise ValueError('split.by "user" needs columns.user')
+        if self.split.by == "question" and self.columns.question is None:
+            raise ValueError('split.by "question" needs columns.question')
+        return self
+
+
+class SyntheticConfig(DataSection):
+    source: Literal["synthetic"]
+    """Generated PRISM-shaped interactions whose best possible accuracy is known."""
+
+    users: dict[str, int] = {"Majority": 120, "North": 40, "South": 40, "East": 40}
+    """Culture -> number of users. The first is the majority; the others' tastes leave it."""
+
+    interactions_per_user: int = Field(12, ge=1)
+    """Prompts each user answers."""
+
+    responses_per_interaction: int = Field(3, ge=2, le=8)
+    """Responses each prompt gets."""
+
+    taste_distance: float = Field(1.0, ge=0, le=2)
+    """How far a culture's taste lies from the majority's: 0 the same, 1 unrelated, 2 opposed."""
+
+    person_noise: float = Field(0.3, ge=0)
+    """Standard deviation of a person's own noise, in units of taste."""
+
+    outlier_share: float = Field(0.1, ge=0, lt=1)
+    """Share of a culture's people whose taste is drawn at random instead."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the generated data."""
+
+    @model_validator(mode="after")
+    def has_people(self) -> Self:
+        if not self.users or min(self.users.values()) < 1:
+            raise ValueError(f"users must name cultures with at least 1 user, got {self.users}")
+        return self
+
+
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+
+    alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters: alpha / rank."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
+
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get adapters. The score head is always trained and saved."""
+
+
+class ModelConfig(Section):
+    path: str = "OpenAssistant/reward-model-deberta-v3-base"
+    """The global reward model: a folder or a hub model with a sequence-classification head."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub model."""
+
+    max_length: int = Field(512, ge=8)
+    """Tokens per text; what is longer is cut and counted."""
+
+    renderer: Literal["auto", "pair", "chat"] = "auto"
+    """How prompt and response become tokens: "pair" as two segments (encoders), "chat" by the
+    tokenizer's chat template; "auto": chat where the tokenizer has a template."""
+
+    new_head: bool = False
+    """Put a new, seeded score head on a model without one: how a global model is made here."""
+
+    num_layers: int | None = Field(None, ge=1)
+    """Keep the bottom layers alone; null keeps all."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+
+    inference_batch_tokens: int = Field(16_384, ge=64)
+    """Padded tokens per forward pass when scoring and evaluating."""
+
+
+class SelectionConfig(Section):
+    filter_threshold: float | None = Field(0.7, gt=0, le=1)
+    """Keep a training pair where the global model's win probability is below it (tau), in the
+    methods that filter; null: no filter."""
+
+    weight_temperature: float = Field(1.10, gt=0)
+    """Reward units; lower weighs disagreement down more sharply (beta). The inverse ablation
+    has none (the paper's formula)."""
+
+    normalize_weights: bool = False
+    """Divide the loss by the mean weight of the selected pairs, so that weighting does not
+    shrink the step."""
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(8, ge=1)
+    """Pairs per optimizer step, over all workers."""
+
+    micro_batch_tokens: int = Field(8_192, ge=64)
+    """Padded tokens per forward pass on one worker: the number to lower when memory runs out."""
+
+    max_steps: int = Field(1_024, ge=1)
+    """Optimizer steps, whatever the number of pairs (the paper's way of ending)."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """AdamW's highest learning rate."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to zero after the warm-up."""
+
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient's norm is clipped to it."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast around the forward pass; weights and optimizer stay in float32."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+
+    dropout: bool = True
+    """The model's own dropout while training; false turns it off."""
+
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps between checkpoints, from which a stopped run resumes."""
+
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay on disk."""
+
+    log_every: int = Field(10, ge=1)
+    """Steps between points of the training curve."""
+
+    @model_validator(mode="after")
+    def warmup_ends_before_training_does(self) -> Self:
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be below max_steps {self.max_steps}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    distinctive_threshold: float = Field(0.5, gt=0, le=1)
+    """A test pair is distinctive where the global model's win probability is below it."""
+
+    bootstrap_samples: int = Field(2_000, ge=100)
+    """Resamples of the users (or questions) behind each interval."""
+
+    num_examples: int = Field(4, ge=0)
+    """Pairs shown as text per culture and kind (kept, dropped, down-weighted)."""
+
+
+class TrackingConfig(Section):
+    tracker: Literal["mlflow", "jsonl", "none"] = "mlflow"
+    """Where metrics and models go besides the run folder."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null: a SQLite file, mlflow.db, in `output_dir`."""
+
+    log_model: bool = True
+    """Log the trained model to MLflow and register it as scpo-<culture>."""
+
+
+class RunConfig(Section):
+    experiment: str = Field("scpo", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Groups runs: a folder below `output_dir` and an MLflow experiment."""
+
+    method: MethodName = "scpo"
+    """global (no training), finetune (all pairs), filter, weight, inverse, or scpo."""
+
+    seed: int = Field(0, ge=0)
+    """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
+
+    output_dir: Path = Path("runs")
+    """Everything a run writes lies below it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+
+    culture_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """How much each culture's pairs count in the mixture; null: every culture at 1."""
+
+    data: Annotated[
+        PrismConfig | PreferencesConfig | SyntheticConfig, Field(discriminator="source")
+    ] = PrismConfig()
+    """Where the preferences come from."""
+
+    model: ModelConfig = ModelConfig()
+    """The global reward model, which is also where training starts."""
+
+    selection: SelectionConfig = SelectionConfig()
+    """Which pairs are kept and how much each counts."""
+
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Layers, intervals, examples."""
+
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow, JSON lines or none."""
+
+    @model_validator(mode="after")
+    def settings_agree(self) -> Self:
+        if self.culture_weights is not None and not any(self.culture_weights.values()):
+            raise ValueError("culture_weights: at least one must be above 0")
+        if self.model.new_head and (
+            self.method == "global" or METHODS[self.method].needs_global_model
+        ):
+            raise ValueError(
+                f"method {self.method!r} needs a trained global model, but model.new_head gives "
+                'the model an untrained head; make one first with method "finetune"'
+            )
+        if self.train.micro_batch_tokens < 2 * self.model.max_length:
+            raise ValueError(
+                f"train.micro_batch_tokens {self.train.micro_batch_tokens} must hold one pair: "
+                f"at least 2 x model.max_length {self.model.max_length}"
+            )
+        return self
+
+    @property
+    def run_id(self) -> str:
+        """Hash of what decides the result; where it is written and tracked does not count."""
+        document = self.model_dump(
+            mode="json", exclude={"output_dir", "tracking", "device", "experiment"}
+        )
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{(self.output_dir / 'mlflow.db').resolve()}"
+
+
+class SpaceConfig(Section):
+    method: list[MethodName] = list(METHODS)
+    """Methods to compare; those but "global" are trained."""
+
+    culture: list[str] | None = None
+    """One model per culture; null: the cultures of `run.data.cultures`."""
+
+    seed: list[Annotated[int, Field(ge=0)]] = [0]
+    """Each method and culture is run with each seed."""
+
+
+class ComparisonConfig(Section):
+    """A file with `run:` and `space:`: the same run for each method, culture and seed."""
+
+    run: RunConfig
+    """A whole run."""
+
+    space: SpaceConfig = SpaceConfig()
+    """What varies."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "method": "scpo",
+        "seed": 0,
+        "data": {"source": "prism", "cultures": list(PAPER_CULTURES), "history": False},
+        "model": {"path": "OpenAssistant/reward-model-deberta-v3-base", "max_length": 512},
+        "selection": {"filter_threshold": 0.7, "weight_temperature": 1.10},
+        "train": {
+            "batch_size": 8,
+            "max_steps": 1_024,
+            "learning_rate": 1e-6,
+            "schedule": "linear",
+            "warmup_steps": 0,
+            "max_grad_norm": 1.0,
+        },
+        "evaluation": {"distinctive_threshold": 0.5},
+    }
+}
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run config in a YAML file, over its `preset:` if it names one, under `overrides`.
+
+    Args:
+        path: a YAML file with a run's settings, or the name of a preset ("paper").
+        overrides: "dotted.setting=value", the value in YAML.
+
+    Raises: InputError naming every problem at once.
+    """
+    document = _read_document(path)
+    return _validate(RunConfig, _apply(document, overrides, path), str(path))
+
+
+def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> ComparisonConfig:
+    """The comparison in a YAML file: `run:` and `space:`, or a run config alone.
+
+    Args and errors as for `load_config`; overrides start at `run.` or `space.` where the file has
+    `run:`, and are a run's settings where it has not.
+    """
+    document = _read_document(path)
+    if "run" not in document:
+        document = {"run": _apply(document, overrides, path)}
+    else:
+        document = _apply(document, overrides, path)
+        if isinstance(document["run"], dict):
+            document["run"] = _with_preset(document["run"], path)
+    return _validate(ComparisonConfig, document, str(path))
+
+
+def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: str) -> None:
+    """Raises InputError naming each unknown culture and the nearest names the data has."""
+    problems = [
+        f"{setting}: no culture {name!r} in the data; nearest: {nearest_names(name, known)}"
+        for name in wanted
+        if name not in known
+    ]
+    if problems:
+        raise InputError("unknown cultures", problems)
+
+
+def nearest_names(name: str, known: Sequence[str]) -> str:
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)
+    names = [lowered[c] for c in close] or sorted(known)[:5]
+    return ", ".join(repr(n) for n in names) or "none"
+
+
+def _read_document(path: Path | str) -> dict[str, Any]:
+    if str(path) in PRESETS:
+        return {"preset": str(path)}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read", [str(error)]) from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML", str(error).splitlines()) from None
+    if not isinstance(document, dict):
+        kind = "empty" if document is None else type(document).__name__
+        raise InputError(f"{path}: a config is a mapping of settings, got {kind}")
+    return document
+
+
+def _apply(document: dict[str, Any], overrides: Sequence[str], path: Path | str) -> dict[str, Any]:
+    """`document` over its preset and under the overrides; a new mapping."""
+    document = _with_preset(document, path)
+    problems = []
+    for override in overrides:
+        setting, equals, raw = override.partition("=")
+        if not equals or not setting:
+            problems.append(f"--set {override}: must be setting=value")
+            continue
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            problems.append(f"--set {override}: the value is not YAML")
+            continue
+        try:
+            _set_dotted(document, setting.split("."), value)
+        except TypeError:
+            problems.append(f"--set {override}: a part of {setting!r} is not a section")
+    if problems:
+        raise InputError(f"{path}: {len(problems)} bad overrides", problems)
+    return document
+
+
+def _set_dotted(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if document.get(key) is None:
+            document[key] = {}
+        document = document[key]
+        if not isinstance(document, dict):
+            raise TypeError(key)
+    document[keys[-1]] = value
+
+
+def _with_preset(document: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
+    document = dict(document)
+    name = document.pop("preset", None)
+    if name is None:
+        return _merged({}, document)
+    if name not in PRESETS:
+        raise InputError(f"{path}: preset = {name}: must be one of {', '.join(PRESETS)}")
+    base = PRESETS[name]
+    data = document.get("data")
+    if isinstance(data, dict) and data.get("source", "prism") != "prism":
+        # Another source has other settings: the preset's data section does not fit it.
+        base = {key: value for key, value in base.items() if key != "data"}
+    return _merged(base, document)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of `base` in which mappings are merged and everything else replaced."""
+    result = {k: _merged(v, {}) if isinstance(v, dict) else v for k, v in base.items()}
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(value, dict):
+            result[key] = _merged(below if isinstance(below, dict) else {}, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _validate(section: type[SectionT], document: dict[str, Any], path: str) -> SectionT:
+    try:
+        return section.model_validate(document)
+    except ValidationError as error:
+        problems = [_problem(e, document) for e in error.errors()]
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise InputError(f"{path}: {count}", problems) from None
+
+
+def _problem(error: Any, document: dict[str, Any]) -> str:
+    # Pydantic names the chosen source inside the location; the user's file does not.
+    location = [
+        str(part)
+        for index, part in enumerate(error["loc"])
+        if not (part in ("prism", "preferences", "synthetic") and error["loc"][index - 1] == "data")
+    ]
+    where = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{where} = {_shown(error['input'])}: no such setting"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{where}: {message}" if where else message
+    if error["type"].startswith("union_tag"):
+        return f"{where}.source: must be one of prism, preferences, synthetic"
+    message = error["msg"].removeprefix("Input should be ")
+    if error["type"] == "missing":
+        return f"{where}: must be set"
+    return f"{where} = {_shown(error['input'])}: must be {message}"
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,318 @@
+"""The nouns: what the chapters of a run hand to each other. Frozen, and without behaviour."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Layer = Literal["all", "distinctive", "agreed"]
+LAYERS: tuple[Layer, ...] = ("all", "distinctive", "agreed")
+
+
+class InputError(Exception):
+    """The user's input (a setting, a file, a model folder, the disk) is at fault.
+
+    Every problem is one line that names the place, the rule and the value. The command line
+    prints them all and exits with 2; it never shows a traceback for them.
+    """
+
+    def __init__(self, title: str, problems: Sequence[str] = ()) -> None:
+        self.title = title
+        self.problems = tuple(problems)
+        super().__init__("\n  ".join([title, *self.problems]))
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One prompt, its K >= 2 responses and one person's (or country's) scores for them.
+
+    `history`: the (role, text) turns before the prompt; empty in the paper's setting.
+    `user` is None where the data names no person; `question` groups such interactions.
+    `split` is what the source says ("train", "test") or None where a split is to be drawn.
+    """
+
+    interaction_id: str
+    culture: str
+    user: str | None
+    question: str | None
+    prompt: str
+    responses: tuple[str, ...]
+    human_scores: tuple[float, ...]
+    history: tuple[tuple[str, str], ...] = ()
+    split: Literal["train", "test"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What the renderer turns into tokens: one response under its prompt."""
+
+    history: tuple[tuple[str, str], ...]
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P preference pairs in columns: indices, never copied texts.
+
+    Attributes:
+        interactions: (P,) int64, row of the interaction in its table.
+        chosen, rejected: (P,) int64, which text of `PreferenceData.texts`.
+        chosen_responses, rejected_responses: (P,) int16, which response of the interaction.
+        culture_codes: (P,) int32, index into `cultures`.
+        cluster_codes: (P,) int64, the user (or question) the pair is resampled with.
+        cultures: names, in the order of the codes.
+    """
+
+    interactions: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+    chosen_responses: NDArray[np.int16]
+    rejected_responses: NDArray[np.int16]
+    culture_codes: NDArray[np.int32]
+    cluster_codes: NDArray[np.int64]
+    cultures: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.interactions)
+
+    def take(self, rows: NDArray[Any]) -> "Pairs":
+        """The pairs at `rows` (indices or a mask), in that order."""
+        return Pairs(
+            interactions=self.interactions[rows],
+            chosen=self.chosen[rows],
+            rejected=self.rejected[rows],
+            chosen_responses=self.chosen_responses[rows],
+            rejected_responses=self.rejected_responses[rows],
+            culture_codes=self.culture_codes[rows],
+            cluster_codes=self.cluster_codes[rows],
+            cultures=self.cultures,
+        )
+
+
+@dataclass(frozen=True)
+class CultureCounts:
+    """What the data of one culture holds; what was left out is counted, never silent."""
+
+    users: int
+    train_users: int
+    test_users: int
+    interactions: int
+    responses: int
+    train_pairs: int
+    test_pairs: int
+    ties: int
+    """Response pairs with equal scores: they make no pair."""
+    equal_texts: int
+    """Response pairs with equal texts: they make no pair."""
+    longer_chosen_share: float | None
+    """Share of all pairs whose chosen response has more characters; None without pairs."""
+    train_test_texts: int
+    """Distinct texts (prompt and response) that stand in both train and test pairs."""
+    format_differences: dict[str, float]
+    """Format mark (brackets, quotes, list) -> share of chosen minus share of rejected with it."""
+    skipped: dict[str, int]
+    """Reason -> rows left out."""
+
+
+class TextSource(Sequence[Text]):
+    """T distinct texts, read from disk when asked for. `hashes`: (T,) uint64, of the contents."""
+
+    hashes: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`."""
+
+    train: Pairs
+    test: Pairs
+    texts: TextSource
+    interaction_ids: Sequence[str]
+    cultures: tuple[str, ...]
+    counts: dict[str, CultureCounts]
+    warnings: tuple[str, ...]
+    fingerprint: str
+    """Hash of the pairs and the texts: the same data gives the same value on any machine."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """T texts as token ids, one after the other.
+
+    Attributes:
+        input_ids: (sum of lengths,) int32.
+        token_type_ids: the same shape int8, or None where the model takes none.
+        offsets: (T + 1,) int64; text t is `input_ids[offsets[t]:offsets[t + 1]]`.
+        truncated: (T,) bool, whether tokens were cut at the maximum length.
+    """
+
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int8] | None
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who computes: settled once by the launcher. `device` is a torch device's name."""
+
+    rank: int
+    world_size: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval over resampled users (or questions).
+
+    `value` is None where there is nothing to average, the interval is None with one cluster.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    num_pairs: int
+    num_clusters: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference on the same pairs (this model minus another), in accuracy.
+
+    `p_value`: two-sided, signs of the clusters' differences flipped at random; `p_holm`: after
+    Holm's correction over the cultures it was computed with. None where undefined.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_holm: float | None
+    num_pairs: int
+    num_clusters: int
+
+
+@dataclass(frozen=True)
+class CultureEvaluation:
+    """One model on one culture's test pairs, by layer.
+
+    `before`: the global model; `after`: the trained one; `difference`: after minus before.
+    Without a global model (`model.new_head`) only the layer "all" of `after` is there.
+    `controls`: name -> layer -> estimate: "random", "longer", "global_noise".
+    """
+
+    before: dict[str, Estimate]
+    after: dict[str, Estimate]
+    difference: dict[str, Difference]
+    controls: dict[str, dict[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """What selection did to one culture's training pairs."""
+
+    num_pairs: int
+    num_selected: int
+    kept_share: float
+    mean_weight: float
+    """Over the selected pairs, before the culture's weight."""
+    histogram_edges: list[float]
+    histogram_counts: list[int]
+    """Selected pairs per weight bin; len(edges) - 1 of them."""
+
+
+@dataclass(frozen=True)
+class ExamplePair:
+    """A pair shown as text: what selection did with it (the paper's Tables 13 and 14)."""
+
+    culture: str
+    kind: Literal["kept", "dropped", "down-weighted"]
+    pair_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    ref_margin: float
+    win_probability: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """One value per logged step. `grad_norm` is before clipping; `lr` that of the step."""
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
+
+    run_id: str
+    experiment: str
+    method: str
+    seed: int
+    culture_weights: dict[str, float]
+    config: dict[str, Any]
+    fingerprints: dict[str, str]
+    """"data", "model" (the weights started from), "scores" (the score store's key)."""
+    data: dict[str, CultureCounts]
+    warnings: list[str]
+    truncated_texts: dict[str, int]
+    """Culture -> distinct texts cut at the maximum length."""
+    selection: dict[str, SelectionSummary]
+    examples: list[ExamplePair]
+    num_steps: int
+    num_pairs_seen: int
+    """Pairs computed over all steps, repeats counted."""
+    train_seconds: float
+    curve: TrainingCurve
+    evaluation: dict[str, CultureEvaluation]
+    model_dir: str
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method on one culture (or the macro mean over cultures), averaged over seeds.
+
+    `accuracy`, `minus_global`, `minus_finetune`: by layer; the differences are paired and their
+    `p_holm` is corrected over the cultures of the comparison. `minus_finetune` is empty where
+    finetune was not run. `seed_sd`: layer -> standard deviation over seeds of the accuracy, None
+    with one seed. `kept_share`: mean share of the training pairs selected.
+    """
+
+    method: str
+    culture: str
+    """A culture's name, or "" for the macro mean."""
+    accuracy: dict[str, Estimate]
+    minus_global: dict[str, Difference]
+    minus_finetune: dict[str, Difference]
+    seed_sd: dict[str, float | None]
+    kept_share: float
+    other_cultures: Estimate
+    """Accuracy on `all` of the *other* cultures' test pairs: what the model costs them."""
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """Methods side by side: `comparison.json` beside the runs it was made from."""
+
+    experiment: str
+    methods: list[str]
+    cultures: list[str]
+    seeds: list[int]
+    run_ids: list[str]
+    failures: dict[str, str]
+    """Run name -> what went wrong; such runs are in no number here."""
+    summaries: list[MethodSummary]
