@@ -1,0 +1,124 @@
+"""What a culture's data holds, and what in it could mislead."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.data.pairing import IndexPairs
+from scpo_ray.data.table import FORMAT_MARKS, InteractionTable
+from scpo_ray.records import CultureCounts, Pairs
+
+MAX_FORMAT_DIFFERENCE = 0.05
+MIN_FORMAT_PAIRS = 50
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What is known of each of the table's R responses, and where an interaction's begin."""
+
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    format_marks: NDArray[np.uint8]
+
+
+def count_cultures(
+    table: InteractionTable,
+    rows: NDArray[np.int64],
+    indices: IndexPairs,
+    train: Pairs,
+    test: Pairs,
+) -> dict[str, CultureCounts]:
+    """The counts of each culture of the pairs.
+
+    Users are clusters (users, else questions, else interactions); `train_users` and `test_users`
+    those with a pair, so with a data fraction only what it keeps. Rows that were skipped before
+    their culture was known stand under "".
+
+    Args:
+        rows: the selected cultures' interactions, `indices` what pairing found in them.
+    """
+    responses = Responses(table.offsets, table.response_lengths, table.format_marks)
+    cluster_codes = table.cluster_codes
+    counts = {}
+    for code, culture in enumerate(train.cultures):
+        table_code = table.cultures.index(culture)
+        mine = table.culture_codes[rows] == table_code
+        my_rows = rows[mine]
+        my_train = train.take(train.culture_codes == code)
+        my_test = test.take(test.culture_codes == code)
+        counts[culture] = CultureCounts(
+            users=len(np.unique(cluster_codes[my_rows])),
+            train_users=len(np.unique(my_train.cluster_codes)),
+            test_users=len(np.unique(my_test.cluster_codes)),
+            interactions=len(my_rows),
+            responses=int((table.offsets[my_rows + 1] - table.offsets[my_rows]).sum()),
+            train_pairs=len(my_train),
+            test_pairs=len(my_test),
+            ties=int(indices.ties[mine].sum()),
+            equal_texts=int(indices.equal_texts[mine].sum()),
+            longer_chosen_share=_longer_chosen_share(my_train, my_test, responses),
+            train_test_texts=len(np.intersect1d(_texts(my_train), _texts(my_test))),
+            format_differences=_format_differences(my_train, my_test, responses),
+            skipped=table.skipped.get(culture, {}),
+        )
+    unplaced = table.skipped.get("")
+    if unplaced:
+        counts[""] = CultureCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, None, 0, {}, unplaced)
+    return counts
+
+
+def find_warnings(counts: dict[str, CultureCounts]) -> list[str]:
+    """One line for each thing in the data that could mislead."""
+    warnings = []
+    for culture, count in counts.items():
+        num_pairs = count.train_pairs + count.test_pairs
+        for mark, difference in count.format_differences.items():
+            if abs(difference) > MAX_FORMAT_DIFFERENCE and num_pairs >= MIN_FORMAT_PAIRS:
+                more, less = ("chosen", "rejected") if difference > 0 else ("rejected", "chosen")
+                warnings.append(
+                    f"{culture}: {more} responses have {mark} more often than {less} ones, by "
+                    f"{100 * abs(difference):.1f} points: a model may learn the format"
+                )
+        if count.train_test_texts:
+            warnings.append(
+                f"{culture}: {count.train_test_texts} texts stand in both training and test pairs"
+            )
+        if count.test_users == 1:
+            warnings.append(f"{culture}: one test user only, so its results have no interval")
+    return warnings
+
+
+def _texts(pairs: Pairs) -> NDArray[np.int64]:
+    return np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
+
+
+def _flat_responses(
+    train: Pairs, test: Pairs, offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of all pairs, the chosen and the rejected response's number among all R."""
+    starts = offsets[np.concatenate([train.interactions, test.interactions])]
+    return (
+        starts + np.concatenate([train.chosen_responses, test.chosen_responses]),
+        starts + np.concatenate([train.rejected_responses, test.rejected_responses]),
+    )
+
+
+def _longer_chosen_share(train: Pairs, test: Pairs, responses: Responses) -> float | None:
+    chosen, rejected = _flat_responses(train, test, responses.offsets)
+    if not len(chosen):
+        return None
+    return float(np.mean(responses.lengths[chosen] > responses.lengths[rejected]))
+
+
+def _format_differences(train: Pairs, test: Pairs, responses: Responses) -> dict[str, float]:
+    chosen, rejected = _flat_responses(train, test, responses.offsets)
+    if not len(chosen):
+        return {}
+    return {
+        mark: float(
+            np.mean(responses.format_marks[chosen] >> bit & 1)
+            - np.mean(responses.format_marks[rejected] >> bit & 1)
+        )
+        for bit, mark in enumerate(FORMAT_MARKS)
+    }

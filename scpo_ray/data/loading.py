@@ -1,0 +1,248 @@
+"""A data section of the config into pairs: read once, split, paired, counted."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.config import (
+    PreferencesConfig,
+    PrismConfig,
+    SplitConfig,
+    SyntheticConfig,
+    check_culture_names,
+)
+from scpo_ray.data.health import count_cultures, find_warnings
+from scpo_ray.data.pairing import IndexPairs, make_pairs
+from scpo_ray.data.preferences import open_preferences
+from scpo_ray.data.prism import open_prism
+from scpo_ray.data.rows import Notes, Source
+from scpo_ray.data.splits import assign_folds, fold_within_cultures, keep_fraction, split_users
+from scpo_ray.data.synthetic import open_synthetic
+from scpo_ray.data.table import (
+    FORMAT_NUMBER,
+    SPLIT_LABELS,
+    CorruptTableError,
+    InteractionTable,
+    TableIds,
+    TableTexts,
+    open_table,
+    write_table,
+)
+from scpo_ray.records import InputError, Pairs, PreferenceData
+
+log = logging.getLogger(__name__)
+
+DataConfig = PrismConfig | PreferencesConfig | SyntheticConfig
+
+TRAIN, TEST, UNUSED = 0, 1, -1
+
+
+def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
+    """The pairs of the configured cultures, split into train and test, with their texts.
+
+    The interactions of all cultures are kept in one file below `cache_dir`, named by the contents
+    they were read from; with it in place nothing is parsed again.
+
+    Raises: InputError naming the bad rows, an unknown culture, or each culture without training
+        or test pairs.
+    """
+    table = _cached_table(config, cache_dir)
+    if config.cultures is not None:
+        check_culture_names(config.cultures, table.cultures, "data.cultures")
+    cultures = table.cultures if config.cultures is None else tuple(config.cultures)
+    culture_codes = np.full(len(table.cultures), -1, dtype=np.int32)
+    culture_codes[[table.cultures.index(culture) for culture in cultures]] = range(len(cultures))
+    sides = _sides(table, config)
+
+    rows = np.flatnonzero(culture_codes[table.culture_codes] >= 0)
+    indices = make_pairs(table.offsets, table.human_scores, table.text_hashes, rows)
+    used = sides[indices.interactions] != UNUSED
+    pairs, positions = _number_texts(table, indices, used, cultures, culture_codes)
+    train = pairs.take(sides[pairs.interactions] == TRAIN)
+    test = pairs.take(sides[pairs.interactions] == TEST)
+    _check_both_sides(table, sides, train, test)
+
+    texts = TableTexts(table, positions)
+    counts = count_cultures(table, rows, indices, train, test)
+    warnings = find_warnings(counts)
+    for warning in warnings:
+        log.warning("%s", warning)
+    log.info(
+        "%d cultures: %d interactions, %d training and %d test pairs, %d texts",
+        len(cultures),
+        len(rows),
+        len(train),
+        len(test),
+        len(texts),
+    )
+    return PreferenceData(
+        train=train,
+        test=test,
+        texts=texts,
+        interaction_ids=TableIds(table),
+        cultures=cultures,
+        counts=counts,
+        warnings=tuple(warnings),
+        fingerprint=_fingerprint(train, test, texts),
+    )
+
+
+def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
+    source = _open_source(config)
+    path = cache_dir / f"interactions-{_cache_key(source)}.arrow"
+    if path.exists():
+        try:
+            return open_table(path)
+        except CorruptTableError as error:
+            log.warning("the cached interactions are damaged and read anew: %s", error)
+    notes = Notes()
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_table(source.read(notes), path, notes)
+    except OSError as error:
+        raise InputError(f"{cache_dir}: the interactions cannot be written", [str(error)]) from None
+    table = open_table(path)
+    log.info("read %d interactions of %d cultures", len(table), len(table.cultures))
+    return table
+
+
+def _open_source(config: DataConfig) -> Source:
+    match config:
+        case PrismConfig():
+            return open_prism(config)
+        case PreferencesConfig():
+            return open_preferences(config)
+        case SyntheticConfig():
+            return open_synthetic(config)
+
+
+def _cache_key(source: Source) -> str:
+    contents = []
+    for file in source.files:
+        try:
+            with file.open("rb") as stream:
+                contents.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read", [str(error)]) from None
+    document = json.dumps([FORMAT_NUMBER, source.settings, contents], sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()[:20]
+
+
+def _sides(table: InteractionTable, config: DataConfig) -> NDArray[np.int8]:
+    """(N,) int8 of every interaction, whatever its culture: TRAIN, TEST or UNUSED."""
+    split = config.split
+    if split.by == "source":
+        unit_codes, held_out = table.cluster_codes, _labelled_test(table, split)
+    else:
+        unit_codes, held_out = _drawn_test(table, split)
+    sides = np.where(held_out, TEST, TRAIN).astype(np.int8)
+    if config.data_fraction < 1:
+        train = np.flatnonzero(~held_out)
+        kept = keep_fraction(
+            unit_codes[train], table.culture_codes[train], config.data_fraction, split.seed
+        )
+        sides[train[~kept]] = UNUSED
+    return sides
+
+
+def _labelled_test(table: InteractionTable, split: SplitConfig) -> NDArray[np.bool_]:
+    if split.num_folds is not None:
+        raise InputError("data.split: num_folds needs by: user or question, got source")
+    if (table.split_labels < 0).any():
+        raise InputError('data.split.by = source: this data does not say which part is "test"')
+    return np.equal(table.split_labels, SPLIT_LABELS.index("test"))
+
+
+def _drawn_test(
+    table: InteractionTable, split: SplitConfig
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(N,) the unit (user or question) of each interaction, and whether it is held out."""
+    by_user = split.by == "user"
+    unit_codes = table.user_codes if by_user else table.question_codes
+    num_units = len(table.users if by_user else table.questions)
+    if (unit_codes < 0).any():
+        raise InputError(f"data.split.by = {split.by}: this data names no {split.by}s")
+    if num_units < 2:
+        raise InputError(f"data.split: one {split.by} only, cannot be split into train and test")
+    if split.num_folds is None:
+        try:
+            return unit_codes, split_users(num_units, split.test_size, split.seed)[unit_codes]
+        except ValueError as error:
+            raise InputError("data.split", [str(error)]) from None
+    if not by_user:
+        folds = assign_folds(num_units, split.num_folds, split.seed)
+        return unit_codes, (folds == split.fold)[unit_codes]
+    held_out = fold_within_cultures(
+        unit_codes, table.culture_codes, split.num_folds, split.fold, split.seed
+    )
+    return unit_codes, held_out
+
+
+def _number_texts(
+    table: InteractionTable,
+    indices: IndexPairs,
+    used: NDArray[np.bool_],
+    cultures: tuple[str, ...],
+    culture_codes: NDArray[np.int32],
+) -> tuple[Pairs, NDArray[np.int64]]:
+    """The used pairs, and where in the table the texts they number from 0 stand."""
+    interactions = indices.interactions[used]
+    chosen_responses = indices.chosen_responses[used]
+    rejected_responses = indices.rejected_responses[used]
+    starts = table.offsets[interactions]
+    # First the distinct places, then the distinct texts among them; np.unique sorts by hash, so
+    # the numbering depends on the texts alone.
+    chosen_places, rejected_places = starts + chosen_responses, starts + rejected_responses
+    in_pairs = np.zeros(len(table.text_hashes), dtype=np.bool_)
+    in_pairs[chosen_places] = in_pairs[rejected_places] = True
+    places = np.flatnonzero(in_pairs)
+    _, first, inverse = np.unique(table.text_hashes[places], return_index=True, return_inverse=True)
+    numbers = np.full(len(in_pairs), -1, dtype=np.int64)
+    numbers[places] = inverse
+    pairs = Pairs(
+        interactions=interactions,
+        chosen=numbers[chosen_places],
+        rejected=numbers[rejected_places],
+        chosen_responses=chosen_responses,
+        rejected_responses=rejected_responses,
+        culture_codes=culture_codes[table.culture_codes[interactions]],
+        cluster_codes=table.cluster_codes[interactions],
+        cultures=cultures,
+    )
+    return pairs, places[first]
+
+
+def _check_both_sides(
+    table: InteractionTable, sides: NDArray[np.int8], train: Pairs, test: Pairs
+) -> None:
+    problems, usable = [], []
+    for code, culture in enumerate(train.cultures):
+        num_train = int((train.culture_codes == code).sum())
+        num_test = int((test.culture_codes == code).sum())
+        if num_train and num_test:
+            usable.append(culture)
+            continue
+        mine = table.culture_codes == table.cultures.index(culture)
+        users = [len(np.unique(table.cluster_codes[mine & (sides == s)])) for s in (TRAIN, TEST)]
+        problems.append(
+            f"{culture}: {num_train} training pairs of {users[0]} users (or questions), "
+            f"{num_test} test pairs of {users[1]}: must have both"
+        )
+    if problems:
+        named = ", ".join(usable) or "none"
+        problems.append(f"name in data.cultures only cultures that have both: {named}")
+        raise InputError("cultures without training or test pairs", problems)
+
+
+def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts) -> str:
+    digest = hashlib.sha256(json.dumps(train.cultures).encode())
+    for pairs in (train, test):
+        _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)
+        for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, clusters):
+            digest.update(len(column).to_bytes(8, "little") + column.astype("<i8").tobytes())
+    digest.update(texts.hashes.astype("<u8").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,94 @@
+"""Which responses of an interaction are preferred to which, in index pairs. Pure."""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK_ROWS = 250_000
+
+
+@dataclass(frozen=True)
+class IndexPairs:
+    """P pairs in the order of `rows`, then of the two responses, and what made no pair.
+
+    Attributes:
+        interactions: (P,) int64, row of the interaction in its table.
+        chosen_responses, rejected_responses: (P,) int16, number within the interaction.
+        ties, equal_texts: (len(rows),) int64, response pairs with equal scores, with equal texts;
+            one with both is in both.
+    """
+
+    interactions: NDArray[np.int64]
+    chosen_responses: NDArray[np.int16]
+    rejected_responses: NDArray[np.int16]
+    ties: NDArray[np.int64]
+    equal_texts: NDArray[np.int64]
+
+
+def make_pairs(
+    offsets: NDArray[np.int64],
+    human_scores: NDArray[np.float64],
+    text_hashes: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+) -> IndexPairs:
+    """Every (i, j) of an interaction with score_i > score_j and different texts.
+
+    Args:
+        offsets: (N + 1,); interaction n has the responses offsets[n] to offsets[n + 1].
+        human_scores, text_hashes: (R,), R = offsets[N]; scores without NaN.
+        rows: the interactions to pair.
+
+    Source: docs/method.md, "pairs".
+    """
+    chunks = [
+        _pair_chunk(offsets, human_scores, text_hashes, rows[start : start + CHUNK_ROWS])
+        for start in range(0, max(len(rows), 1), CHUNK_ROWS)
+    ]
+    return IndexPairs(
+        interactions=np.concatenate([c.interactions for c in chunks]),
+        chosen_responses=np.concatenate([c.chosen_responses for c in chunks]),
+        rejected_responses=np.concatenate([c.rejected_responses for c in chunks]),
+        ties=np.concatenate([c.ties for c in chunks]),
+        equal_texts=np.concatenate([c.equal_texts for c in chunks]),
+    )
+
+
+def _pair_chunk(
+    offsets: NDArray[np.int64],
+    human_scores: NDArray[np.float64],
+    text_hashes: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+) -> IndexPairs:
+    sizes = offsets[rows + 1] - offsets[rows]
+    ties = np.zeros(len(rows), dtype=np.int64)
+    equal_texts = np.zeros(len(rows), dtype=np.int64)
+    members, chosen, rejected = [], [], []
+    # Interactions of one size are one matrix, so the loop runs over sizes, not interactions.
+    for size in np.unique(sizes):
+        same = np.flatnonzero(sizes == size)
+        flat = offsets[rows[same]][:, None] + np.arange(size)
+        scores, hashes = human_scores[flat], text_hashes[flat]
+        for i, j in combinations(range(int(size)), 2):
+            tied, equal = scores[:, i] == scores[:, j], hashes[:, i] == hashes[:, j]
+            ties[same] += tied
+            equal_texts[same] += equal
+            kept = np.flatnonzero(~(tied | equal))
+            first_wins = scores[kept, i] > scores[kept, j]
+            members.append(same[kept])
+            chosen.append(np.where(first_wins, i, j).astype(np.int16))
+            rejected.append(np.where(first_wins, j, i).astype(np.int16))
+    if not members:
+        none = np.zeros(0, dtype=np.int16)
+        return IndexPairs(none.astype(np.int64), none, none, ties, equal_texts)
+    member = np.concatenate(members)
+    # Stable: within an interaction the pairs stay in the order of `combinations`.
+    order = np.argsort(member, kind="stable")
+    return IndexPairs(
+        interactions=rows[member[order]],
+        chosen_responses=np.concatenate(chosen)[order],
+        rejected_responses=np.concatenate(rejected)[order],
+        ties=ties,
+        equal_texts=equal_texts,
+    )

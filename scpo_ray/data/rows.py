@@ -1,0 +1,320 @@
+"""Rows of files and hub data sets, and notes of what was wrong with them."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scpo_ray.records import InputError, Interaction
+
+MAX_PROBLEMS = 20
+FILE_KINDS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+
+Row = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a row stands; `unit` is "line" in text files, "row" elsewhere. Both count from 1."""
+
+    file: str
+    number: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.number}"
+
+
+@dataclass
+class Notes:
+    """What a reader notes beside the interactions it yields.
+
+    `users`: of the whole source in file order, where it lists them apart from the interactions.
+    `skipped`: (culture, reason) -> rows left out. `problems`: the first few of `num_problems`.
+    """
+
+    users: list[str] = field(default_factory=list)
+    skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    num_problems: int = 0
+
+    def problem(self, where: Place | str, what: object) -> None:
+        self.num_problems += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"{where}: {what}")
+
+    def raise_problems(self) -> None:
+        """Raises: InputError with the first problems and the number of the others, if any."""
+        if not self.num_problems:
+            return
+        more = self.num_problems - len(self.problems)
+        count = f"{self.num_problems} problem{'s' if self.num_problems > 1 else ''}"
+        lines = [*self.problems, f"(+{more} more)"] if more else self.problems
+        raise InputError(f"the data cannot be used: {count}", lines)
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """One file or one split of a hub data set.
+
+    `files` hold its contents on disk (two sources with equal contents are the same data); `label`
+    names it within the data, independent of the machine.
+    """
+
+    label: str
+    files: tuple[Path, ...]
+    read: Callable[[Notes], Iterator[tuple[Place, Row]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Interactions that can be read; equal `files` contents and `settings` yield equal ones."""
+
+    files: tuple[Path, ...]
+    settings: dict[str, Any]
+    read: Callable[[Notes], Iterator[tuple[Place, Interaction]]]
+
+
+class BadField(ValueError):
+    """A row's field is missing or of the wrong kind; the message names it, its value, the rule."""
+
+    def __init__(self, name: str, value: object, rule: str) -> None:
+        super().__init__(f"{name} = {shown(value)}: {rule}")
+
+
+def shown(value: object) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def get_field(row: Row, name: str) -> Any:
+    if name not in row:
+        raise BadField(name, None, "missing")
+    return row[name]
+
+
+def text_field(row: Row, name: str) -> str:
+    value = get_field(row, name)
+    if not isinstance(value, str):
+        raise BadField(name, value, "must be text")
+    return value
+
+
+def name_field(row: Row, name: str) -> str:
+    """An id or label: text that is not blank, or a whole number."""
+    value = get_field(row, name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip() or not is_unicode(value):
+        raise BadField(name, value, "must be text, not blank")
+    return value
+
+
+def finite_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadField(name, value, "must be a number")
+    # Beyond it float() of a whole number raises; NaN fails the comparison as well.
+    if not abs(value) <= sys.float_info.max:
+        raise BadField(name, value, "must be finite")
+    return float(value)
+
+
+def is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def usable(interaction: Interaction, notes: Notes) -> Interaction | None:
+    """The interaction without responses that are no text, or None; each is noted as skipped."""
+    culture = interaction.culture
+    if not interaction.prompt.strip():
+        notes.skipped[culture, "empty prompt"] += 1
+        return None
+    turns = [part for turn in interaction.history for part in turn]
+    if not all(map(is_unicode, [interaction.prompt, *turns])):
+        notes.skipped[culture, "prompt not valid Unicode"] += 1
+        return None
+    keep = []
+    for index, response in enumerate(interaction.responses):
+        if not response.strip():
+            notes.skipped[culture, "empty response"] += 1
+        elif not is_unicode(response):
+            notes.skipped[culture, "response not valid Unicode"] += 1
+        else:
+            keep.append(index)
+    if len(keep) < 2:
+        notes.skipped[culture, "fewer than 2 responses"] += 1
+        return None
+    if len(keep) == len(interaction.responses):
+        return interaction
+    return replace(
+        interaction,
+        responses=tuple(interaction.responses[i] for i in keep),
+        human_scores=tuple(interaction.human_scores[i] for i in keep),
+    )
+
+
+def file_source(
+    path: Path, label: str, columns: Sequence[str], optional: Sequence[str]
+) -> RowSource:
+    """The rows of a JSONL, CSV or Parquet file, told apart by `path`'s ending.
+
+    `columns` are read (a table without one of them is a problem), `optional` ones where they exist.
+    """
+    name = path.name.lower()
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        read = partial(_read_jsonl, path)
+    elif name.endswith((".csv", ".csv.gz")):
+        read = partial(_read_csv, path, columns)
+    elif name.endswith(".parquet"):
+        read = partial(_read_parquet, path, columns, optional)
+    else:
+        raise InputError(f"{path}: the ending must be one of {', '.join(FILE_KINDS)}")
+    return RowSource(label, (path,), partial(_not_empty, path, read))
+
+
+def check_files(paths: Sequence[Path], setting: str) -> None:
+    """Raises: InputError naming each of `paths` that is no file."""
+    problems = [
+        f"{setting}: {path}: {'is not a file' if path.exists() else 'no such file'}"
+        for path in paths
+        if not path.is_file()
+    ]
+    if problems:
+        raise InputError("files cannot be read", problems)
+
+
+def hub_source(path: str, config_name: str | None, split: str, setting: str) -> RowSource:
+    """One split of a Hugging Face data set, downloaded once into the library's own cache.
+
+    Raises: InputError if it cannot be reached, or has no such config or split.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = datasets.load_dataset(path, config_name, split=split)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{setting} = {path}: neither a local folder nor a hub data set that can be reached",
+            [f"split {split!r}: {reason}"],
+        ) from None
+
+    def read(notes: Notes) -> Iterator[tuple[Place, Row]]:
+        for number, row in enumerate(rows, start=1):
+            yield Place(f"{path} ({split})", number, "row"), row
+
+    return RowSource(split, tuple(Path(file["filename"]) for file in rows.cache_files), read)
+
+
+def _not_empty(
+    path: Path, read: Callable[[Notes], Iterator[tuple[Place, Row]]], notes: Notes
+) -> Iterator[tuple[Place, Row]]:
+    problems_before, empty = notes.num_problems, True
+    for item in read(notes):
+        empty = False
+        yield item
+    if empty and notes.num_problems == problems_before:
+        notes.problem(str(path), "the file is empty: it has no rows")
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def _read_jsonl(path: Path, notes: Notes) -> Iterator[tuple[Place, Row]]:
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                if not raw.strip():
+                    continue
+                place = Place(str(path), number)
+                try:
+                    # Encoded lone surrogates pass here: their rows are skipped and counted.
+                    row = json.loads(raw.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
+                except UnicodeDecodeError as error:
+                    notes.problem(place, f"not UTF-8: {error.reason} at byte {error.start}")
+                except (ValueError, RecursionError) as error:
+                    notes.problem(place, f"not JSON: {error}: {shown(raw)}")
+                else:
+                    if isinstance(row, dict):
+                        yield place, row
+                    else:
+                        notes.problem(place, f"must be a JSON object, got {shown(row)}")
+    except (EOFError, zlib.error, OSError) as error:
+        notes.problem(Place(str(path), number + 1), _unreadable(error))
+
+
+def _read_csv(path: Path, columns: Sequence[str], notes: Notes) -> Iterator[tuple[Place, Row]]:
+    # The library's limit of 131,072 characters a field is the whole process's; text may be longer.
+    csv.field_size_limit(sys.maxsize)
+    number = 0
+    try:
+        with (
+            _open(path) as raw,
+            io.TextIOWrapper(raw, "utf-8-sig", "surrogatepass", newline="") as stream,
+        ):
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, None)
+            if header is None or not _has_columns(path, columns, header, notes):
+                return
+            number = reader.line_num
+            for cells in reader:
+                place = Place(str(path), number + 1)
+                number = reader.line_num
+                if len(cells) == len(header):
+                    yield place, dict(zip(header, cells, strict=True))
+                elif cells:
+                    notes.problem(place, f"{len(cells)} cells under {len(header)} column names")
+    except UnicodeDecodeError as error:
+        notes.problem(Place(str(path), number + 1), f"not UTF-8: {error.reason}")
+    except (EOFError, zlib.error, OSError, csv.Error) as error:
+        notes.problem(Place(str(path), number + 1), _unreadable(error))
+
+
+def _read_parquet(
+    path: Path, columns: Sequence[str], optional: Sequence[str], notes: Notes
+) -> Iterator[tuple[Place, Row]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if not _has_columns(path, columns, names, notes):
+                return
+            wanted = [*columns, *(name for name in optional if name in names)]
+            for batch in file.iter_batches(batch_size=1_024, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Place(str(path), number, "row"), row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        notes.problem(Place(str(path), number + 1, "row"), f"not a whole Parquet file: {error}")
+
+
+def _has_columns(path: Path, columns: Sequence[str], names: Sequence[str], notes: Notes) -> bool:
+    missing = [column for column in columns if column not in names]
+    for column in missing:
+        notes.problem(str(path), f"no column {column!r}; it has {', '.join(map(repr, names))}")
+    return not missing
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
+        return f"the gzip file is cut short or damaged: {error}"
+    return f"cannot be read: {error}"

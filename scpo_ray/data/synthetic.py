@@ -1,0 +1,201 @@
+"""PRISM-shaped interactions from known tastes, so that the best possible accuracy is known.
+
+A response is a handful of words. A taste word says one of NUM_FEATURES things (warm, formal, ...)
+with or against it; a response's features are its counts of words for minus words against. A
+culture's taste is a direction among the features, a person's taste the culture's with their own
+noise, and a score grows with taste . features: what a word-level model can learn.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.config import SyntheticConfig
+from scpo_ray.data.rows import Notes, Place, Source
+from scpo_ray.records import Interaction
+
+TASTE_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("kind", "warm", "gentle", "caring"), ("cold", "harsh", "blunt", "distant")),
+    (("formal", "polite", "proper", "courteous"), ("casual", "chatty", "slangy", "loose")),
+    (("detailed", "thorough", "complete", "exact"), ("brief", "short", "rough", "sketchy")),
+    (("careful", "cautious", "safe", "modest"), ("bold", "daring", "risky", "proud")),
+    (("funny", "playful", "witty", "cheerful"), ("serious", "grave", "solemn", "dry")),
+    (("traditional", "old", "local", "familiar"), ("modern", "new", "foreign", "strange")),
+)
+"""Feature -> words for it, words against it."""
+
+FILLERS = ("this", "is", "a", "very", "rather", "and", "with", "answer", "it", "quite")
+TOPICS = ("food", "work", "school", "music", "family", "travel", "health", "money", "sport", "art")
+OPENINGS = (
+    ("please", "tell", "me", "about"),
+    ("what", "do", "you", "think", "of"),
+    ("how", "should", "one", "talk", "about"),
+)
+CLOSINGS = (("today",), ("at", "home"), ("in", "general"))
+
+NUM_FEATURES = len(TASTE_WORDS)
+MIN_WORDS, MAX_WORDS = 6, 12
+TASTE_WORD_SHARE = 0.75
+SCORE_MEAN, SCORE_SPREAD = 50.5, 16.0
+
+
+class Answers(NamedTuple):
+    """One person's n interactions with K responses each.
+
+    `words`: (n, K, MAX_WORDS) numbers into `_response_words()`, -1 beyond the response's end.
+    `utilities`: (n, K) by the culture's taste. `scores`: (n, K) by the person's, 1 to 100.
+    """
+
+    prompts: list[str]
+    words: NDArray[np.int64]
+    utilities: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+def vocabulary() -> list[str]:
+    """Every word of every prompt and response, sorted."""
+    prompt_words = [word for part in (*OPENINGS, *CLOSINGS) for word in part]
+    return sorted({*_response_words(), *prompt_words, *TOPICS})
+
+
+def best_accuracy(config: SyntheticConfig) -> dict[str, float]:
+    """Culture -> the share of its pairs that its true taste ranks right.
+
+    Counted over all generated pairs (train and test together). No model that gives a culture one
+    score per text does better but by chance: what it misses is the people's own noise and the
+    outliers. NaN where a culture has no pair.
+    """
+    return {
+        culture: _share_ranked_right(config, number) for number, culture in enumerate(config.users)
+    }
+
+
+def culture_tastes(config: SyntheticConfig) -> NDArray[np.float64]:
+    """(cultures, NUM_FEATURES) unit vectors; the others' cosine with the first is
+    1 - taste_distance, each towards its own direction."""
+    rng = np.random.default_rng([config.seed, 0])
+    majority = _unit(rng.standard_normal(NUM_FEATURES))
+    cosine = 1 - config.taste_distance
+    tastes = [majority]
+    for _ in range(len(config.users) - 1):
+        direction = rng.standard_normal(NUM_FEATURES)
+        across = _unit(direction - (direction @ majority) * majority)
+        tastes.append(cosine * majority + np.sqrt(1 - cosine**2) * across)
+    return np.stack(tastes)
+
+
+def open_synthetic(config: SyntheticConfig) -> Source:
+    """The generated interactions; the culture's people one after the other."""
+    fields = (
+        "users",
+        "interactions_per_user",
+        "responses_per_interaction",
+        "taste_distance",
+        "person_noise",
+        "outlier_share",
+        "seed",
+    )
+    settings = {name: getattr(config, name) for name in fields}
+    # The order of the cultures decides which is the majority; a sorted mapping would lose it.
+    settings["users"] = list(config.users.items())
+    return Source((), {"source": "synthetic", **settings}, partial(_read, config))
+
+
+def _read(config: SyntheticConfig, notes: Notes) -> Iterator[tuple[Place, Interaction]]:
+    tastes = culture_tastes(config)
+    words = [*_response_words(), ""]
+    number = 0
+    for culture_number, (culture, num_users) in enumerate(config.users.items()):
+        for person in range(num_users):
+            answers = _answers(config, tastes[culture_number], culture_number, person)
+            user = f"{culture}-{person:04d}"
+            for turn, prompt in enumerate(answers.prompts):
+                number += 1
+                responses = [
+                    " ".join(words[w] for w in row if w >= 0)
+                    for row in answers.words[turn].tolist()
+                ]
+                yield (
+                    Place("synthetic", number, "interaction"),
+                    Interaction(
+                        interaction_id=f"{user}-{turn:03d}",
+                        culture=culture,
+                        user=user,
+                        question=None,
+                        prompt=prompt,
+                        responses=tuple(responses),
+                        human_scores=tuple(answers.scores[turn].tolist()),
+                    ),
+                )
+
+
+def _answers(
+    config: SyntheticConfig, taste: NDArray[np.float64], culture_number: int, person: int
+) -> Answers:
+    # A stream for each person: more people or another culture's do not change this one's.
+    rng = np.random.default_rng([config.seed, 1, culture_number, person])
+    shape = (config.interactions_per_user, config.responses_per_interaction)
+    own = rng.standard_normal(NUM_FEATURES)
+    if rng.random() < config.outlier_share:
+        person_taste = _unit(own)
+    else:
+        person_taste = taste + config.person_noise * own / np.sqrt(NUM_FEATURES)
+    words, features = _draw_responses(rng, shape)
+    scores = np.rint(SCORE_MEAN + SCORE_SPREAD * (features @ person_taste))
+    prompts = [_draw_prompt(rng) for _ in range(shape[0])]
+    return Answers(prompts, words, features @ taste, np.clip(scores, 1, 100))
+
+
+def _draw_responses(
+    rng: np.random.Generator, shape: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Words (*shape, MAX_WORDS), and features (*shape, NUM_FEATURES) scaled so that along any
+    unit vector their variance is about 1."""
+    per_feature = 2 * len(TASTE_WORDS[0][0])
+    num_taste_words = NUM_FEATURES * per_feature
+    lengths = rng.integers(MIN_WORDS, MAX_WORDS + 1, size=shape)
+    slots = (*shape, MAX_WORDS)
+    has_taste = rng.random(slots) < TASTE_WORD_SHARE
+    taste_words = rng.integers(num_taste_words, size=slots)
+    fillers = num_taste_words + rng.integers(len(FILLERS), size=slots)
+    words = np.where(has_taste, taste_words, fillers)
+    words[np.arange(MAX_WORDS) >= lengths[..., None]] = -1
+
+    said = has_taste & (words >= 0)
+    signs = np.where(taste_words % per_feature < per_feature // 2, 1.0, -1.0) * said
+    subjects = taste_words // per_feature
+    features = np.stack(
+        [(signs * (subjects == feature)).sum(-1) for feature in range(NUM_FEATURES)], axis=-1
+    )
+    mean_taste_words = TASTE_WORD_SHARE * (MIN_WORDS + MAX_WORDS) / 2
+    return words, features / np.sqrt(mean_taste_words / NUM_FEATURES)
+
+
+def _draw_prompt(rng: np.random.Generator) -> str:
+    opening = OPENINGS[rng.integers(len(OPENINGS))]
+    closing = CLOSINGS[rng.integers(len(CLOSINGS))]
+    return " ".join([*opening, TOPICS[rng.integers(len(TOPICS))], *closing])
+
+
+def _share_ranked_right(config: SyntheticConfig, culture_number: int) -> float:
+    taste = culture_tastes(config)[culture_number]
+    right = total = 0
+    for person in range(list(config.users.values())[culture_number]):
+        answers = _answers(config, taste, culture_number, person)
+        higher = answers.scores[:, :, None] > answers.scores[:, None, :]
+        better = answers.utilities[:, :, None] > answers.utilities[:, None, :]
+        right += int((higher & better).sum())
+        total += int(higher.sum())
+    return right / total if total else float("nan")
+
+
+def _response_words() -> list[str]:
+    taste_words = [word for sides in TASTE_WORDS for side in sides for word in side]
+    return [*taste_words, *FILLERS]
+
+
+def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(vector / np.linalg.norm(vector))

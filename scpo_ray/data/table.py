@@ -1,0 +1,394 @@
+"""Interactions in columns on disk: written as a stream, memory-mapped when read."""
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, overload
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from scpo_ray.data.rows import Notes, Place
+from scpo_ray.records import InputError, Interaction, Text, TextSource
+
+FORMAT_NUMBER = 1
+"""Part of every cache file's name: another layout or meaning of the columns raises it."""
+
+BATCH_ROWS = 16_384
+BATCH_CHARACTERS = 16_000_000
+
+FORMAT_MARKS = {
+    "brackets": r"^\s*[\[({]|[\])}]\s*$",
+    "quotes": "^\\s*[\"'\u201c\u2018\u00ab]|[\"'\u201d\u2019\u00bb]\\s*$",
+    "list": r"(?s)^\s*\[.*,.*\]\s*$",
+}
+"""Name -> pattern: the response begins or ends with brackets, with quotes, is a printed list."""
+
+SPLIT_LABELS: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+_SCHEMA = pa.schema(
+    [
+        ("interaction_id", pa.string()),
+        ("culture_code", pa.int32()),
+        ("user_code", pa.int64()),
+        ("question_code", pa.int64()),
+        ("split_label", pa.int8()),
+        ("prompt", pa.string()),
+        ("history", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
+        ("responses", pa.list_(pa.string())),
+        ("human_scores", pa.list_(pa.float64())),
+        ("text_hashes", pa.list_(pa.uint64())),
+        ("response_lengths", pa.list_(pa.int32())),
+        ("format_marks", pa.list_(pa.uint8())),
+    ]
+)
+
+
+class CorruptTableError(Exception):
+    """The file is not a whole table of this format."""
+
+
+@dataclass(frozen=True)
+class InteractionTable:
+    """N interactions with R responses in all; texts stay on disk.
+
+    Attributes:
+        cultures, users, questions: names, in the order of the codes. `users` are those of the
+            whole source in file order, also those without an interaction.
+        skipped: culture -> reason -> rows left out.
+        culture_codes: (N,) int32.
+        user_codes, question_codes: (N,) int64, -1 where there is none.
+        split_labels: (N,) int8, index into SPLIT_LABELS, -1 where the source says nothing.
+        offsets: (N + 1,) int64; interaction i has the responses offsets[i] to offsets[i + 1].
+        human_scores: (R,) float64.
+        text_hashes: (R,) uint64, of history, prompt and response: equal hashes are equal texts.
+        columns: name -> memory-mapped Arrow column.
+    """
+
+    cultures: tuple[str, ...]
+    users: tuple[str, ...]
+    questions: tuple[str, ...]
+    skipped: dict[str, dict[str, int]]
+    culture_codes: NDArray[np.int32]
+    user_codes: NDArray[np.int64]
+    question_codes: NDArray[np.int64]
+    split_labels: NDArray[np.int8]
+    offsets: NDArray[np.int64]
+    human_scores: NDArray[np.float64]
+    text_hashes: NDArray[np.uint64]
+    columns: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.culture_codes)
+
+    @property
+    def cluster_codes(self) -> NDArray[np.int64]:
+        """(N,) int64: the user, else the question, else the interaction itself; never shared."""
+        users, questions = len(self.users), len(self.questions)
+        own = np.arange(len(self), dtype=np.int64) + users + questions
+        by_question = np.where(self.question_codes >= 0, self.question_codes + users, own)
+        return np.where(self.user_codes >= 0, self.user_codes, by_question)
+
+    @property
+    def response_lengths(self) -> NDArray[np.int32]:
+        """(R,) int32, in characters."""
+        return _flat(self.columns, "response_lengths").astype(np.int32, copy=False)
+
+    @property
+    def format_marks(self) -> NDArray[np.uint8]:
+        """(R,) uint8: bit b is set where the response has the b-th of FORMAT_MARKS."""
+        return _flat(self.columns, "format_marks").astype(np.uint8, copy=False)
+
+    def interaction(self, row: int) -> Interaction:
+        user, question = int(self.user_codes[row]), int(self.question_codes[row])
+        label = int(self.split_labels[row])
+        return Interaction(
+            interaction_id=self.columns["interaction_id"][row].as_py(),
+            culture=self.cultures[self.culture_codes[row]],
+            user=self.users[user] if user >= 0 else None,
+            question=self.questions[question] if question >= 0 else None,
+            prompt=self.columns["prompt"][row].as_py(),
+            responses=tuple(self.columns["responses"][row].as_py()),
+            human_scores=tuple(self.columns["human_scores"][row].as_py()),
+            history=self._history(row),
+            split=SPLIT_LABELS[label] if label >= 0 else None,
+        )
+
+    def text(self, row: int, response: int) -> Text:
+        return Text(
+            history=self._history(row),
+            prompt=self.columns["prompt"][row].as_py(),
+            response=self.columns["responses"][row].values[response].as_py(),
+        )
+
+    def _history(self, row: int) -> tuple[tuple[str, str], ...]:
+        turns = self.columns["history"][row].as_py()
+        return tuple((turn["role"], turn["text"]) for turn in turns)
+
+
+class TableTexts(TextSource):
+    """Texts of a table: the t-th is response number `positions[t]` of all R."""
+
+    def __init__(self, table: InteractionTable, positions: NDArray[np.int64]) -> None:
+        self.table = table
+        self.positions = positions
+        self.hashes = table.text_hashes[positions]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Text: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Text]: ...
+    def __getitem__(self, index: int | slice) -> Text | Sequence[Text]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = self.positions[index]
+        row = int(np.searchsorted(self.table.offsets, position, side="right")) - 1
+        return self.table.text(row, int(position - self.table.offsets[row]))
+
+
+class TableIds(Sequence[str]):
+    """The interactions' ids, read from disk when asked for."""
+
+    def __init__(self, table: InteractionTable) -> None:
+        self.column = table.columns["interaction_id"]
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return str(self.column[int(index)].as_py())
+
+
+def write_table(rows: Iterable[tuple[Place, Interaction]], path: Path, notes: Notes) -> None:
+    """Writes interactions as they come, under `path` once they are whole.
+
+    `notes` are the reader's: read after the last row, for it writes them on the way; its `users`
+    (in file order) stand before those met in the rows.
+
+    Raises: InputError if `notes` hold a problem, two interactions share an id, a user is in two
+        cultures, or no row came. OSError if the disk is full or not writable. Then `path` is as
+        it was.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as sink:
+            writer = _Writer(sink, notes)
+            for place, interaction in rows:
+                writer.add(place, interaction)
+            writer.finish()
+            sink.flush()
+            os.fsync(sink.fileno())
+        writer.note_duplicates(temporary)
+        notes.raise_problems()
+        if not writer.num_rows:
+            reasons = [
+                f"{c}: {r}: {n}" if c else f"{r}: {n}" for (c, r), n in notes.skipped.items()
+            ]
+            raise InputError("no interaction can be used; skipped:", reasons)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_table(path: Path) -> InteractionTable:
+    """The table at `path`; texts are read from disk when asked for.
+
+    Raises: CorruptTableError if the file is not whole or of another format.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+        summary = json.loads(last.custom_metadata[b"summary"])
+        table = reader.read_all()
+        if (summary["format"], summary["num_rows"]) != (FORMAT_NUMBER, len(table)):
+            raise CorruptTableError(f"{path}: format or number of rows is wrong")
+        table.validate()
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        counts = pc.list_value_length(columns["responses"]).to_numpy()
+        return InteractionTable(
+            cultures=tuple(summary["cultures"]),
+            users=tuple(summary["users"]),
+            questions=tuple(summary["questions"]),
+            skipped=summary["skipped"],
+            culture_codes=columns["culture_code"].to_numpy(),
+            user_codes=columns["user_code"].to_numpy(),
+            question_codes=columns["question_code"].to_numpy(),
+            split_labels=columns["split_label"].to_numpy(),
+            offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            human_scores=_flat(columns, "human_scores"),
+            text_hashes=_flat(columns, "text_hashes"),
+            columns=columns,
+        )
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+        raise CorruptTableError(f"{path}: {error}") from error
+
+
+class _Writer:
+    """The record batch in the making and the names met so far."""
+
+    def __init__(self, sink: BinaryIO, notes: Notes) -> None:
+        self.notes = notes
+        self.stream = pa.ipc.new_file(sink, _SCHEMA)
+        self.rows: list[tuple[Any, ...]] = []
+        self.num_rows = 0
+        self.num_characters = 0
+        self.cultures: dict[str, int] = {}
+        self.users = {user: code for code, user in enumerate(notes.users)}
+        self.questions: dict[str, int] = {}
+        self.user_cultures: dict[int, tuple[int, Place]] = {}
+        # Ids are compared by 64-bit hash: ten million strings in a set would be a gigabyte.
+        self.id_hashes = array("Q")
+        self.files: dict[tuple[str, str], int] = {}
+        self.place_files, self.place_numbers = array("i"), array("q")
+
+    def add(self, place: Place, interaction: Interaction) -> None:
+        culture = self.cultures.setdefault(interaction.culture, len(self.cultures))
+        user = question = -1
+        if interaction.user is not None:
+            user = self.users.setdefault(interaction.user, len(self.users))
+            self._check_culture(place, interaction, user, culture)
+        if interaction.question is not None:
+            question = self.questions.setdefault(interaction.question, len(self.questions))
+        hashes = text_hashes(interaction)
+        label = -1 if interaction.split is None else SPLIT_LABELS.index(interaction.split)
+        self.rows.append(
+            (
+                interaction.interaction_id,
+                culture,
+                user,
+                question,
+                label,
+                interaction.prompt,
+                interaction.history,
+                interaction.responses,
+                interaction.human_scores,
+                hashes,
+            )
+        )
+        self._note_place(place, interaction.interaction_id)
+        self.num_rows += 1
+        self.num_characters += len(interaction.prompt) + sum(map(len, interaction.responses))
+        self.num_characters += sum(len(text) for _, text in interaction.history)
+        if len(self.rows) >= BATCH_ROWS or self.num_characters >= BATCH_CHARACTERS:
+            self._write_batch()
+
+    def finish(self) -> None:
+        if self.rows:
+            self._write_batch()
+        skipped: dict[str, dict[str, int]] = {}
+        for (culture, reason), count in self.notes.skipped.items():
+            skipped.setdefault(culture, {})[reason] = count
+        summary = {
+            "format": FORMAT_NUMBER,
+            "num_rows": self.num_rows,
+            "cultures": list(self.cultures),
+            "users": list(self.users),
+            "questions": list(self.questions),
+            "skipped": skipped,
+        }
+        # Names are known at the end only, when the schema's own metadata is long written.
+        empty = pa.RecordBatch.from_pylist([], schema=_SCHEMA)
+        self.stream.write_batch(empty, custom_metadata={"summary": json.dumps(summary)})
+        self.stream.close()
+
+    def note_duplicates(self, path: Path) -> None:
+        """Adds each id that came twice to the problems, with both places."""
+        hashes = np.frombuffer(self.id_hashes, dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        if not len(again):
+            return
+        ids = TableIds(open_table(path))
+        for position in again:
+            first, second = int(order[position]), int(order[position + 1])
+            what = f"duplicate id {ids[second]!r}, also at {self._place(first)}"
+            self.notes.problem(self._place(second), what)
+
+    def _check_culture(self, place: Place, interaction: Interaction, user: int, code: int) -> None:
+        known, first_place = self.user_cultures.setdefault(user, (code, place))
+        if known != code:
+            other = list(self.cultures)[known]
+            self.notes.problem(
+                place,
+                f"user {interaction.user!r} is in culture {interaction.culture!r}, but in "
+                f"{other!r} at {first_place}: a user has one culture",
+            )
+
+    def _note_place(self, place: Place, interaction_id: str) -> None:
+        digest = blake2b(interaction_id.encode(), digest_size=8).digest()
+        self.id_hashes.append(int.from_bytes(digest, "little"))
+        self.place_files.append(self.files.setdefault((place.file, place.unit), len(self.files)))
+        self.place_numbers.append(place.number)
+
+    def _place(self, row: int) -> Place:
+        file, unit = list(self.files)[self.place_files[row]]
+        return Place(file, self.place_numbers[row], unit)
+
+    def _write_batch(self) -> None:
+        columns = list(zip(*self.rows, strict=True))
+        arrays = [
+            pa.array(column, type=field.type)
+            for column, field in zip(columns, _SCHEMA, strict=False)
+        ]
+        responses = arrays[_SCHEMA.get_field_index("responses")]
+        flat = responses.flatten()
+        marks = np.zeros(len(flat), dtype=np.uint8)
+        for bit, pattern in enumerate(FORMAT_MARKS.values()):
+            found = pc.match_substring_regex(flat, pattern).to_numpy(zero_copy_only=False)
+            marks |= found.astype(np.uint8) << bit
+        arrays.append(pa.ListArray.from_arrays(responses.offsets, pc.utf8_length(flat)))
+        arrays.append(pa.ListArray.from_arrays(responses.offsets, pa.array(marks)))
+        self.stream.write_batch(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
+        self.rows.clear()
+        self.num_characters = 0
+
+
+def text_hashes(interaction: Interaction) -> list[int]:
+    """One 64-bit hash per response, of history, prompt and response; the same on any machine."""
+    prefix = blake2b(digest_size=8)
+    for part in _parts(interaction):
+        # The length before each part keeps ("ab", "c") and ("a", "bc") apart.
+        prefix.update(len(part).to_bytes(8, "little") + part)
+    hashes = []
+    for response in interaction.responses:
+        whole = prefix.copy()
+        whole.update(response.encode())
+        hashes.append(int.from_bytes(whole.digest(), "little"))
+    return hashes
+
+
+def _parts(interaction: Interaction) -> Iterator[bytes]:
+    for role, text in interaction.history:
+        yield role.encode()
+        yield text.encode()
+    yield interaction.prompt.encode()
+
+
+def _flat(columns: dict[str, Any], name: str) -> NDArray[Any]:
+    chunks = [chunk.flatten().to_numpy() for chunk in columns[name].chunks]
+    return np.concatenate(chunks)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

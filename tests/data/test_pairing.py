@@ -1,0 +1,57 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scpo_ray.data.pairing import make_pairs
+
+INTERACTIONS = st.lists(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=5),
+    max_size=12,
+)
+
+
+def _arrays(interactions):
+    sizes = [len(responses) for responses in interactions]
+    flat = [response for responses in interactions for response in responses]
+    return (
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.array([score for score, _ in flat], dtype=np.float64),
+        np.array([text for _, text in flat], dtype=np.uint64),
+    )
+
+
+def test_a_higher_score_is_chosen_and_equal_scores_and_texts_make_no_pair():
+    # scores 80, 20, 80, 50; the first and the last have one text
+    offsets, scores, hashes = _arrays([[(80, 1), (20, 2), (80, 3), (50, 1)]])
+
+    pairs = make_pairs(offsets, scores, hashes, np.arange(1))
+
+    found = zip(pairs.chosen_responses.tolist(), pairs.rejected_responses.tolist(), strict=True)
+    assert list(found) == [(0, 1), (2, 1), (3, 1), (2, 3)]
+    assert pairs.ties.tolist() == [1]
+    assert pairs.equal_texts.tolist() == [1]
+
+
+@given(INTERACTIONS, st.data())
+def test_pairs_are_those_of_the_definition(interactions, data):
+    offsets, scores, hashes = _arrays(interactions)
+    rows = [row for row in range(len(interactions)) if data.draw(st.booleans())]
+
+    pairs = make_pairs(offsets, scores, hashes, np.array(rows, dtype=np.int64))
+
+    expected, ties, equal_texts = set(), [], []
+    for row in rows:
+        responses = interactions[row]
+        ordered = [(i, j) for i in range(len(responses)) for j in range(len(responses)) if i != j]
+        for i, j in ordered:
+            if responses[i][0] > responses[j][0] and responses[i][1] != responses[j][1]:
+                expected.add((row, i, j))
+        ties.append(sum(responses[i][0] == responses[j][0] for i, j in ordered) // 2)
+        equal_texts.append(sum(responses[i][1] == responses[j][1] for i, j in ordered) // 2)
+    columns = (pairs.interactions, pairs.chosen_responses, pairs.rejected_responses)
+    found = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    assert pairs.interactions.tolist() == sorted(pairs.interactions.tolist())
+    assert pairs.ties.tolist() == ties
+    assert pairs.equal_texts.tolist() == equal_texts

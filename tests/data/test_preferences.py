@@ -1,0 +1,388 @@
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scpo_ray.config import PreferencesConfig
+from scpo_ray.data.loading import load_preferences
+from scpo_ray.data.preferences import open_preferences
+from scpo_ray.data.rows import MAX_PROBLEMS, Notes
+from scpo_ray.records import InputError
+
+ROOT = Path(__file__).parents[2]
+BLEND = Path(os.environ.get("SCPO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "blend"
+
+PLAIN = {"culture": "Chile", "user": "u0", "prompt": "p", "chosen": "good", "rejected": "bad"}
+ASK = {"role": "user", "content": "p"}
+GOOD = {"role": "assistant", "content": "good"}
+BAD = {"role": "assistant", "content": "bad"}
+SYSTEM = {"role": "system", "content": "s"}
+EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SCORED = {"responses": "responses", "scores": "scores"}
+
+
+def _config(*paths, **settings):
+    columns = {"user": "user"} | settings.pop("columns", {})
+    return PreferencesConfig.model_validate(
+        {"source": "preferences", "train_files": [str(p) for p in paths], "columns": columns}
+        | settings
+    )
+
+
+def _write(path, rows):
+    """`rows` in the format of the path's ending; a str is a raw line."""
+    opened = (
+        gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="")
+    )
+    if ".parquet" in path.name:
+        opened.close()
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    with opened as stream:
+        if ".csv" in path.name:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            cells = [
+                {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+                for row in rows
+            ]
+            writer.writerows(cells)
+        else:
+            stream.writelines(
+                (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows
+            )
+    return path
+
+
+def _read(*paths, **settings):
+    notes = Notes()
+    source = open_preferences(_config(*paths, **settings))
+    return [interaction for _, interaction in source.read(notes)], notes
+
+
+def _problems(*paths, **settings):
+    interactions, notes = _read(*paths, **settings)
+    assert interactions == []
+    return notes.problems
+
+
+@pytest.mark.parametrize(
+    "name", ["d.jsonl", "d.jsonl.gz", "d.csv", "d.csv.gz", "d.parquet", "D.JSONL"]
+)
+@pytest.mark.parametrize(
+    ("texts", "history"),
+    [
+        pytest.param({"prompt": "p", "chosen": "good", "rejected": "bad"}, (), id="strings"),
+        pytest.param(
+            {"prompt": [SYSTEM, *EARLIER, ASK], "chosen": [GOOD], "rejected": [BAD]},
+            (("system", "s"), ("user", "a"), ("assistant", "b")),
+            id="explicit messages",
+        ),
+        pytest.param(
+            {"chosen": [*EARLIER, ASK, GOOD], "rejected": [*EARLIER, ASK, BAD]},
+            (("user", "a"), ("assistant", "b")),
+            id="implicit messages",
+        ),
+        pytest.param(
+            {"prompt": "p", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+            (),
+            id="a string prompt, repeated in the conversations",
+        ),
+    ],
+)
+def test_every_shape_reads_alike_from_every_kind_of_file(tmp_path, name, texts, history):
+    path = _write(tmp_path / name, [{"culture": "Chile", "user": "u0"} | texts])
+
+    (interaction,), notes = _read(path)
+
+    assert not notes.num_problems
+    assert interaction.prompt == "p"
+    assert interaction.history == history
+    assert interaction.responses == ("good", "bad")
+    assert interaction.human_scores == (1.0, 0.0)
+    assert (interaction.culture, interaction.user) == ("Chile", "u0")
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"prompt": "p", "responses": ["x", "y", "z"]},
+        {"prompt": [ASK], "responses": [[{"role": "assistant", "content": c}] for c in "xyz"]},
+        {"responses": [[ASK, {"role": "assistant", "content": c}] for c in "xyz"]},
+    ],
+    ids=["strings", "explicit", "implicit"],
+)
+def test_responses_with_scores_read_alike_from_every_kind_of_file(tmp_path, name, texts):
+    row = {"culture": "Chile", "user": "u0", "scores": [1, 2.5, -3]} | texts
+    (interaction,), notes = _read(_write(tmp_path / name, [row]), columns=SCORED)
+    assert not notes.num_problems
+    assert interaction.prompt == "p"
+    assert interaction.responses == ("x", "y", "z")
+    assert interaction.human_scores == (1.0, 2.5, -3.0)
+
+
+def test_equal_replies_to_one_conversation_are_replies_still(tmp_path):
+    row = {"culture": "Chile", "user": "u0", "chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}
+    (interaction,), _ = _read(_write(tmp_path / "d.jsonl", [row]), columns={"prompt": None})
+    assert (interaction.prompt, interaction.responses) == ("p", ("good", "good"))
+
+
+def test_columns_are_mapped_and_ids_may_be_numbers(tmp_path):
+    row = {"land": "Chile", "who": 7, "q": 3, "key": 12, "ask": "p", "yes": "good", "no": "bad"}
+    columns = {"culture": "land", "user": "who", "question": "q", "id": "key"}
+    columns |= {"prompt": "ask", "chosen": "yes", "rejected": "no"}
+    (interaction,), _ = _read(_write(tmp_path / "d.jsonl", [row]), columns=columns)
+    assert (interaction.interaction_id, interaction.user, interaction.question) == ("12", "7", "3")
+    assert (interaction.prompt, interaction.responses) == ("p", ("good", "bad"))
+
+
+def test_rows_without_id_are_named_by_file_and_line_also_when_two_files_share_a_name(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        _write(tmp_path / folder / "d.jsonl", [PLAIN, "", PLAIN])
+    paths = [tmp_path / folder / "d.jsonl" for folder in "ab"]
+
+    assert [i.interaction_id for i in _read(paths[0])[0]] == ["d.jsonl:1", "d.jsonl:3"]
+    both = [i.interaction_id for i in _read(*paths)[0]]
+    assert both == ["a/d.jsonl:1", "a/d.jsonl:3", "b/d.jsonl:1", "b/d.jsonl:3"]
+
+
+def test_rows_of_train_and_test_files_are_labelled(tmp_path):
+    train, test = (_write(tmp_path / f"{side}.jsonl", [PLAIN]) for side in ("train", "test"))
+    interactions, _ = _read(train, test_files=[str(test)], split={"by": "source"})
+    assert [i.split for i in interactions] == ["train", "test"]
+    assert [i.split for i in _read(train)[0]] == [None]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "must be a JSON object, got [1, 2]"),
+        ('{"a": ' + "[" * 100_000, "not JSON"),
+        (PLAIN | {"culture": None}, "culture = null: must be text"),
+        (PLAIN | {"culture": "  "}, "culture = '  ': must be text, not blank"),
+        (PLAIN | {"culture": 3}, "culture = 3: must be text"),
+        (PLAIN | {"user": None}, "user = null: must be text, not blank"),
+        (PLAIN | {"user": "\ud800"}, r"user = '\ud800': must be text"),
+        (PLAIN | {"prompt": 5}, "prompt = 5: must be text or a list of chat messages"),
+        (PLAIN | {"prompt": None}, "prompt = null: must be set where chosen is plain text"),
+        (PLAIN | {"chosen": None}, "chosen = null: must be text or a list of chat messages"),
+        (PLAIN | {"rejected": 1.5}, "rejected = 1.5: must be text or a list of chat messages"),
+        (PLAIN | {"chosen": []}, "chosen = []: must be text or a list of chat messages"),
+        (PLAIN | {"chosen": ["x"]}, "chosen = 'x': a chat message must have role and content"),
+        (PLAIN | {"chosen": [{"role": "assistant"}]}, "must have role and content as text"),
+        (PLAIN | {"prompt": [GOOD]}, "must end with a user's message"),
+        (PLAIN | {"chosen": [GOOD, GOOD]}, "must hold one assistant's message after the prompt"),
+        (
+            {"culture": "Chile", "user": "u0", "chosen": [GOOD], "rejected": [BAD]},
+            "conversations must share their turns up to a user's message",
+        ),
+        ({k: v for k, v in PLAIN.items() if k != "rejected"}, "rejected = null: missing"),
+        ({k: v for k, v in PLAIN.items() if k != "culture"}, "culture = null: missing"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_line_field_value_and_rule(tmp_path, row, problem):
+    path = _write(tmp_path / "d.jsonl", [PLAIN, row])
+    interactions, notes = _read(path)
+    assert len(interactions) == 1
+    (found,) = notes.problems
+    assert found.startswith(f"{path}, line 2: ")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("responses", "scores", "problem"),
+    [
+        (["x", "y"], [1, None], "scores = null: must be a number"),
+        (["x", "y"], [1, "2"], "scores = '2': must be a number"),
+        (["x", "y"], [1, float("nan")], "scores = nan: must be finite"),
+        (["x", "y"], [1, float("-inf")], "scores = -inf: must be finite"),
+        (["x", "y"], [1], "scores = [1.0]: must be one per response, got 1 for 2"),
+        (["x", "y"], 1, "scores = 1: must be a list"),
+        ("xy", [1, 2], "responses = 'xy': must be a list"),
+        (["x", None], [1, 2], "responses = null: must be text or a list"),
+    ],
+)
+def test_bad_scores_and_responses_are_named(tmp_path, responses, scores, problem):
+    row = {"culture": "Chile", "user": "u0", "prompt": "p"}
+    path = _write(tmp_path / "d.jsonl", [row | {"responses": responses, "scores": scores}])
+    (found,) = _problems(path, columns=SCORED)
+    assert found.startswith(f"{path}, line 1: {problem}")
+
+
+def test_scores_in_csv_that_are_no_json_are_named(tmp_path):
+    row = {"culture": "C", "user": "u", "prompt": "p", "responses": ["x", "y"], "scores": "good"}
+    (found,) = _problems(_write(tmp_path / "d.csv", [row]), columns=SCORED)
+    assert found == f"{tmp_path / 'd.csv'}, line 2: scores = 'good': must be a list as JSON text"
+
+
+def test_many_problems_are_counted_and_the_first_shown(tmp_path):
+    path = _write(tmp_path / "d.jsonl", [PLAIN | {"culture": None}] * (MAX_PROBLEMS + 5))
+    with pytest.raises(InputError) as error:
+        load_preferences(_config(path), tmp_path / "cache")
+    assert error.value.title == "the data cannot be used: 25 problems"
+    assert len(error.value.problems) == MAX_PROBLEMS + 1
+    assert error.value.problems[-1] == "(+5 more)"
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.csv"])
+def test_an_empty_file_is_named(tmp_path, name):
+    path = _write(tmp_path / name, []) if name != "d.csv" else tmp_path / name
+    path.touch()
+    assert _problems(path) == [f"{path}: the file is empty: it has no rows"]
+
+
+def test_missing_files_folders_and_unknown_endings_are_named(tmp_path):
+    with pytest.raises(InputError) as error:
+        open_preferences(_config(tmp_path / "no.jsonl", tmp_path))
+    assert error.value.problems == (
+        f"data.train_files: {tmp_path / 'no.jsonl'}: no such file",
+        f"data.train_files: {tmp_path}: is not a file",
+    )
+    (tmp_path / "d.xlsx").touch()
+    with pytest.raises(InputError, match="d.xlsx: the ending must be one of .jsonl"):
+        open_preferences(_config(tmp_path / "d.xlsx"))
+    path = _write(tmp_path / "d.jsonl", [PLAIN])
+    with pytest.raises(InputError, match="d.jsonl: named twice"):
+        open_preferences(_config(path, path))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
+@pytest.mark.parametrize("spoil", [lambda b: b[:-9], lambda b: b"plain" + b, lambda b: b[:60]])
+def test_a_gzip_cut_short_or_damaged_is_a_problem(tmp_path, name, spoil):
+    path = _write(tmp_path / name, [PLAIN | {"user": f"u{n * n}"} for n in range(500)])
+    path.write_bytes(spoil(path.read_bytes()))
+    _, notes = _read(path)
+    assert "gzip file is cut short or damaged" in notes.problems[0]
+
+
+def test_a_parquet_file_cut_short_is_a_problem(tmp_path):
+    path = _write(tmp_path / "d.parquet", [PLAIN])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "not a whole Parquet file" in _problems(path)[0]
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.parquet"])
+def test_a_missing_column_is_named_once_with_those_there_are(tmp_path, name):
+    path = _write(tmp_path / name, [PLAIN] * 3)
+    (found,) = _problems(path, columns={"culture": "land"})
+    assert found == (
+        f"{path}: no column 'land'; it has 'culture', 'user', 'prompt', 'chosen', 'rejected'"
+    )
+
+
+def test_a_csv_line_with_too_few_cells_is_named_after_a_text_of_several_lines(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text('culture,user,prompt,chosen,rejected\nC,u,"p\nq",x,y\nC,u,p\n')
+    (interaction,), notes = _read(path)
+    assert interaction.prompt == "p\nq"
+    assert notes.problems == [f"{path}, line 4: 3 cells under 5 column names"]
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
+def test_bytes_that_are_not_utf8_are_a_problem(tmp_path, name):
+    path = _write(tmp_path / name, [PLAIN | {"prompt": "caf?"}])
+    path.write_bytes(path.read_bytes().replace(b"caf?", b"caf\xe9"))
+    assert "not UTF-8" in _problems(path)[0]
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
+def test_an_encoded_lone_surrogate_is_skipped_and_counted(tmp_path, name):
+    path = _write(tmp_path / name, [PLAIN | {"prompt": "caf?"}])
+    path.write_bytes(path.read_bytes().replace(b"caf?", b"caf\xed\xa0\x80"))
+    interactions, notes = _read(path)
+    assert (interactions, notes.num_problems) == ([], 0)
+    assert notes.skipped == {("Chile", "prompt not valid Unicode"): 1}
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name):
+    path = _write(tmp_path / name, [PLAIN])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    interactions, notes = _read(path)
+    assert (len(interactions), notes.num_problems) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"prompt": " \n"}, ["empty prompt"]),
+        ({"chosen": ""}, ["empty response", "fewer than 2 responses"]),
+        ({"rejected": "\t"}, ["empty response", "fewer than 2 responses"]),
+        ({"prompt": "a \ud800"}, ["prompt not valid Unicode"]),
+        ({"prompt": [{"role": "system", "content": "\udfff"}, ASK]}, ["prompt not valid Unicode"]),
+        ({"chosen": "b \ud83d"}, ["response not valid Unicode", "fewer than 2 responses"]),
+    ],
+)
+def test_unusable_texts_are_skipped_and_counted_under_their_culture(tmp_path, changes, reasons):
+    interactions, notes = _read(_write(tmp_path / "d.jsonl", [PLAIN, PLAIN | changes]))
+    assert len(interactions) == 1
+    assert not notes.num_problems
+    assert notes.skipped == {("Chile", reason): 1 for reason in reasons}
+
+
+def test_an_empty_response_is_dropped_where_two_others_remain(tmp_path):
+    row = {"culture": "Chile", "user": "u0", "prompt": "p"}
+    row |= {"responses": ["x", "", "z"], "scores": [1, 2, 3]}
+    (interaction,), notes = _read(_write(tmp_path / "d.jsonl", [row]), columns=SCORED)
+    assert (interaction.responses, interaction.human_scores) == (("x", "z"), (1.0, 3.0))
+    assert notes.skipped == {("Chile", "empty response"): 1}
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+@pytest.mark.parametrize("text", ["a\0b", "x" * 1_000_000, "🙂 ../ß", "[hello]", '[{"not": json'])
+def test_odd_but_valid_texts_come_through_unchanged(tmp_path, name, text):
+    (interaction,), notes = _read(_write(tmp_path / name, [PLAIN | {"chosen": text}]))
+    assert not notes.num_problems
+    assert interaction.responses == (text, "bad")
+
+
+def test_a_hub_data_set_is_read_by_its_splits(tmp_path, monkeypatch):
+    # The library loads a folder in a hub data set's layout as it loads the hub's.
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "hub").mkdir()
+    for side, size in (("train", 3), ("test", 2)):
+        _write(tmp_path / "hub" / f"{side}.jsonl", [PLAIN] * size)
+    config = PreferencesConfig.model_validate(
+        {
+            "source": "preferences",
+            "hub": str(tmp_path / "hub"),
+            "hub_test_split": "test",
+            "split": {"by": "source"},
+            "columns": {"user": "user"},
+        }
+    )
+
+    source = open_preferences(config)
+    interactions = [interaction for _, interaction in source.read(Notes())]
+
+    assert [i.split for i in interactions] == ["train"] * 3 + ["test"] * 2
+    assert interactions[3].interaction_id == "test:1"
+    assert interactions[0].responses == ("good", "bad")
+    assert source.files and all(file.is_file() for file in source.files)
+
+
+@pytest.mark.skipif(not BLEND.is_dir(), reason=f"no sample data at {BLEND}")
+def test_the_blend_pairs_split_as_labelled(tmp_path):
+    config = _config(
+        BLEND / "pairs_train.jsonl.gz",
+        test_files=[str(BLEND / "pairs_test.jsonl.gz")],
+        split={"by": "source"},
+        columns={"user": None, "culture": "group", "question": "question_id", "id": "pair_id"},
+    )
+    data = load_preferences(config, tmp_path)
+
+    # Of its README: 38,676 cross and 13,946 within pairs, 16 groups; Mexico 2515 + 933, 382 + 165.
+    assert len(data.train) + len(data.test) == 38_676 + 13_946
+    assert len(data.cultures) == 16
+    mexico = data.counts["Mexico"]
+    assert (mexico.train_pairs, mexico.test_pairs) == (2_515 + 933, 382 + 165)
+    assert mexico.test_users <= 75
+    assert mexico.train_test_texts == 0
