@@ -1,0 +1,370 @@
+"""Methods side by side on the same test pairs: seeds averaged, differences paired, Holm applied."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.config import METHODS, EvaluationConfig
+from scpo_ray.metrics import (
+    layer_masks,
+    macro_difference,
+    macro_mean,
+    paired_difference,
+    ranked_right,
+    stream,
+    with_holm,
+)
+from scpo_ray.records import (
+    ComparisonResult,
+    Difference,
+    Estimate,
+    Layer,
+    MethodSummary,
+    RunResult,
+)
+
+MACRO = ""
+"""The culture of the rows that hold the macro mean."""
+
+# Reference margins of two runs may differ by the rounding of another device, not by another model.
+REF_MARGIN_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class PairOutcomes:
+    """What one model did with every test pair: a run's `test_pairs.parquet` in columns.
+
+    Attributes:
+        culture, pair_id, cluster: (P,) text. The cluster is the user or question.
+        ref_margin: (P,) float32, the global model's r+ - r-, or None where there is none.
+        margin: (P,) float32, the trained model's.
+    """
+
+    culture: NDArray[Any]
+    pair_id: NDArray[Any]
+    cluster: NDArray[Any]
+    ref_margin: NDArray[np.float32] | None
+    margin: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A finished run and the culture it was trained for (for "global": it stands in for)."""
+
+    result: RunResult
+    culture: str
+    outcomes: PairOutcomes
+
+    @property
+    def name(self) -> str:
+        return f"{self.result.method}/{self.culture}/seed {self.result.seed}"
+
+
+def compare_runs(
+    runs: Sequence[ComparedRun], experiment: str, failures: Mapping[str, str]
+) -> ComparisonResult:
+    """Each method on each culture's own test pairs, seeds averaged, and its macro mean.
+
+    A pair's outcome is the share of a method's seeds that rank it right, over the seeds that
+    finished; estimates and paired differences are taken of these. The differences against
+    "global" are against the global model's margins that every run carries. Holm's correction runs
+    over the cultures, for each method, layer and rival; the macro difference is a single test.
+    Where a method has no run for a culture there is no summary of the two, and the method's macro
+    values are None: a mean over fewer cultures would be read against the others' as if alike.
+
+    `other_cultures` is the macro mean over the cultures the model was not trained for; in the
+    macro row, over all tested cultures, of what the models trained for another one reach there.
+
+    Args:
+        runs: in any order; two cannot share method, culture and seed. All are tested on the same
+            pairs, in the same order, with the same evaluation settings.
+        failures: run name -> what went wrong; carried along.
+
+    Returns: methods in the order of `config.METHODS`, cultures as `runs` first names them; of
+        each method the macro row, then its cultures. Chance is seeded by the smallest seed.
+    Raises: ValueError naming the two runs that cannot be compared, or the run whose trained
+        culture is not among those it was tested on.
+    """
+    if not runs:
+        return ComparisonResult(experiment, [], [], [], [], dict(failures), [])
+    runs_of: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in runs:
+        _check_comparable(run, runs[0])
+        same_cell = runs_of.setdefault((run.result.method, run.culture), [])
+        if any(other.result.seed == run.result.seed for other in same_cell):
+            raise ValueError(f"two runs are {run.name}")
+        same_cell.append(run)
+    seeds = sorted({run.result.seed for run in runs})
+    methods = [str(method) for method in METHODS if any(method == m for m, _ in runs_of)]
+    cultures = list(dict.fromkeys(run.culture for run in runs))
+    grid = _Grid(runs_of, cultures, _tested_pairs(runs[0]), _settings(runs[0]), seeds[0])
+    return ComparisonResult(
+        experiment=experiment,
+        methods=methods,
+        cultures=cultures,
+        seeds=seeds,
+        run_ids=list(dict.fromkeys(run.result.run_id for run in runs)),
+        failures=dict(failures),
+        summaries=[row for method in methods for row in _summaries(method, grid)],
+    )
+
+
+@dataclass(frozen=True)
+class _TestedPairs:
+    """One culture's test pairs, the same in every run.
+
+    `rows`: where they stand in a run's columns; `clusters`: (P_c,) codes, alike over cultures;
+    `masks`: layer -> (P_c,); `ref_outcomes`: (P_c,) of the global model, or None.
+    """
+
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    masks: dict[Layer, NDArray[np.bool_]]
+    ref_outcomes: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """All that the summaries are made from: runs by (method, trained culture), and their pairs."""
+
+    runs: dict[tuple[str, str], list[ComparedRun]]
+    cultures: list[str]
+    tested: dict[str, _TestedPairs]
+    settings: EvaluationConfig
+    seed: int
+
+    @cached_property
+    def outcomes(self) -> dict[tuple[str, str], NDArray[np.float64]]:
+        """(method, trained culture) -> (P,) share of its seeds that rank a pair right."""
+        return {
+            cell: np.mean([_right(run.outcomes.margin) for run in runs], axis=0)
+            for cell, runs in self.runs.items()
+        }
+
+    @property
+    def layers(self) -> list[Layer]:
+        return list(next(iter(self.tested.values())).masks)
+
+    def own(self, method: str, culture: str, layer: Layer) -> NDArray[np.float64]:
+        """The method's outcomes on the culture it was trained for; empty without a run."""
+        if (method, culture) not in self.outcomes:
+            return np.empty(0)
+        tested = self.tested[culture]
+        return self.outcomes[method, culture][tested.rows][tested.masks[layer]]
+
+    def clusters(self, method: str, culture: str, layer: Layer) -> NDArray[np.int64]:
+        """The clusters of `own`."""
+        if (method, culture) not in self.outcomes:
+            return np.empty(0, dtype=np.int64)
+        tested = self.tested[culture]
+        return tested.clusters[tested.masks[layer]]
+
+    def rival(self, rival: str, culture: str, layer: Layer) -> NDArray[Any] | None:
+        """What a method is set against on the pairs of `own`; None where it was not run."""
+        tested = self.tested[culture]
+        if rival != "global":
+            return self.own(rival, culture, layer) if (rival, culture) in self.outcomes else None
+        return None if tested.ref_outcomes is None else tested.ref_outcomes[tested.masks[layer]]
+
+    def stream(self, *names: str) -> np.random.Generator:
+        return stream(self.seed, "comparison", *names)
+
+
+def _check_comparable(run: ComparedRun, first: ComparedRun) -> None:
+    ours, theirs = run.outcomes, first.outcomes
+    both = f"{first.name} and {run.name}"
+    if _settings(run) != _settings(first):
+        raise ValueError(f"{both} differ in their evaluation settings")
+    if run.culture not in set(ours.culture):
+        raise ValueError(f"{run.name} was not tested on {run.culture!r}")
+    if not all(
+        np.array_equal(getattr(ours, column), getattr(theirs, column))
+        for column in ("culture", "pair_id", "cluster")
+    ):
+        raise ValueError(f"{both} differ in their test pairs: {_first_difference(theirs, ours)}")
+    if (ours.ref_margin is None) != (theirs.ref_margin is None):
+        raise ValueError(f"of {both} only one has a global model's margins")
+    if ours.ref_margin is not None and theirs.ref_margin is not None:
+        change = float(np.abs(ours.ref_margin - theirs.ref_margin).max(initial=0))
+        if change > REF_MARGIN_TOLERANCE:
+            raise ValueError(f"{both} differ in their global model: margins by up to {change:.3g}")
+
+
+def _first_difference(first: PairOutcomes, second: PairOutcomes) -> str:
+    rows = (
+        zip(columns.culture, columns.pair_id, columns.cluster, strict=True)
+        for columns in (first, second)
+    )
+    for number, (one, other) in enumerate(zip_longest(*rows)):
+        if one != other:
+            shown = ["no pair" if row is None else " ".join(map(repr, row)) for row in (one, other)]
+            return f"row {number} is {shown[0]} and {shown[1]} (culture, pair, cluster)"
+    return "they hold values of different types"
+
+
+def _settings(run: ComparedRun) -> EvaluationConfig:
+    return EvaluationConfig.model_validate(run.result.config["evaluation"])
+
+
+def _right(margins: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return ranked_right(margins, np.zeros_like(margins))
+
+
+def _tested_pairs(run: ComparedRun) -> dict[str, _TestedPairs]:
+    columns = run.outcomes
+    _, clusters = np.unique(columns.cluster, return_inverse=True)
+    tested = {}
+    for culture in dict.fromkeys(columns.culture):
+        rows = np.flatnonzero(columns.culture == culture)
+        masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(rows), dtype=np.bool_)}
+        ref_outcomes = None
+        if columns.ref_margin is not None:
+            margins = columns.ref_margin[rows]
+            ref_outcomes = _right(margins)
+            masks = layer_masks(
+                margins,
+                np.zeros_like(margins),
+                distinctive_threshold=_settings(run).distinctive_threshold,
+            )
+        tested[str(culture)] = _TestedPairs(rows, clusters[rows], masks, ref_outcomes)
+    return tested
+
+
+def _summaries(method: str, grid: _Grid) -> list[MethodSummary]:
+    minus_global = _differences(method, "global", grid)
+    minus_finetune = _differences(method, "finetune", grid)
+    kept_shares = {
+        culture: float(np.mean([_kept_share(run) for run in grid.runs[method, culture]]))
+        for culture in grid.cultures
+        if (method, culture) in grid.runs
+    }
+    return [
+        MethodSummary(
+            method=method,
+            culture=culture,
+            accuracy=_accuracies(method, culture, grid),
+            minus_global=minus_global.get(culture, {}),
+            minus_finetune=minus_finetune.get(culture, {}),
+            seed_sd={layer: _seed_sd(method, culture, layer, grid) for layer in grid.layers},
+            kept_share=kept_share,
+            other_cultures=_other_cultures(method, culture, grid),
+        )
+        for culture, kept_share in (
+            (MACRO, float(np.mean(list(kept_shares.values())))),
+            *kept_shares.items(),
+        )
+    ]
+
+
+def _kept_share(run: ComparedRun) -> float:
+    if run.result.method == "global":
+        return 0.0
+    if run.culture not in run.result.selection:
+        raise ValueError(f"{run.name} says nothing of the selection of {run.culture!r}")
+    return run.result.selection[run.culture].kept_share
+
+
+def _accuracies(method: str, culture: str, grid: _Grid) -> dict[str, Estimate]:
+    samples = grid.settings.bootstrap_samples
+    cultures = grid.cultures if culture == MACRO else [culture]
+    return {
+        layer: macro_mean(
+            [grid.own(method, c, layer) for c in cultures],
+            [grid.clusters(method, c, layer) for c in cultures],
+            samples=samples,
+            rng=grid.stream("accuracy", method, culture, layer),
+        )
+        for layer in grid.layers
+    }
+
+
+def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Difference]]:
+    """Culture (and macro) -> layer -> the method minus `rival`; empty where one was not run."""
+    cultures = [
+        culture
+        for culture in grid.cultures
+        if (method, culture) in grid.outcomes and grid.rival(rival, culture, "all") is not None
+    ]
+    if not cultures:
+        return {}
+    differences: dict[str, dict[str, Difference]] = {c: {} for c in (MACRO, *cultures)}
+    for layer in grid.layers:
+        outcomes = {c: _paired(method, rival, c, layer, grid) for c in grid.cultures}
+        per_culture = [
+            paired_difference(
+                *outcomes[culture],
+                samples=grid.settings.bootstrap_samples,
+                rng=grid.stream("difference", method, rival, culture, layer),
+            )
+            for culture in cultures
+        ]
+        for culture, difference in zip(cultures, with_holm(per_culture), strict=True):
+            differences[culture][layer] = difference
+        ours, theirs, clusters = zip(*outcomes.values(), strict=True)
+        macro = macro_difference(
+            ours,
+            theirs,
+            clusters,
+            samples=grid.settings.bootstrap_samples,
+            rng=grid.stream("difference", method, rival, MACRO, layer),
+        )
+        [differences[MACRO][layer]] = with_holm([macro])
+    return differences
+
+
+def _paired(
+    method: str, rival: str, culture: str, layer: Layer, grid: _Grid
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """Outcomes, the rival's and their clusters; all empty where either was not run."""
+    ours, clusters = grid.own(method, culture, layer), grid.clusters(method, culture, layer)
+    theirs = grid.rival(rival, culture, layer)
+    if theirs is None or (method, culture) not in grid.outcomes:
+        return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
+    return ours, theirs, clusters
+
+
+def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | None:
+    """Over the seeds that finished in each culture of the row; None with fewer than two."""
+    by_seed: list[dict[int, float]] = []
+    for trained in grid.cultures if culture == MACRO else [culture]:
+        tested = grid.tested[trained]
+        rows = tested.rows[tested.masks[layer]]
+        by_seed.append(
+            {
+                run.result.seed: float(_right(run.outcomes.margin[rows]).mean())
+                for run in grid.runs.get((method, trained), ())
+                if len(rows)
+            }
+        )
+    seeds = set(by_seed[0]).intersection(*by_seed)
+    if len(seeds) < 2:
+        return None
+    means = [np.mean([accuracies[seed] for accuracies in by_seed]) for seed in sorted(seeds)]
+    return float(np.std(means, ddof=1))
+
+
+def _other_cultures(method: str, culture: str, grid: _Grid) -> Estimate:
+    models = grid.cultures if culture == MACRO else [culture]
+    outcomes, clusters = [], []
+    for name, tested in grid.tested.items():
+        reached = [
+            grid.outcomes[method, trained][tested.rows]
+            for trained in models
+            if trained != name and (method, trained) in grid.outcomes
+        ]
+        if reached:
+            outcomes.append(np.mean(reached, axis=0))
+            clusters.append(tested.clusters)
+    if any((method, trained) not in grid.outcomes for trained in models):
+        outcomes, clusters = [], []
+    return macro_mean(
+        outcomes,
+        clusters,
+        samples=grid.settings.bootstrap_samples,
+        rng=grid.stream("other cultures", method, culture),
+    )

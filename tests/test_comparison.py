@@ -1,0 +1,316 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scpo_ray.comparison import ComparedRun, PairOutcomes, compare_runs
+from scpo_ray.records import LAYERS, ComparisonResult, Estimate, MethodSummary
+from tests.results import run_result
+
+CULTURES = ("Chile", "Mexico")
+# Per culture: four pairs of two users, of which the global model ranks two right.
+REF_MARGINS = [-1.0, -1.0, 1.0, 1.0]
+
+
+def make_run(
+    method: str,
+    culture: str,
+    *,
+    seed: int = 0,
+    own: Sequence[float] = REF_MARGINS,
+    other: Sequence[float] = REF_MARGINS,
+    ref: Sequence[float] | None = REF_MARGINS,
+    cultures: Sequence[str] = CULTURES,
+    kept_share: float = 0.5,
+    samples: int = 100,
+    shared_questions: bool = False,
+) -> ComparedRun:
+    """A run with margins `own` on its culture's pairs and `other` on those of each other one."""
+    num_pairs = len(own)
+    names = [name for name in cultures for _ in range(num_pairs)]
+    rows = [row for _ in cultures for row in range(num_pairs)]
+    result = run_result(method, culture, seed)
+    summary = replace(run_result("scpo", culture).selection[culture], kept_share=kept_share)
+    return ComparedRun(
+        result=replace(
+            result,
+            config={"evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": samples}},
+            selection={} if method == "global" else {culture: summary},
+        ),
+        culture=culture,
+        outcomes=PairOutcomes(
+            culture=np.array(names, object),
+            pair_id=np.array([f"{n}{r}:0>1" for n, r in zip(names, rows, strict=True)], object),
+            cluster=np.array(
+                [
+                    f"{'' if shared_questions else n}{r // 2}"
+                    for n, r in zip(names, rows, strict=True)
+                ],
+                object,
+            ),
+            ref_margin=None if ref is None else np.array([*ref] * len(cultures), np.float32),
+            margin=np.concatenate(
+                [np.array(own if name == culture else other, np.float32) for name in cultures]
+            ),
+        ),
+    )
+
+
+def compare(runs: Sequence[ComparedRun]) -> ComparisonResult:
+    return compare_runs(runs, "tastes", {})
+
+
+def summary_of(result: ComparisonResult, method: str, culture: str) -> MethodSummary:
+    [summary] = [s for s in result.summaries if (s.method, s.culture) == (method, culture)]
+    return summary
+
+
+def values(by_layer: dict) -> dict[str, float | None]:
+    return {layer: entry.value for layer, entry in by_layer.items()}
+
+
+def test_each_method_is_measured_on_the_culture_it_was_trained_for():
+    result = compare(
+        [
+            make_run("scpo", "Chile", own=[1, 1, 1, -1], other=[-1, -1, -1, 1]),
+            make_run("scpo", "Mexico", own=[1, -1, 1, 1], other=[-1, -1, -1, -1]),
+        ]
+    )
+
+    chile = summary_of(result, "scpo", "Chile")
+    assert values(chile.accuracy) == {"all": 3 / 4, "distinctive": 1, "agreed": 1 / 2}
+    assert values(chile.minus_global) == {"all": 1 / 4, "distinctive": 1, "agreed": -1 / 2}
+    assert (chile.other_cultures.value, chile.other_cultures.num_pairs) == (1 / 4, 4)
+    assert (chile.accuracy["all"].num_pairs, chile.accuracy["all"].num_clusters) == (4, 2)
+    assert chile.minus_finetune == {}
+    macro = summary_of(result, "scpo", "")
+    assert values(macro.accuracy) == {"all": 3 / 4, "distinctive": 3 / 4, "agreed": 3 / 4}
+    assert macro.accuracy["all"].num_pairs == 8
+    assert macro.other_cultures.value == pytest.approx((1 / 4 + 0) / 2)
+
+
+def test_seeds_are_averaged_and_their_spread_is_kept():
+    runs = [
+        make_run("scpo", culture, seed=seed, own=own)
+        for culture in CULTURES
+        for seed, own in ((0, [1, 1, 1, 1]), (3, [1, -1, 1, 1]), (7, [-1, -1, 1, 1]))
+    ]
+
+    result = compare(runs)
+
+    chile, macro = summary_of(result, "scpo", "Chile"), summary_of(result, "scpo", "")
+    assert chile.accuracy["all"].value == pytest.approx((1 + 3 / 4 + 1 / 2) / 3)
+    assert chile.accuracy["all"].num_pairs == 4
+    assert chile.seed_sd["all"] == pytest.approx(1 / 4)
+    assert chile.seed_sd["agreed"] == 0
+    assert macro.seed_sd["all"] == pytest.approx(1 / 4)
+    assert result.seeds == [0, 3, 7]
+
+
+def test_one_seed_has_no_spread():
+    result = compare([make_run("scpo", "Chile")])
+
+    assert summary_of(result, "scpo", "Chile").seed_sd == dict.fromkeys(LAYERS)
+    assert summary_of(result, "scpo", "").seed_sd == dict.fromkeys(LAYERS)
+
+
+def test_finetune_is_the_second_rival_on_the_same_pairs():
+    result = compare(
+        [
+            make_run(method, culture, own=own)
+            for culture in CULTURES
+            for method, own in (("finetune", [1, -1, 1, -1]), ("scpo", [1, 1, 1, -1]))
+        ]
+    )
+
+    for culture in ("", *CULTURES):
+        scpo = summary_of(result, "scpo", culture)
+        assert values(scpo.minus_finetune) == {"all": 1 / 4, "distinctive": 1 / 2, "agreed": 0}
+        itself = summary_of(result, "finetune", culture).minus_finetune["all"]
+        assert (itself.value, itself.p_value) == (0, 1)
+
+
+def test_p_values_are_corrected_over_cultures_and_the_macro_test_stands_alone():
+    ref, own = [-1] * 12, [1] * 12  # six users, all won
+    result = compare([make_run("scpo", c, own=own, ref=ref, other=ref) for c in CULTURES])
+
+    chile = summary_of(result, "scpo", "Chile").minus_global["all"]
+    assert (chile.p_value, chile.p_holm) == (2 / 2**6, 4 / 2**6)
+    macro = summary_of(result, "scpo", "").minus_global["all"]
+    assert macro.p_value == macro.p_holm == 2 / 2**12
+    assert summary_of(result, "scpo", "Chile").minus_global["agreed"].p_holm is None
+
+
+def test_questions_shared_by_cultures_are_flipped_together():
+    ref, own = [-1] * 12, [1] * 12
+    result = compare(
+        [make_run("scpo", c, own=own, other=ref, ref=ref, shared_questions=True) for c in CULTURES]
+    )
+
+    macro = summary_of(result, "scpo", "")
+    assert macro.minus_global["all"].p_value == 2 / 2**6
+    assert (macro.accuracy["all"].num_pairs, macro.accuracy["all"].num_clusters) == (24, 6)
+
+
+def test_a_method_that_lacks_a_culture_has_no_macro_value_and_its_failure_is_carried():
+    runs = [
+        make_run("finetune", "Chile"),
+        make_run("finetune", "Mexico"),
+        make_run("scpo", "Chile", own=[1, 1, 1, 1]),
+    ]
+
+    result = compare_runs(runs, "tastes", {"scpo/Mexico/seed 0": "loss is NaN at step 7"})
+
+    assert result.failures == {"scpo/Mexico/seed 0": "loss is NaN at step 7"}
+    assert [(s.method, s.culture) for s in result.summaries] == [
+        ("finetune", ""),
+        ("finetune", "Chile"),
+        ("finetune", "Mexico"),
+        ("scpo", ""),
+        ("scpo", "Chile"),
+    ]
+    macro = summary_of(result, "scpo", "")
+    for by_layer in (macro.accuracy, macro.minus_global, macro.minus_finetune):
+        assert values(by_layer) == dict.fromkeys(LAYERS)
+    assert macro.other_cultures.value is None
+    assert macro.seed_sd == dict.fromkeys(LAYERS)
+    assert summary_of(result, "scpo", "Chile").minus_finetune["all"].value == 1 / 2
+    assert summary_of(result, "finetune", "").accuracy["all"].value == 1 / 2
+
+
+def test_a_lost_seed_leaves_the_ones_that_finished():
+    result = compare(
+        [
+            make_run("scpo", "Chile", seed=0, own=[1, 1, 1, 1]),
+            make_run("scpo", "Chile", seed=1, own=[1, 1, -1, -1]),
+            make_run("scpo", "Mexico", seed=1, own=[1, 1, 1, 1]),
+        ]
+    )
+
+    assert summary_of(result, "scpo", "Mexico").accuracy["all"].value == 1
+    assert summary_of(result, "scpo", "").accuracy["all"].value == pytest.approx(7 / 8)
+    assert summary_of(result, "scpo", "").seed_sd["all"] is None
+
+
+def test_the_global_method_equals_itself_and_keeps_no_training_pair():
+    result = compare([make_run("global", c) for c in CULTURES])
+
+    summary = summary_of(result, "global", "Mexico")
+    assert values(summary.accuracy) == {"all": 1 / 2, "distinctive": 0, "agreed": 1}
+    assert (summary.minus_global["all"].value, summary.minus_global["all"].p_holm) == (0, 1)
+    assert summary.kept_share == 0
+
+
+def test_kept_share_is_averaged_over_seeds_then_cultures():
+    result = compare(
+        [
+            make_run("scpo", "Chile", seed=0, kept_share=0.2),
+            make_run("scpo", "Chile", seed=1, kept_share=0.4),
+            make_run("scpo", "Mexico", seed=0, kept_share=0.7),
+        ]
+    )
+
+    assert summary_of(result, "scpo", "Chile").kept_share == pytest.approx(0.3)
+    assert summary_of(result, "scpo", "").kept_share == pytest.approx(0.5)
+
+
+def test_without_a_global_model_there_is_one_layer_and_no_difference_from_it():
+    result = compare([make_run("finetune", c, ref=None, own=[1, 1, 1, -1]) for c in CULTURES])
+
+    summary = summary_of(result, "finetune", "")
+    assert values(summary.accuracy) == {"all": 3 / 4}
+    assert summary.minus_global == {}
+    assert set(summary.minus_finetune) == {"all"}
+
+
+def test_a_culture_without_distinctive_pairs_leaves_the_macro_mean_without_value():
+    result = compare([make_run("scpo", c, ref=[1, 1, 1, 1]) for c in CULTURES])
+
+    for culture in ("", *CULTURES):
+        summary = summary_of(result, "scpo", culture)
+        assert summary.accuracy["distinctive"] == Estimate(None, None, None, 0, 0)
+        assert summary.minus_global["distinctive"].p_holm is None
+
+
+def test_one_culture_has_no_other_cultures():
+    result = compare([make_run("scpo", "Chile", cultures=["Chile"])])
+
+    assert summary_of(result, "scpo", "Chile").other_cultures == Estimate(None, None, None, 0, 0)
+    assert summary_of(result, "scpo", "").other_cultures == Estimate(None, None, None, 0, 0)
+
+
+def test_cultures_that_were_only_tested_count_among_the_others():
+    cultures = (*CULTURES, "Israel")
+
+    result = compare([make_run("scpo", "Chile", cultures=cultures, other=[1, 1, 1, -1])])
+
+    assert result.cultures == ["Chile"]
+    assert summary_of(result, "scpo", "Chile").other_cultures.num_pairs == 8
+    assert summary_of(result, "scpo", "Chile").other_cultures.value == 3 / 4
+
+
+def test_methods_come_in_the_papers_order_and_cultures_as_the_runs_name_them():
+    runs = [make_run(m, c) for m in ("scpo", "global", "finetune") for c in ("Mexico", "Chile")]
+
+    result = compare(runs)
+
+    assert result.methods == ["global", "finetune", "scpo"]
+    assert result.cultures == ["Mexico", "Chile"]
+    assert result.run_ids == [run.result.run_id for run in runs]
+    assert compare(runs) == result
+
+
+def test_nothing_finished_is_a_comparison_of_failures():
+    result = compare_runs([], "tastes", {"scpo/Chile/seed 0": "no disk space"})
+
+    assert (result.summaries, result.failures) == ([], {"scpo/Chile/seed 0": "no disk space"})
+
+
+def with_column(run: ComparedRun, **columns: np.ndarray | None) -> ComparedRun:
+    return replace(run, outcomes=replace(run.outcomes, **columns))
+
+
+SECOND = make_run("scpo", "Mexico")
+BOTH = "finetune/Chile/seed 0 and scpo/Mexico/seed 0"
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            with_column(SECOND, pair_id=np.array([f"other{i}" for i in range(8)], object)),
+            f"{BOTH} differ in their test pairs: row 0 is 'Chile' 'Chile0:0>1' 'Chile0' and "
+            "'Chile' 'other0' 'Chile0' (culture, pair, cluster)",
+        ),
+        (
+            with_column(SECOND, cluster=SECOND.outcomes.cluster[::-1]),
+            f"{BOTH} differ in their test pairs: row 0 is",
+        ),
+        (
+            make_run("scpo", "Mexico", cultures=(*CULTURES, "Israel")),
+            "row 8 is no pair and 'Israel' 'Israel0:0>1' 'Israel0'",
+        ),
+        (make_run("scpo", "Mexico", ref=None), f"of {BOTH} only one has a global model's margins"),
+        (
+            make_run("scpo", "Mexico", ref=[-1, -1, 1, 1.5]),
+            f"{BOTH} differ in their global model: margins by up to 0.5",
+        ),
+        (make_run("scpo", "Mexico", samples=101), f"{BOTH} differ in their evaluation settings"),
+        (make_run("finetune", "Chile"), "two runs are finetune/Chile/seed 0"),
+        (replace(SECOND, culture="Israel"), "scpo/Israel/seed 0 was not tested on 'Israel'"),
+        (
+            replace(SECOND, result=replace(SECOND.result, selection={})),
+            "scpo/Mexico/seed 0 says nothing of the selection of 'Mexico'",
+        ),
+        (
+            make_run("scpo", "Mexico", own=[1, 1, 1, np.nan]),
+            "rewards must be finite, got 1 pairs that are not, the first at 7",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_named(second: ComparedRun, message: str):
+    with pytest.raises(ValueError) as error:
+        compare([make_run("finetune", "Chile"), second])
+
+    assert message in str(error.value)
