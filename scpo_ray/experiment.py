@@ -1,0 +1,374 @@
+"""The story of one run: from a config to a trained, evaluated, saved reward model."""
+
+import logging
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import scpo_ray
+from scpo_ray.config import METHODS, RunConfig, check_culture_names
+from scpo_ray.data.loading import load_preferences
+from scpo_ray.engine import TorchEngine
+from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids
+from scpo_ray.models import (
+    RewardModel,
+    load_reward_model,
+    model_fingerprint,
+    resolve_model_dir,
+    save_reward_model,
+)
+from scpo_ray.naming import run_name
+from scpo_ray.plan import Plan, plan_steps
+from scpo_ray.records import (
+    CultureEvaluation,
+    InputError,
+    Pairs,
+    PreferenceData,
+    RunResult,
+    SelectionSummary,
+    Tokens,
+    TrainingCurve,
+    Worker,
+)
+from scpo_ray.rendering import Renderer, load_renderer
+from scpo_ray.scoring import reference_rewards, score_key, score_tokens, tokenize
+from scpo_ray.selection import Selection, select_pairs
+from scpo_ray.storage import RunDir, whole_folder
+from scpo_ray.tracking import Tracker
+from scpo_ray.training import TrainingData, TrainingSummary, train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The global model and what it says of the data: its (T,) rewards, None with a new head."""
+
+    model_dir: Path
+    renderer: Renderer
+    tokens: Tokens
+    rewards: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """All that is decided before the first gradient; making it finds every fault of the input.
+
+    `train_pairs`: those of the trained cultures; `selection` speaks of all of them, `rows` are
+    the kept ones, `weights` (len(rows),) what each counts with its culture's weight.
+    `plan` is None for a method that does not train.
+    """
+
+    data: PreferenceData
+    reference: Reference
+    culture_weights: dict[str, float]
+    train_pairs: Pairs
+    selection: Selection
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    plan: Plan | None
+
+
+def open_run_dir(config: RunConfig) -> RunDir:
+    """The run's folder: the same config finds the same one, and so resumes or is done."""
+    path = config.output_dir / config.experiment / f"{run_name(config)}-{config.run_id}"
+    return RunDir(path, config.output_dir / "cache")
+
+
+def prepare_run(config: RunConfig, worker: Worker, run_dir: RunDir) -> PreparedRun:
+    """Data, tokens, the global model's rewards, selection and plan of a run.
+
+    Raises: InputError for whatever is wrong with the data, the model or the settings.
+    """
+    data = load_preferences(config.data, run_dir.cache / "data")
+    culture_weights = _culture_weights(config, data)
+    reference = load_reference(config, data, worker, run_dir)
+    train_pairs = data.train.take(_cultures_mask(data.train, culture_weights))
+    selection = _select(config, train_pairs, reference.rewards)
+    rows = np.flatnonzero(selection.keep.numpy())
+    _check_every_culture_has_pairs(config, train_pairs, rows, culture_weights)
+    by_code = np.array([culture_weights.get(c, 0.0) for c in train_pairs.cultures], np.float32)
+    weights = selection.weights.numpy()[rows] * by_code[train_pairs.culture_codes[rows]]
+    plan = None
+    if METHODS[config.method].trains:
+        plan = plan_steps(
+            np.stack([train_pairs.chosen[rows], train_pairs.rejected[rows]], axis=1),
+            reference.tokens.lengths,
+            batch_size=config.train.batch_size,
+            num_steps=config.train.max_steps,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+            num_workers=worker.world_size,
+            seed=config.seed,
+        )
+    return PreparedRun(
+        data, reference, culture_weights, train_pairs, selection, rows, weights, plan
+    )
+
+
+def run_experiment(
+    config: RunConfig, prepared: PreparedRun, worker: Worker, tracker: Tracker, run_dir: RunDir
+) -> RunResult:
+    """Trains (or goes on training), evaluates and saves one model; its result."""
+    model, summary = _trained_model(config, prepared, worker, tracker, run_dir)
+    rewards = _test_rewards(prepared, model)
+    evaluation = evaluate_pairs(
+        prepared.data.test,
+        rewards,
+        prepared.reference.rewards,
+        response_lengths(prepared.data),
+        config.evaluation,
+        seed=config.seed,
+    )
+    result = _result(config, prepared, worker, run_dir, summary, evaluation)
+    run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
+    tracker.log_result(result, run_dir.path)
+    run_dir.save_result(result)
+    run_dir.remove_checkpoints()
+    return result
+
+
+def load_reference(
+    config: RunConfig, data: PreferenceData, worker: Worker, run_dir: RunDir
+) -> Reference:
+    """The global model's renderer, the texts' tokens and, without a new head, its rewards."""
+    model_dir = resolve_model_dir(config.model)
+    renderer = load_renderer(model_dir, config.model)
+    tokens = tokenize(renderer, data.texts, run_dir.token_store)
+    if tokens.truncated.any():
+        log.info(
+            "%d of %d texts are longer than %d tokens and were cut",
+            tokens.truncated.sum(),
+            len(tokens.truncated),
+            config.model.max_length,
+        )
+    rewards = None
+    if not config.model.new_head:
+        rewards = reference_rewards(
+            model_dir,
+            config.model,
+            renderer,
+            data.texts,
+            tokens,
+            run_dir.score_store,
+            device=worker.device,
+        )
+    return Reference(model_dir, renderer, tokens, rewards)
+
+
+def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
+    """(T,) characters of each test pair's responses; 0 for texts in no test pair."""
+    lengths = np.zeros(len(data.texts), dtype=np.int64)
+    for text in _test_texts(data):
+        lengths[text] = len(data.texts[int(text)].response)
+    return lengths
+
+
+def _culture_weights(config: RunConfig, data: PreferenceData) -> dict[str, float]:
+    if config.culture_weights is None:
+        return dict.fromkeys(data.cultures, 1.0)
+    check_culture_names(list(config.culture_weights), data.cultures, "culture_weights")
+    return dict(config.culture_weights)
+
+
+def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
+    wanted = [c for c, name in enumerate(pairs.cultures) if culture_weights.get(name, 0.0) > 0]
+    return np.isin(pairs.culture_codes, wanted)
+
+
+def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None) -> Selection:
+    return select_pairs(
+        None if rewards is None else torch.from_numpy(rewards[pairs.chosen]),
+        None if rewards is None else torch.from_numpy(rewards[pairs.rejected]),
+        len(pairs),
+        method=METHODS[config.method],
+        config=config.selection,
+    )
+
+
+def _check_every_culture_has_pairs(
+    config: RunConfig,
+    pairs: Pairs,
+    rows: NDArray[np.int64],
+    culture_weights: dict[str, float],
+) -> None:
+    problems = []
+    for code, culture in enumerate(pairs.cultures):
+        if culture_weights.get(culture, 0.0) == 0:
+            continue
+        total = int((pairs.culture_codes == code).sum())
+        kept = int((pairs.culture_codes[rows] == code).sum())
+        log.info("%s: kept %d of %d training pairs", culture, kept, total)
+        if kept == 0:
+            problems.append(
+                f"{culture}: no pair of {total} left at selection.filter_threshold = "
+                f"{config.selection.filter_threshold}"
+            )
+    if problems:
+        raise InputError("nothing to train on", problems)
+
+
+def _trained_model(
+    config: RunConfig,
+    prepared: PreparedRun,
+    worker: Worker,
+    tracker: Tracker,
+    run_dir: RunDir,
+) -> tuple[RewardModel | None, TrainingSummary]:
+    """The model after training, saved; None for the global method, whose rewards are known."""
+    if prepared.plan is None:
+        return None, TrainingSummary(0, 0, 0.0, TrainingCurve())
+    reference = prepared.reference
+    model = load_reward_model(
+        reference.model_dir,
+        config.model,
+        reference.renderer,
+        device=worker.device,
+        seed=config.seed,
+    )
+    engine = TorchEngine(model, config.train)
+    pairs = prepared.train_pairs.take(prepared.rows)
+    summary = train(
+        engine,
+        prepared.plan,
+        TrainingData(
+            reference.tokens,
+            prepared.weights,
+            lambda rows: pair_ids(pairs.take(rows), prepared.data.interaction_ids),
+        ),
+        config.train,
+        tracker,
+        run_dir,
+        worker,
+        seed=config.seed,
+        normalize_weights=config.selection.normalize_weights,
+    )
+    with whole_folder(run_dir.model_dir) as folder:
+        save_reward_model(model, folder)
+    return model, summary
+
+
+def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
+    return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+
+
+def _test_rewards(prepared: PreparedRun, model: RewardModel | None) -> NDArray[np.float32]:
+    """(T,) rewards of the texts in test pairs, NaN elsewhere."""
+    if model is None and prepared.reference.rewards is not None:
+        return prepared.reference.rewards
+    if model is None:
+        raise ValueError("neither a trained model nor a global model's rewards")
+    rewards = np.full(len(prepared.data.texts), np.nan, dtype=np.float32)
+    texts = _test_texts(prepared.data)
+    rewards[texts] = score_tokens(model, prepared.reference.tokens, text_ids=texts)
+    return rewards
+
+
+def _result(
+    config: RunConfig,
+    prepared: PreparedRun,
+    worker: Worker,
+    run_dir: RunDir,
+    summary: TrainingSummary,
+    evaluation: dict[str, CultureEvaluation],
+) -> RunResult:
+    data, reference = prepared.data, prepared.reference
+    fingerprints = {
+        "data": data.fingerprint,
+        "model": model_fingerprint(reference.model_dir, config.model),
+        "scores": score_key(reference.model_dir, config.model, reference.renderer, data.texts),
+    }
+    examples = []
+    if reference.rewards is not None:
+        examples = example_pairs(
+            prepared.train_pairs,
+            reference.rewards,
+            prepared.selection.keep.numpy(),
+            prepared.selection.weights.numpy(),
+            data.texts,
+            data.interaction_ids,
+            num_examples=config.evaluation.num_examples,
+            seed=config.seed,
+        )
+    return RunResult(
+        run_id=config.run_id,
+        experiment=config.experiment,
+        method=config.method,
+        seed=config.seed,
+        culture_weights=prepared.culture_weights,
+        config=config.model_dump(mode="json"),
+        fingerprints=fingerprints,
+        data=data.counts,
+        warnings=list(data.warnings),
+        truncated_texts=truncated_texts(data, reference.tokens),
+        selection=_selection_summaries(prepared),
+        examples=examples,
+        num_steps=summary.num_steps,
+        num_pairs_seen=summary.num_pairs_seen,
+        train_seconds=summary.seconds,
+        curve=summary.curve,
+        evaluation=evaluation,
+        model_dir=str(run_dir.model_dir if prepared.plan else reference.model_dir),
+        device=worker.device,
+        versions={
+            "scpo_ray": scpo_ray.__version__,
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
+    """Culture -> how many of its pairs' distinct texts were cut at the maximum length."""
+    counts = {}
+    for code, culture in enumerate(data.cultures):
+        texts = [
+            texts_of_side[pairs.culture_codes == code]
+            for pairs in (data.train, data.test)
+            for texts_of_side in (pairs.chosen, pairs.rejected)
+        ]
+        counts[culture] = int(tokens.truncated[np.unique(np.concatenate(texts))].sum())
+    return counts
+
+
+def _selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
+    pairs, kept = prepared.train_pairs, prepared.selection.keep.numpy()
+    weights = prepared.selection.weights.numpy()
+    summaries = {}
+    for code, culture in enumerate(pairs.cultures):
+        mine = pairs.culture_codes == code
+        if not mine.any():
+            continue
+        selected = weights[mine & kept]
+        counts, edges = np.histogram(selected, bins=10, range=(0, max(1.0, selected.max())))
+        summaries[culture] = SelectionSummary(
+            num_pairs=int(mine.sum()),
+            num_selected=len(selected),
+            kept_share=len(selected) / int(mine.sum()),
+            mean_weight=float(selected.mean()),
+            histogram_edges=edges.tolist(),
+            histogram_counts=counts.tolist(),
+        )
+    return summaries
+
+
+def _test_pair_columns(
+    prepared: PreparedRun, rewards: NDArray[np.float32]
+) -> dict[str, list[str] | NDArray[Any]]:
+    """What a comparison needs of every test pair; see `storage.load_test_pairs`."""
+    test, ref = prepared.data.test, prepared.reference.rewards
+    columns: dict[str, list[str] | NDArray[Any]] = {
+        "culture": [test.cultures[code] for code in test.culture_codes],
+        "pair_id": pair_ids(test, prepared.data.interaction_ids),
+        "cluster": test.cluster_codes,
+        "margin": rewards[test.chosen] - rewards[test.rejected],
+    }
+    if ref is not None:
+        columns["ref_margin"] = ref[test.chosen] - ref[test.rejected]
+    return columns

@@ -1,0 +1,109 @@
+"""Runs in this process, on this machine: one, or a comparison's one after the other."""
+
+import logging
+from pathlib import Path
+
+from scpo_ray.comparison import ComparedRun, PairOutcomes, compare_runs
+from scpo_ray.config import ComparisonConfig, RunConfig
+from scpo_ray.data.loading import load_preferences
+from scpo_ray.experiment import open_run_dir, prepare_run, run_experiment
+from scpo_ray.models import resolve_device
+from scpo_ray.naming import run_name
+from scpo_ray.records import ComparisonResult, InputError, RunResult, Worker
+from scpo_ray.report import write_pictures, write_report
+from scpo_ray.storage import (
+    RunDir,
+    load_result,
+    load_test_pairs,
+    save_comparison_result,
+)
+from scpo_ray.sweep import comparison_trials
+from scpo_ray.tracking import Tracker, start_tracker
+
+log = logging.getLogger(__name__)
+
+
+def local_worker(config: RunConfig) -> Worker:
+    return Worker(rank=0, world_size=1, device=resolve_device(config.device))
+
+
+def known_cultures(config: RunConfig) -> list[str]:
+    """The cultures a run is about: those its config names, else all that the data has."""
+    if config.data.cultures is not None:
+        return config.data.cultures
+    return list(load_preferences(config.data, config.output_dir / "cache" / "data").cultures)
+
+
+def train_locally(config: RunConfig) -> tuple[RunResult, Path]:
+    """One run to its end, and its folder; a run that has ended is read, not run again.
+
+    Raises: InputError for faults of the input; the folder stays resumable.
+    """
+    run_dir = open_run_dir(config)
+    with run_dir.locked():
+        if run_dir.result_path.is_file():
+            log.info("%s: has ended before, nothing to do", run_dir.path)
+            return load_result(run_dir.path), run_dir.path
+        worker = local_worker(config)
+        prepared = prepare_run(config, worker, run_dir)
+        run_dir.save_config(config.model_dump(mode="json"), prepared.data.fingerprint)
+        tracker = start_tracker(config, run_dir.path)
+        try:
+            result = run_experiment(config, prepared, worker, tracker, run_dir)
+            _log_report(result, run_dir, tracker)
+        except KeyboardInterrupt:
+            tracker.finish("KILLED")
+            raise
+        except BaseException:
+            tracker.finish("FAILED")
+            raise
+        tracker.finish("FINISHED")
+        return result, run_dir.path
+
+
+def compare_locally(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
+    """Every run of a comparison, its summary and its report; the experiment's folder.
+
+    A run that fails is named in the summary's failures, and the others go on.
+    """
+    run = comparison.run
+    trials = comparison_trials(comparison, known_cultures(run))
+    compared: list[ComparedRun] = []
+    failures: dict[str, str] = {}
+    for number, trial in enumerate(trials, start=1):
+        log.info("run %d of %d: %s", number, len(trials), run_name(trial.config))
+        try:
+            result, path = train_locally(trial.config)
+            compared.append(compared_run(trial.culture, result, path))
+        except InputError as error:
+            log.error("%s: %s", run_name(trial.config), error)
+            failures[run_name(trial.config)] = " ".join(str(error).split())
+    if not compared:
+        raise InputError("no run of the comparison came to its end", list(failures.values()))
+    folder = run.output_dir / run.experiment
+    summary = compare_runs(compared, run.experiment, failures)
+    save_comparison_result(folder, summary)
+    write_report([c.result for c in compared], summary, folder / "report.html")
+    return summary, folder
+
+
+def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
+    """A finished run with its test pairs' outcomes, read from its folder."""
+    columns = load_test_pairs(path)
+    return ComparedRun(
+        result=result,
+        culture=culture,
+        outcomes=PairOutcomes(
+            culture=columns["culture"],
+            pair_id=columns["pair_id"],
+            cluster=columns["cluster"],
+            ref_margin=columns.get("ref_margin"),
+            margin=columns["margin"],
+        ),
+    )
+
+
+def _log_report(result: RunResult, run_dir: RunDir, tracker: Tracker) -> None:
+    tracker.log_artifact(write_report([result], None, run_dir.path / "report.html"))
+    write_pictures([result], None, run_dir.path / "pictures")
+    tracker.log_artifact(run_dir.path / "pictures")

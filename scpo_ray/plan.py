@@ -1,0 +1,159 @@
+"""Who computes which pairs at which step: a pure function of lengths, pairs and a seed.
+
+What is in a step does not depend on the number of workers, only who computes it: runs on 1, 2 or
+8 workers follow the same trajectory up to rounding, and a run resumed at step s skips to it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass of one worker.
+
+    Attributes:
+        rows: (B,) which of the plan's pairs.
+        texts: (R,) the texts they need, each once.
+        pairs: (B, 2) chosen and rejected, as indices into `texts`.
+    """
+
+    rows: NDArray[np.int64]
+    texts: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step. `rows`: (batch_size,) the global batch; `number` counts from 1."""
+
+    number: int
+    rows: NDArray[np.int64]
+    by_rank: tuple[tuple[MicroBatch, ...], ...]
+
+    def micro_batches(self, rank: int) -> tuple[MicroBatch, ...]:
+        return self.by_rank[rank]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a training run, made when asked for; see `plan_steps`."""
+
+    pairs: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    batch_size: int
+    num_steps: int
+    micro_batch_tokens: int
+    num_workers: int
+    seed: int
+
+    def steps_from(self, last_step: int) -> Iterator[Step]:
+        """The steps after `last_step`, in order."""
+        order = _Order(len(self.pairs), self.seed)
+        for number in range(last_step + 1, self.num_steps + 1):
+            start = (number - 1) * self.batch_size
+            rows = order.between(start, start + self.batch_size)
+            yield Step(number, rows, self._divided(rows))
+
+    def num_tokens(self) -> int:
+        """Tokens of all steps' texts, padding and sharing within a micro-batch left out."""
+        per_pair = self.lengths[self.pairs].sum(axis=1)
+        return round(float(per_pair.mean()) * self.batch_size * self.num_steps)
+
+    def _divided(self, rows: NDArray[np.int64]) -> tuple[tuple[MicroBatch, ...], ...]:
+        widths = self.lengths[self.pairs[rows]].max(axis=1)
+        # Near-equal lengths together: what is padded is paid for. Ties by row keep it defined.
+        rows = rows[np.lexsort((rows, -widths))]
+        chunks = [self._micro_batch(chunk) for chunk in self._chunks(rows)]
+        while len(chunks) % self.num_workers or len(chunks) < self.num_workers:
+            largest = max(range(len(chunks)), key=lambda c: len(chunks[c].rows))
+            chunk = chunks.pop(largest).rows
+            half = (len(chunk) + 1) // 2
+            chunks[largest:largest] = [
+                self._micro_batch(chunk[:half]),
+                self._micro_batch(chunk[half:]),
+            ]
+        # Dealt in rounds: in each round the workers' passes are of near-equal size.
+        return tuple(tuple(chunks[rank :: self.num_workers]) for rank in range(self.num_workers))
+
+    def _chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Runs of `rows`, widest first, each within the token budget."""
+        start = 0
+        texts: set[int] = set()
+        width = 0
+        for position, row in enumerate(rows):
+            chosen, rejected = (int(t) for t in self.pairs[row])
+            wider = max(width, int(self.lengths[chosen]), int(self.lengths[rejected]))
+            more = texts | {chosen, rejected}
+            if position > start and len(more) * wider > self.micro_batch_tokens:
+                yield rows[start:position]
+                start, more = position, {chosen, rejected}
+                wider = max(int(self.lengths[chosen]), int(self.lengths[rejected]))
+            texts, width = more, wider
+        yield rows[start:]
+
+    def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
+        texts, inverse = np.unique(self.pairs[rows], return_inverse=True)
+        return MicroBatch(rows, texts, inverse.reshape(-1, 2))
+
+
+class _Order:
+    """Epoch after epoch of all pairs, each epoch in an order of its own; one epoch kept."""
+
+    def __init__(self, num_pairs: int, seed: int) -> None:
+        self.num_pairs = num_pairs
+        self.seed = seed
+        self.epoch = -1
+        self.order = np.empty(0, dtype=np.int64)
+
+    def between(self, start: int, stop: int) -> NDArray[np.int64]:
+        parts = []
+        while start < stop:
+            epoch, offset = divmod(start, self.num_pairs)
+            if epoch != self.epoch:
+                self.epoch = epoch
+                self.order = np.random.default_rng((self.seed, epoch)).permutation(self.num_pairs)
+            taken = min(stop - start, self.num_pairs - offset)
+            parts.append(self.order[offset : offset + taken])
+            start += taken
+        return np.concatenate(parts)
+
+
+def plan_steps(
+    pairs: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    batch_size: int,
+    num_steps: int,
+    micro_batch_tokens: int,
+    num_workers: int,
+    seed: int,
+) -> Plan:
+    """The plan of a training run.
+
+    Every pair is used once per epoch, epochs follow each other without a gap (a batch may span
+    two), every step has `batch_size` pairs, every worker the same number of micro-batches, and a
+    micro-batch holds each of its texts once and at most `micro_batch_tokens` padded tokens.
+
+    Args:
+        pairs: (P, 2) chosen and rejected texts of the selected training pairs.
+        lengths: (T,) tokens of each text.
+        batch_size: pairs per step over all workers.
+        num_workers: at most `batch_size`.
+
+    Raises: ValueError if there are no pairs, more workers than pairs in a step, or a pair that
+    does not fit a micro-batch.
+    """
+    if len(pairs) == 0:
+        raise ValueError("there are no pairs to train on")
+    if num_workers > batch_size:
+        raise ValueError(f"batch_size {batch_size} must be at least the {num_workers} workers")
+    widest = 2 * int(lengths[pairs].max())
+    if widest > micro_batch_tokens:
+        raise ValueError(
+            f"micro_batch_tokens {micro_batch_tokens} must hold the longest pair, {widest} tokens"
+        )
+    return Plan(pairs, lengths, batch_size, num_steps, micro_batch_tokens, num_workers, seed)

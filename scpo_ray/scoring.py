@@ -1,0 +1,154 @@
+"""Rewards of texts, batched by length; the global model's are computed once and stored."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from scpo_ray.config import ModelConfig
+from scpo_ray.models import (
+    RewardModel,
+    load_reward_model,
+    model_fingerprint,
+)
+from scpo_ray.records import Text, TextSource, Tokens
+from scpo_ray.rendering import Renderer
+from scpo_ray.storage import ScoreStore, TokenStore
+
+log = logging.getLogger(__name__)
+
+_TEXTS_PER_CHUNK = 2_000
+
+
+def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:
+    """Tokens of T texts, memory-mapped; read from `store` where these texts were rendered before.
+
+    A changed vocabulary, template, maximum length or text makes a new entry.
+    """
+    key = _hash(renderer.fingerprint, hashlib.sha256(texts.hashes.tobytes()).hexdigest())
+    tokens = store.get(key)
+    if tokens is None:
+        tokens = store.put(key, _rendered_chunks(renderer, texts))
+    return tokens
+
+
+def _rendered_chunks(renderer: Renderer, texts: TextSource) -> Iterator[Tokens]:
+    starts = range(0, len(texts), _TEXTS_PER_CHUNK)
+    for start in tqdm(starts, desc="tokenize", unit="chunk", disable=None, leave=False):
+        stop = min(start + _TEXTS_PER_CHUNK, len(texts))
+        yield renderer.encode([texts[t] for t in range(start, stop)])
+
+
+def score_key(model_dir: Path, config: ModelConfig, renderer: Renderer, texts: TextSource) -> str:
+    """The score store's key: weights, layers kept, renderer and its length, and the texts."""
+    return _hash(
+        model_fingerprint(model_dir, config),
+        renderer.fingerprint,
+        hashlib.sha256(texts.hashes.tobytes()).hexdigest(),
+    )
+
+
+def reference_rewards(
+    model_dir: Path,
+    config: ModelConfig,
+    renderer: Renderer,
+    texts: TextSource,
+    tokens: Tokens,
+    store: ScoreStore,
+    *,
+    device: str,
+) -> NDArray[np.float32]:
+    """(T,) float32 rewards of the frozen global model; the model is loaded only if they are new."""
+    key = score_key(model_dir, config, renderer, texts)
+    rewards = store.get(key, texts.hashes)
+    if rewards is not None:
+        log.info("scores: %d texts read from %s", len(rewards), store.path(key))
+        return rewards
+    frozen = config.model_copy(update={"lora": None})
+    model = load_reward_model(model_dir, frozen, renderer, device=device, seed=0)
+    rewards = score_tokens(model, tokens)
+    store.put(key, texts.hashes, rewards)
+    log.info("scores: %d texts computed, kept in %s", len(rewards), store.path(key))
+    return rewards
+
+
+def score_texts(model: RewardModel, texts: Sequence[Text]) -> NDArray[np.float32]:
+    """(T,) float32 rewards of texts in memory."""
+    return score_tokens(model, model.renderer.encode(texts))
+
+
+def score_tokens(
+    model: RewardModel,
+    tokens: Tokens,
+    *,
+    text_ids: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Rewards without gradient, in evaluation mode, whatever mode the network is in.
+
+    Args:
+        text_ids: (R,) the texts to score; None: all T.
+
+    Returns: (R,) or (T,) float32, in the order asked for.
+    """
+    ids = np.arange(len(tokens.offsets) - 1) if text_ids is None else text_ids
+    lengths = tokens.lengths[ids]
+    rewards = np.empty(len(ids), dtype=np.float32)
+    was_training = model.network.training
+    model.network.eval()
+    bar = tqdm(total=len(ids), desc="score", unit="text", disable=None, leave=False)
+    with torch.inference_mode(), bar:
+        for rows in length_batches(lengths, model.batch_tokens):
+            inputs = pad_texts(tokens, ids[rows], model.renderer.pad_id, model.device)
+            rewards[rows] = forward(model.network, inputs).float().cpu().numpy()
+            bar.update(len(rows))
+    model.network.train(was_training)
+    return rewards
+
+
+def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Rows in batches of near-equal length, longest first, each at most `batch_tokens` padded.
+
+    A row longer than `batch_tokens` is a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // int(lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def pad_texts(
+    tokens: Tokens, text_ids: NDArray[np.int64], pad_id: int, device: str
+) -> dict[str, Tensor]:
+    """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks."""
+    starts, ends = tokens.offsets[text_ids], tokens.offsets[text_ids + 1]
+    width = int((ends - starts).max())
+    input_ids = np.full((len(text_ids), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(text_ids), width), dtype=np.int64)
+    types = None if tokens.token_type_ids is None else np.zeros_like(mask)
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        input_ids[row, : end - start] = tokens.input_ids[start:end]
+        mask[row, : end - start] = 1
+        if types is not None and tokens.token_type_ids is not None:
+            types[row, : end - start] = tokens.token_type_ids[start:end]
+    arrays = {"input_ids": input_ids, "attention_mask": mask}
+    if types is not None:
+        arrays["token_type_ids"] = types
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def forward(network: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(R,) rewards of padded texts."""
+    rewards: Tensor = network(**inputs).logits.squeeze(-1)
+    return rewards
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,340 @@
+"""What a run leaves on disk and where; whole files or none."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
+from scpo_ray.records import ComparisonResult, InputError, RunResult, Tokens
+
+log = logging.getLogger(__name__)
+
+_RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+_COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
+_MANIFEST = "manifest.json"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there takes its place at the end, or not.
+
+    Raises: InputError if the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            _sync(part)
+            os.replace(part, path)
+            _sync(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a folder; a manifest of sizes and hashes goes with it.
+
+    An older folder at `path` is replaced at the end.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with _disk_errors(path):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            files = sorted(p for p in part.rglob("*") if p.is_file())
+            manifest = {str(p.relative_to(part)): _digest(p) for p in files}
+            (part / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for file in [*files, part / _MANIFEST, part]:
+                _sync(file)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(part, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def folder_fault(path: Path) -> str | None:
+    """Why a folder written by `whole_folder` cannot be trusted; None if it is whole."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "its manifest is missing or unreadable"
+    for name, digest in manifest.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _digest(file) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def write_json(path: Path, document: Any) -> None:
+    """One JSON document, whole or not at all; NaN and infinity are refused."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+class RunDir:
+    """One run's folder: config, checkpoints, model, result; and the caches it shares.
+
+    <output_dir>/cache/                      tables, tokens, scores: by content, shared
+    <output_dir>/<experiment>/<run name>/    everything else of one run
+    """
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self.path = path
+        self.cache = cache
+        self.token_store = TokenStore(cache / "tokens")
+        self.score_store = ScoreStore(cache / "scores")
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def result_path(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def test_pairs_path(self) -> Path:
+        return self.path / "test_pairs.parquet"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one process. Raises: InputError if another one holds it."""
+        with _disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise InputError(f"{self.path}: another process is running this run") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def save_config(self, config: dict[str, Any], data_fingerprint: str) -> None:
+        """Records what runs here; a resumed run must find the data it began with.
+
+        Raises: InputError if the folder belongs to a run on other data.
+        """
+        path = self.path / "run.json"
+        if path.is_file():
+            known = json.loads(path.read_text())["data_fingerprint"]
+            if known != data_fingerprint:
+                raise InputError(
+                    f"{self.path}: began with other data",
+                    [
+                        f"data fingerprint then {known[:12]}, now {data_fingerprint[:12]}: the "
+                        "files have changed; delete the folder or choose another output_dir"
+                    ],
+                )
+        write_json(path, {"config": config, "data_fingerprint": data_fingerprint})
+
+    @contextmanager
+    def new_checkpoint(self, step: int, *, keep: int) -> Iterator[Path]:
+        """A folder to write step `step`'s checkpoint into; older ones beyond `keep` go after."""
+        with whole_folder(self.path / "checkpoints" / f"step-{step:08d}") as part:
+            yield part
+        for old in self._checkpoints()[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole; a damaged one is passed over, and said so."""
+        for path in self._checkpoints():
+            fault = folder_fault(path)
+            if fault is None:
+                return path
+            log.warning("checkpoint %s is damaged (%s): trying the one before", path, fault)
+        return None
+
+    def remove_checkpoints(self) -> None:
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
+
+    def save_result(self, result: RunResult) -> None:
+        write_json(self.result_path, asdict(result))
+
+    def save_test_pairs(self, columns: dict[str, Any]) -> None:
+        with whole_file(self.test_pairs_path) as part:
+            pq.write_table(pa.table(columns), part)
+
+
+def load_result(path: Path) -> RunResult:
+    """The result in a run's folder. Raises: InputError if there is none or it is damaged."""
+    result: RunResult = _load(path / "result.json", _RESULT)
+    return result
+
+
+def load_comparison_result(path: Path) -> ComparisonResult:
+    """The comparison in an experiment's folder. Raises: as `load_result`."""
+    result: ComparisonResult = _load(path / "comparison.json", _COMPARISON)
+    return result
+
+
+def save_comparison_result(path: Path, result: ComparisonResult) -> None:
+    write_json(path / "comparison.json", asdict(result))
+
+
+def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:
+    """Columns of a run's `test_pairs.parquet` as arrays."""
+    file = path / "test_pairs.parquet"
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: cannot be read", [str(error).splitlines()[0]]) from None
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _load(path: Path, adapter: TypeAdapter[Any]) -> Any:
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read", [error.strerror or str(error)]) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path}: not a result of this version", [f"{where}: {first['msg']}"]
+        ) from (None)
+
+
+class TokenStore:
+    """Rendered texts on disk, by key; memory-mapped when read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, key: str) -> Tokens | None:
+        """The tokens under `key`, or None where there are none that are whole."""
+        path = self.folder / key
+        if not path.is_dir():
+            return None
+        try:
+            offsets = np.load(path / "offsets.npy")
+            truncated = np.load(path / "truncated.npy")
+            input_ids = np.fromfile(path / "input_ids.bin", dtype=np.int32, count=0)
+            if offsets[-1]:
+                input_ids = np.memmap(path / "input_ids.bin", dtype=np.int32, mode="r")
+            types = None
+            if (path / "token_type_ids.bin").is_file() and offsets[-1]:
+                types = np.memmap(path / "token_type_ids.bin", dtype=np.int8, mode="r")
+            if len(input_ids) != offsets[-1] or (types is not None and len(types) != offsets[-1]):
+                raise ValueError("lengths do not fit")
+        except (OSError, ValueError, EOFError) as error:
+            log.warning("tokens in %s are damaged (%s): rendering again", path, error)
+            return None
+        return Tokens(input_ids, types, offsets, truncated)
+
+    def put(self, key: str, chunks: Iterator[Tokens]) -> Tokens:
+        """Writes the chunks one after the other; returns them as one, memory-mapped."""
+        lengths, truncated = [], []
+        with whole_folder(self.folder / key) as part:
+            with (
+                (part / "input_ids.bin").open("wb") as ids_file,
+                (part / "token_type_ids.bin").open("wb") as types_file,
+            ):
+                for chunk in chunks:
+                    chunk.input_ids.tofile(ids_file)
+                    if chunk.token_type_ids is not None:
+                        chunk.token_type_ids.tofile(types_file)
+                    lengths.append(chunk.lengths)
+                    truncated.append(chunk.truncated)
+            if (part / "token_type_ids.bin").stat().st_size == 0:
+                (part / "token_type_ids.bin").unlink()
+            ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+            np.save(part / "offsets.npy", np.concatenate([[0], ends]))
+            np.save(part / "truncated.npy", np.concatenate(truncated))
+        tokens = self.get(key)
+        if tokens is None:
+            raise InputError(f"{self.folder / key}: what was just written cannot be read back")
+        return tokens
+
+
+class ScoreStore:
+    """The global model's rewards on disk, one Parquet file per key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.parquet"
+
+    def get(self, key: str, hashes: NDArray[np.uint64]) -> NDArray[np.float32] | None:
+        """(T,) rewards of the texts with these hashes, or None where there are none to trust."""
+        path = self.path(key)
+        if not path.is_file():
+            return None
+        try:
+            table = pq.read_table(path)
+            stored = table["text_hash"].to_numpy()
+            rewards = table["reward"].to_numpy().astype(np.float32)
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            log.warning("scores in %s are damaged (%s): computing again", path, error)
+            return None
+        if not np.array_equal(stored, hashes):
+            log.warning("scores in %s are of other texts: computing again", path)
+            return None
+        return np.asarray(rewards)
+
+    def put(self, key: str, hashes: NDArray[np.uint64], rewards: NDArray[np.float32]) -> None:
+        with whole_file(self.path(key)) as part:
+            pq.write_table(pa.table({"text_hash": hashes, "reward": rewards}), part)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """The disk's refusals as errors of the user's place, not of this program."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "no space left on the disk",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "no permission to write here",
+            errno.EPERM: "no permission to write here",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+        }
+        if error.errno not in reasons:
+            raise
+        raise InputError(f"{path}: cannot be written", [reasons[error.errno]]) from error
+    except SafetensorError as error:
+        # The weights' writer reports a full disk in words of its own.
+        if "No space left" not in str(error):
+            raise
+        raise InputError(f"{path}: cannot be written", ["no space left on the disk"]) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
