@@ -278,8 +278,8 @@ class SelectionConfig(Section):
     has none (the paper's formula)."""
 
     normalize_weights: bool = False
-    """Divide the loss by the mean weight of the selected pairs, so that weighting does not
-    shrink the step."""
+    """Divide a step's loss by the sum of its pairs' weights instead of their number, so that
+    weighting does not shrink the step."""
 
 
 class TrainConfig(Section):

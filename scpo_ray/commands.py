@@ -1,0 +1,259 @@
+"""What the commands beside train and compare do, without printing it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from scpo_ray.config import ComparisonConfig, RunConfig
+from scpo_ray.data.loading import load_preferences
+from scpo_ray.engine import TorchEngine
+from scpo_ray.evaluation import evaluate_pairs
+from scpo_ray.experiment import (
+    PreparedRun,
+    load_reference,
+    open_run_dir,
+    prepare_run,
+    response_lengths,
+    truncated_texts,
+)
+from scpo_ray.launch.local import known_cultures, local_worker
+from scpo_ray.metrics import ranked_right, win_probabilities
+from scpo_ray.models import (
+    load_exported,
+    load_reward_model,
+    merged_adapters,
+    resolve_model_dir,
+    save_reward_model,
+)
+from scpo_ray.naming import run_name
+from scpo_ray.records import (
+    ComparisonResult,
+    CultureCounts,
+    CultureEvaluation,
+    InputError,
+    RunResult,
+)
+from scpo_ray.rendering import load_renderer
+from scpo_ray.report import write_report
+from scpo_ray.scoring import score_key, score_tokens, tokenize
+from scpo_ray.storage import load_comparison_result, load_result, whole_folder
+from scpo_ray.sweep import comparison_trials
+from scpo_ray.training import TrainingData, step_loss
+
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class DataHealth:
+    """What `scpo data` shows. `truncated_texts`: culture -> texts cut at the maximum length."""
+
+    counts: dict[str, CultureCounts]
+    truncated_texts: dict[str, int]
+    max_length: int
+    warnings: list[str]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class CultureScores:
+    """What the global model says of one culture's training pairs."""
+
+    num_pairs: int
+    accuracy: float
+    mean_margin: float
+    """Reward units."""
+    kept_share: float
+    """Share of the pairs below the filter threshold."""
+
+
+@dataclass(frozen=True)
+class GlobalScores:
+    cultures: dict[str, CultureScores]
+    filter_threshold: float | None
+    num_texts: int
+    path: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a run would do. `seconds`: steps timed here and now, times their number."""
+
+    name: str
+    num_train_pairs: int
+    num_selected: int
+    num_steps: int
+    epochs: float
+    num_tokens: int
+    seconds: float
+
+
+def data_health(config: RunConfig) -> DataHealth:
+    """The data's counts and warnings; needs the model's tokenizer to count what is cut."""
+    run_dir = open_run_dir(config)
+    data = load_preferences(config.data, run_dir.cache / "data")
+    renderer = load_renderer(resolve_model_dir(config.model), config.model)
+    tokens = tokenize(renderer, data.texts, run_dir.token_store)
+    return DataHealth(
+        counts=data.counts,
+        truncated_texts=truncated_texts(data, tokens),
+        max_length=config.model.max_length,
+        warnings=list(data.warnings),
+        fingerprint=data.fingerprint,
+    )
+
+
+def global_scores(config: RunConfig) -> GlobalScores:
+    """Computes the global model's rewards, or finds them in the score store."""
+    if config.model.new_head:
+        raise InputError("model.new_head = true: an untrained head has no scores worth keeping")
+    run_dir = open_run_dir(config)
+    data = load_preferences(config.data, run_dir.cache / "data")
+    reference = load_reference(config, data, local_worker(config), run_dir)
+    if reference.rewards is None:
+        raise ValueError("a model with a trained head must have rewards")
+    pairs, threshold = data.train, config.selection.filter_threshold
+    chosen, rejected = reference.rewards[pairs.chosen], reference.rewards[pairs.rejected]
+    kept = win_probabilities(chosen, rejected) < (2.0 if threshold is None else threshold)
+    cultures = {}
+    for code, culture in enumerate(pairs.cultures):
+        mine = pairs.culture_codes == code
+        cultures[culture] = CultureScores(
+            num_pairs=int(mine.sum()),
+            accuracy=float(ranked_right(chosen[mine], rejected[mine]).mean()),
+            mean_margin=float((chosen[mine] - rejected[mine]).mean()),
+            kept_share=float(kept[mine].mean()),
+        )
+    key = score_key(reference.model_dir, config.model, reference.renderer, data.texts)
+    return GlobalScores(cultures, threshold, len(data.texts), str(run_dir.score_store.path(key)))
+
+
+def planned_run(config: RunConfig) -> PlannedRun:
+    """Prepares a run (and so finds its input's faults) and times its first steps."""
+    prepared = prepare_run(config, local_worker(config), open_run_dir(config))
+    return _planned(config, prepared, _seconds_per_token(config, prepared))
+
+
+def planned_runs(comparison: ComparisonConfig) -> list[PlannedRun]:
+    """As `planned_run`, for every run; steps are timed once and scaled by their tokens."""
+    speed: float | None = None
+    planned = []
+    for trial in comparison_trials(comparison, known_cultures(comparison.run)):
+        prepared = prepare_run(trial.config, local_worker(trial.config), open_run_dir(trial.config))
+        if speed is None and prepared.plan is not None:
+            speed = _seconds_per_token(trial.config, prepared)
+        planned.append(_planned(trial.config, prepared, speed or 0.0))
+    return planned
+
+
+def evaluate_model(path: Path, config: RunConfig) -> dict[str, CultureEvaluation]:
+    """A trained model on the config's test pairs, beside the config's global model.
+
+    Args:
+        path: a run's folder or an exported model's.
+    """
+    model_dir = path / "model" if (path / "model").is_dir() else path
+    worker, run_dir = local_worker(config), open_run_dir(config)
+    data = load_preferences(config.data, run_dir.cache / "data")
+    reference = load_reference(config, data, worker, run_dir)
+    model = load_exported(model_dir, device=worker.device)
+    tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
+    rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
+    texts = np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+    rewards[texts] = score_tokens(model, tokens, text_ids=texts)
+    return evaluate_pairs(
+        data.test,
+        rewards,
+        reference.rewards,
+        response_lengths(data),
+        config.evaluation,
+        seed=config.seed,
+    )
+
+
+def report_folders(folders: Sequence[Path], output: Path) -> Path:
+    """One page about runs and comparisons.
+
+    Args:
+        folders: each a run's folder, or an experiment's with runs (and a comparison) in it.
+
+    Raises: InputError naming each folder without a result.
+    """
+    results: list[RunResult] = []
+    comparisons: list[ComparisonResult] = []
+    problems = []
+    for folder in folders:
+        runs = [folder] if (folder / "result.json").is_file() else _runs_below(folder)
+        if not runs:
+            problems.append(f"{folder}: no result.json in it or one folder below")
+        results += [load_result(run) for run in runs]
+        if (folder / "comparison.json").is_file():
+            comparisons.append(load_comparison_result(folder))
+    if len(comparisons) > 1:
+        problems.append("one page holds one comparison; name one experiment's folder")
+    if problems:
+        raise InputError("nothing to report", problems)
+    comparison = comparisons[0] if comparisons else None
+    if comparison is not None:
+        results = [r for r in results if r.run_id in comparison.run_ids]
+    return write_report(results, comparison, output)
+
+
+def export_model(run: Path, folder: Path, *, merge: bool) -> None:
+    """Writes a run's model as a plain Hugging Face folder.
+
+    Raises: InputError if the run has no model, `folder` exists, or there is nothing to merge.
+    """
+    model_dir = run / "model"
+    if not model_dir.is_dir():
+        raise InputError(f"{run}: has no trained model (no folder {model_dir.name} in it)")
+    if folder.exists():
+        raise InputError(f"{folder}: exists; name a new folder")
+    model = load_exported(model_dir, device="cpu")
+    with whole_folder(folder) as part:
+        save_reward_model(merged_adapters(model) if merge else model, part)
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/result.json"))
+
+
+def _planned(config: RunConfig, prepared: PreparedRun, seconds_per_token: float) -> PlannedRun:
+    plan = prepared.plan
+    return PlannedRun(
+        name=run_name(config),
+        num_train_pairs=len(prepared.train_pairs),
+        num_selected=len(prepared.rows),
+        num_steps=plan.num_steps if plan else 0,
+        epochs=plan.num_steps * plan.batch_size / len(prepared.rows) if plan else 0.0,
+        num_tokens=plan.num_tokens() if plan else 0,
+        seconds=plan.num_tokens() * seconds_per_token if plan else 0.0,
+    )
+
+
+def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
+    """Real optimizer steps on a model that is thrown away; the first is a warm-up."""
+    if prepared.plan is None:
+        return 0.0
+    worker, reference = local_worker(config), prepared.reference
+    model = load_reward_model(
+        reference.model_dir,
+        config.model,
+        reference.renderer,
+        device=worker.device,
+        seed=config.seed,
+    )
+    engine = TorchEngine(model, config.train)
+    data = TrainingData(reference.tokens, prepared.weights, lambda rows: [])
+    timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
+    started = time.monotonic()
+    for step in timed.steps_from(0):
+        if step.number == 2:
+            started = time.monotonic()
+        step_loss(engine, step, data, worker, normalize_weights=False)
+        engine.step()
+    num_timed = max(1, timed.num_steps - 1)
+    per_step = (time.monotonic() - started) / num_timed
+    return per_step * timed.num_steps / max(1, timed.num_tokens())

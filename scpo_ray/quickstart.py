@@ -1,0 +1,72 @@
+"""The whole system on generated data in a minute: a global model, six methods, three cultures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scpo_ray.config import (
+    ComparisonConfig,
+    ModelConfig,
+    RunConfig,
+    SelectionConfig,
+    SpaceConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from scpo_ray.data.synthetic import best_accuracy, vocabulary
+from scpo_ray.launch.local import compare_locally, train_locally
+from scpo_ray.records import ComparisonResult
+from scpo_ray.storage import whole_folder
+from scpo_ray.tiny import make_tiny_backbone
+
+MAJORITY = "Majority"
+CULTURES = ("North", "South", "East")
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What the quickstart made; `best`: culture -> the best accuracy anyone could reach."""
+
+    comparison: ComparisonResult
+    folder: Path
+    mlflow_uri: str
+    best: dict[str, float]
+
+
+def quickstart(output_dir: Path) -> Quickstart:
+    """Trains a global model on the majority, then compares the six methods on three cultures.
+
+    The global model learns from the majority's people alone; every culture is then taught to it
+    by each method. Everything is written below `output_dir`; a second call finds it done.
+    """
+    backbone = output_dir / "tiny-backbone"
+    if not backbone.is_dir():
+        with whole_folder(backbone) as folder:
+            make_tiny_backbone(folder, vocabulary(), seed=0)
+    everyone = {MAJORITY: 120, **dict.fromkeys(CULTURES, 40)}
+    _, global_run = train_locally(
+        RunConfig(
+            experiment="quickstart-global",
+            method="finetune",
+            output_dir=output_dir,
+            culture_weights={MAJORITY: 1.0},
+            data=SyntheticConfig(source="synthetic", users=everyone),
+            model=ModelConfig(path=str(backbone), max_length=48, new_head=True),
+            train=TrainConfig(
+                batch_size=32, max_steps=400, learning_rate=2e-3, warmup_steps=20, dropout=False
+            ),
+        )
+    )
+    data = SyntheticConfig(source="synthetic", users=everyone, cultures=list(CULTURES))
+    comparison = ComparisonConfig(
+        run=RunConfig(
+            experiment="quickstart",
+            output_dir=output_dir,
+            data=data,
+            model=ModelConfig(path=str(global_run / "model"), max_length=48),
+            selection=SelectionConfig(filter_threshold=0.7),
+            train=TrainConfig(batch_size=32, max_steps=100, learning_rate=5e-4, dropout=False),
+        ),
+        space=SpaceConfig(),
+    )
+    summary, folder = compare_locally(comparison)
+    return Quickstart(summary, folder, comparison.run.mlflow_uri, best_accuracy(data))

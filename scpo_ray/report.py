@@ -1,0 +1,400 @@
+"""Results as one HTML page and as pictures. Formats numbers and computes none."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from scpo_ray import pictures
+from scpo_ray.pictures import controls, in_order, label, order, trained_on, within_noise
+from scpo_ray.records import (
+    LAYERS,
+    ComparisonResult,
+    CultureCounts,
+    Difference,
+    Estimate,
+    ExamplePair,
+    InputError,
+    MethodSummary,
+    RunResult,
+    SelectionSummary,
+)
+from scpo_ray.storage import whole_file
+
+log = logging.getLogger(__name__)
+
+NONE = "–"
+MACRO = "Macro mean"
+MAX_CHARACTERS = 700
+
+Pick = Callable[[Any], Mapping[str, Estimate | Difference]]
+"""Which numbers, by layer, of a MethodSummary or a CultureEvaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as text, what stands below it, how it reads and what hovering over it says."""
+
+    main: str
+    lines: tuple[str, ...] = ()
+    tone: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: str
+    size: str
+    kind: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`columns`: (name, its size)."""
+
+    title: str
+    corner: str
+    columns: list[tuple[str, str]]
+    rows: list[Row]
+
+    @property
+    def is_empty(self) -> bool:
+        return all(cell.main == NONE for row in self.rows for cell in row.cells)
+
+
+def write_report(
+    results: Sequence[RunResult], comparison: ComparisonResult | None, path: Path
+) -> Path:
+    """One self-contained HTML file: no script, no reference to anything outside it.
+
+    Args:
+        results: runs, in any order; those of `comparison` where there is one.
+        comparison: methods side by side; None shows each run as a row of its own.
+
+    Returns: `path`; the file is there whole or not at all.
+    Raises: InputError if there is nothing to show or `path` cannot be written.
+    """
+    if not results and comparison is None:
+        raise InputError(f"{path}: nothing to report", ["results: must hold a run, got none"])
+    page = _page(in_order(results), comparison)
+    with whole_file(path) as part:
+        part.write_text(page, encoding="utf-8")
+    log.info("%s: report of %d runs, %.1f MB", path, len(results), len(page) / 1e6)
+    return path
+
+
+def write_pictures(
+    results: Sequence[RunResult], comparison: ComparisonResult | None, folder: Path
+) -> list[Path]:
+    """The page's figures as PNG files in `folder`.
+
+    Returns: the files in the page's order; the same runs give the same names.
+    Raises: InputError if `folder` cannot be written.
+    """
+    paths = []
+    for picture in pictures.draw(in_order(results), comparison):
+        paths.append(folder / f"{picture.name}.png")
+        with whole_file(paths[-1]) as part:
+            pictures.save_png(picture.figure, part)
+    return paths
+
+
+def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> str:
+    environment = Environment(
+        loader=PackageLoader("scpo_ray", "."), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"label": label, "percent": _percent, "points": _points}
+    environment.filters |= {
+        "shortened": _shortened,
+        "trained_on": trained_on,
+        "yaml": yaml.safe_dump,
+    }
+    methods = comparison.methods if comparison else {"global", *(r.method for r in results)}
+    legend = pictures.legend_figure([*sorted(methods, key=order), *controls(results)])
+    page = environment.get_template("report.html.jinja").render(
+        title=comparison.experiment if comparison else results[0].experiment,
+        lead=_lead(results, comparison),
+        results=results,
+        comparison=comparison,
+        tables=_comparison_tables(results, comparison) if comparison else _run_tables(results),
+        selection=_selection_table(results),
+        figures=[
+            (p.section, Markup(pictures.to_svg(p.figure, title=p.title, key=p.name)))
+            for p in pictures.draw(results, comparison)
+        ],
+        legend=Markup(pictures.to_svg(legend, title="Legend", key="legend")),
+        inks=pictures.INKS,
+        examples=_examples(results),
+        data=_data(results),
+        warnings=list(dict.fromkeys(w for r in results for w in r.warnings)),
+        unit=_unit(results),
+    )
+    # HTML has no control characters and no lone surrogates; the texts of a data set may.
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", page)
+
+
+def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> list[str]:
+    """What was run and what came out, in plain sentences."""
+    unit = _unit(results)
+    sources = "; ".join(dict.fromkeys(_model_and_data(r.config) for r in results))
+    if comparison is None:
+        said = [f"{_count(len(results), 'run')}, nothing averaged over runs: {sources}."]
+        return said + [s for r in results[:6] for s in _run_finding(r, unit)]
+    said = [
+        f"{_count(len(comparison.run_ids), 'finished run')}: "
+        f"{_count(len(comparison.methods), 'method')} ({', '.join(comparison.methods)}) on "
+        f"{_count(len(comparison.cultures), 'culture')}, "
+        f"{_count(len(comparison.seeds), 'seed')} ({', '.join(map(str, comparison.seeds))}); "
+        f"{sources or 'no run finished'}."
+    ]
+    macro = {s.method: s for s in comparison.summaries if s.culture == ""}
+    trained = [m for m in comparison.methods if m != "global"]
+    main = "scpo" if "scpo" in trained else next(reversed(trained), "global")
+    return said + (_macro_finding(macro[main], comparison, unit) if main in macro else [])
+
+
+def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str) -> list[str]:
+    estimate = macro.accuracy.get("all")
+    if estimate is None or estimate.value is None:
+        return [f"{macro.method} has no macro mean: there was nothing to average."]
+    main = (
+        f"{macro.method}: {_percent(estimate.value)} % {_interval(estimate)} of all test pairs "
+        f"ranked right, macro mean of {_count(len(comparison.cultures), 'culture')} "
+        f"({_size(estimate, unit)})"
+        f"{_change(macro.minus_global.get('all'), 'over the global model')}"
+        f"{_change(macro.minus_finetune.get('all'), 'against finetune')}."
+    )
+    layers = [
+        f"{_percent(e.value)} % {_interval(e)} {where}"
+        for e, where in (
+            (macro.accuracy.get("distinctive"), "where the global model is wrong (distinctive)"),
+            (macro.accuracy.get("agreed"), "where it is right (agreed)"),
+            (macro.other_cultures, "on the other cultures' pairs"),
+        )
+        if e is not None and e.value is not None
+    ]
+    kept = f"It trained on {_percent(macro.kept_share)} % of the training pairs."
+    return [main, f"{kept} It ranks right {', '.join(layers)}."]
+
+
+def _run_finding(result: RunResult, unit: str) -> Iterator[str]:
+    for culture in result.culture_weights:
+        tested = result.evaluation.get(culture)
+        estimate = tested.after.get("all") if tested else None
+        if tested is None or estimate is None or estimate.value is None:
+            continue
+        change = tested.difference.get("all")
+        yield (
+            f"{_run_name(result)}: {_percent(estimate.value)} % {_interval(estimate)} of the test "
+            f"pairs of {_isolated(culture)} ranked right ({_size(estimate, unit)})"
+            f"{_change(change, 'over the global model')}."
+        )
+
+
+def _comparison_tables(
+    results: Sequence[RunResult], comparison: ComparisonResult
+) -> dict[str, list[Table]]:
+    """Section -> its tables; rows are cultures, the macro mean first, columns the methods."""
+    unit = _unit(results)
+    summaries = {(s.method, s.culture): s for s in comparison.summaries}
+    tested = pictures.first_tested(results)
+
+    def table(
+        title: str, methods: Sequence[str], pick: Pick, layer: str, beside: Sequence[str] = ()
+    ) -> Table:
+        rows = []
+        for culture in ("", *comparison.cultures):
+            found = [summaries.get((m, culture)) for m in methods]
+            picked = [pick(s).get(layer) if s else None for s in found]
+            cells = [
+                _cell(p, unit, s.seed_sd.get(layer) if s and beside else None)
+                for p, s in zip(picked, found, strict=True)
+            ]
+            of_controls = tested[culture].controls if culture in tested else {}
+            cells += [_cell(of_controls.get(name, {}).get(layer), unit) for name in beside]
+            size = next((_size(p, unit) for p in picked if p and p.num_pairs), "")
+            rows.append(Row(culture or MACRO, size, "" if culture else "macro", cells))
+        columns = [(m, "") for m in methods] + [(name, "control") for name in beside]
+        return Table(title, f"culture (pairs, {unit})", columns, rows)
+
+    trained = [m for m in comparison.methods if m != "global"]
+    others = [m for m in trained if m != "finetune"] if "finetune" in trained else []
+    found: dict[str, list[Table]] = {"accuracy": [], "differences": []}
+    for layer in LAYERS:
+        title = f"{layer}: % of test pairs ranked right"
+        found["accuracy"].append(
+            table(title, comparison.methods, lambda s: s.accuracy, layer, controls(results))
+        )
+        for methods, pick, against in (
+            (trained, lambda s: s.minus_global, "the global model"),
+            (others, lambda s: s.minus_finetune, "finetune"),
+        ):
+            if methods:
+                title = f"{layer}: minus {against}, in points"
+                found["differences"].append(table(title, methods, pick, layer))
+    if trained:
+        title = "all: % of the other cultures' test pairs ranked right"
+        found["others"] = [table(title, trained, lambda s: {"all": s.other_cultures}, "all")]
+    return found
+
+
+def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
+    """Section -> its tables; rows are runs, columns the cultures they were tested on."""
+    unit = _unit(results)
+    tested = pictures.first_tested(results)
+    cultures = list(tested)
+
+    def row(name: str, size: str, kind: str, r: RunResult, pick: Pick, layer: str) -> Row:
+        picked = [pick(r.evaluation[c]).get(layer) if c in r.evaluation else None for c in cultures]
+        return Row(name, size, kind, [_cell(p, unit) for p in picked])
+
+    # The global model and the controls are the same where the model and the data are.
+    first: dict[tuple[str | None, str | None], RunResult] = {}
+    for r in results:
+        first.setdefault((r.fingerprints.get("model"), r.fingerprints.get("data")), r)
+    found: dict[str, list[Table]] = {"accuracy": [], "differences": []}
+    for layer in LAYERS:
+        rows = []
+        for (model, _), r in first.items():
+            name = f"global ({model})" if len(first) > 1 else "global"
+            rows.append(row(name, "before", "macro", r, lambda e: e.before, layer))
+            for c in controls([r]):
+                rows.append(row(c, "control", "control", r, _control(c), layer))
+        changes = []
+        for r in results:
+            rows.append(row(_run_name(r), r.run_id, "", r, lambda e: e.after, layer))
+            changes.append(row(_run_name(r), r.run_id, "", r, lambda e: e.difference, layer))
+        columns = [(c, _size(tested[c].after.get(layer), unit)) for c in cultures]
+        title = f"{layer}: % of test pairs ranked right"
+        found["accuracy"].append(Table(title, "run", columns, rows))
+        title = f"{layer}: minus the global model, in points"
+        found["differences"].append(Table(title, "run", columns, changes))
+    return found
+
+
+def _selection_table(results: Sequence[RunResult]) -> Table:
+    """Rows: cultures trained on; columns: methods. Of several seeds, the lowest one's."""
+    methods = sorted({r.method for r in results if r.selection}, key=order)
+    found: dict[tuple[str, str], SelectionSummary] = {}
+    for r in results:
+        for culture, summary in r.selection.items():
+            found.setdefault((culture, r.method), summary)
+    rows = [
+        Row(culture, "", "", [_selection_cell(found.get((culture, m))) for m in methods])
+        for culture in dict.fromkeys(c for c, _ in found)
+    ]
+    return Table("% of training pairs kept", "trained on", [(m, "") for m in methods], rows)
+
+
+def _examples(results: Sequence[RunResult]) -> dict[str, list[ExamplePair]]:
+    """Culture -> its pairs; each kind from the first run that has it, scpo's before others'."""
+    source: dict[tuple[str, str], str] = {}
+    found: dict[str, list[ExamplePair]] = {}
+    for r in sorted(results, key=lambda r: r.method != "scpo"):
+        for example in r.examples:
+            if source.setdefault((example.culture, example.kind), r.run_id) == r.run_id:
+                found.setdefault(example.culture, []).append(example)
+    return found
+
+
+def _data(results: Sequence[RunResult]) -> dict[tuple[str, str], tuple[CultureCounts, int | None]]:
+    """(data fingerprint, culture) -> counts and truncated texts, each said once."""
+    return {
+        (r.fingerprints.get("data", NONE), culture): (counts, r.truncated_texts.get(culture))
+        for r in reversed(results)
+        for culture, counts in sorted(r.data.items(), reverse=True)
+    }
+
+
+def _control(name: str) -> Pick:
+    return lambda evaluation: evaluation.controls.get(name, {})
+
+
+def _cell(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
+    if found is None or found.value is None:
+        return Cell(NONE)
+    hint = _size(found, unit)
+    if isinstance(found, Estimate):
+        sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
+        return Cell(_percent(found.value), (_interval(found), *sd), "", hint)
+    noise = within_noise(found)
+    tone = "noise" if noise else ("up" if found.value > 0 else "down")
+    below = (_interval(found), _p_value(found), *(["within noise"] if noise else []))
+    return Cell(_points(found.value), below, tone, hint)
+
+
+def _selection_cell(found: SelectionSummary | None) -> Cell:
+    if found is None:
+        return Cell(NONE)
+    kept = f"{found.num_selected:,} of {found.num_pairs:,}"
+    return Cell(_percent(found.kept_share), (kept, f"mean weight {found.mean_weight:.2f}"))
+
+
+def _change(change: Difference | None, against: str) -> str:
+    if change is None or change.value is None:
+        return ""
+    verdict = f"{_p_value(change)}{', within noise' if within_noise(change) else ''}"
+    return f"; {_points(change.value)} points {_interval(change)} {against} ({verdict})"
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def _points(change: float | None) -> str:
+    return NONE if change is None else f"{100 * change:+z.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(found: Estimate | Difference) -> str:
+    if found.low is None or found.high is None:
+        return "[no interval]"
+    shown = _points if isinstance(found, Difference) else _percent
+    return f"[{shown(found.low)}, {shown(found.high)}]"
+
+
+def _p_value(change: Difference) -> str:
+    corrected = change.p_holm is not None
+    p = change.p_holm if corrected else change.p_value
+    if p is None:
+        return f"p {NONE}"
+    return f"{'Holm ' if corrected else ''}p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+
+
+def _size(found: Estimate | Difference | None, unit: str) -> str:
+    return "" if found is None else f"{found.num_pairs:,} pairs, {found.num_clusters:,} {unit}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _unit(results: Sequence[RunResult]) -> str:
+    """What intervals resample: questions stand in where the data names no user."""
+    return "users" if any(c.users for r in results for c in r.data.values()) else "questions"
+
+
+def _shortened(text: str) -> str:
+    more = len(text) - MAX_CHARACTERS
+    return text if more <= 0 else f"{text[:MAX_CHARACTERS]} … ({more:,} more characters)"
+
+
+def _isolated(name: str) -> str:
+    """A name inside a sentence, safe for writing that runs the other way."""
+    return f"\N{FIRST STRONG ISOLATE}{label(name, 40)}\N{POP DIRECTIONAL ISOLATE}"
+
+
+def _run_name(result: RunResult) -> str:
+    return f"{result.method}, {label(trained_on(result), 40)}, seed {result.seed}"
+
+
+def _model_and_data(config: Mapping[str, Any]) -> str:
+    model, data = config.get("model", {}), config.get("data", {})
+    source = data.get("path") or data.get("hub") or data.get("source", NONE)
+    return f"global model {model.get('path', NONE)}, data {source}"

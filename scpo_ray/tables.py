@@ -1,0 +1,201 @@
+"""Results as tables for a terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from scpo_ray.commands import DataHealth, GlobalScores, PlannedRun
+from scpo_ray.records import (
+    LAYERS,
+    ComparisonResult,
+    CultureEvaluation,
+    Difference,
+    Estimate,
+)
+from scpo_ray.tracking import RegisteredModel
+
+
+def data_tables(health: DataHealth) -> list[Table]:
+    """Counts, then what was skipped, then the warnings; the last two only if there are any."""
+    counts = _table(
+        "preferences per culture",
+        "culture",
+        "users",
+        "inter-\nactions",
+        "responses",
+        "train\npairs",
+        "test\npairs",
+        "ties",
+        "equal\ntexts",
+        f"cut at\n{health.max_length}",
+        "longer\nchosen",
+        "texts in\nboth sides",
+    )
+    for culture, c in health.counts.items():
+        counts.add_row(
+            culture,
+            f"{c.users}\n({c.train_users} + {c.test_users})",
+            str(c.interactions),
+            str(c.responses),
+            str(c.train_pairs),
+            str(c.test_pairs),
+            str(c.ties),
+            str(c.equal_texts),
+            str(health.truncated_texts.get(culture, 0)),
+            "–" if c.longer_chosen_share is None else f"{100 * c.longer_chosen_share:.1f} %",
+            str(c.train_test_texts),
+        )
+    tables = [counts]
+    skipped = _table("rows left out", "culture", "reason", "rows")
+    for culture, c in health.counts.items():
+        for reason, rows in c.skipped.items():
+            skipped.add_row(culture, reason, str(rows))
+    if skipped.row_count:
+        tables.append(skipped)
+    if health.warnings:
+        warnings = _table("warnings", "")
+        for warning in health.warnings:
+            warnings.add_row(warning)
+        tables.append(warnings)
+    return tables
+
+
+def score_table(scores: GlobalScores) -> Table:
+    threshold = scores.filter_threshold
+    table = _table(
+        f"the global model on the training pairs ({scores.num_texts} texts)",
+        "culture",
+        "pairs",
+        "ranked right",
+        "mean margin",
+        "kept" if threshold is None else f"kept below {threshold:g}",
+    )
+    for culture, s in scores.cultures.items():
+        table.add_row(
+            culture,
+            str(s.num_pairs),
+            f"{100 * s.accuracy:.1f} %",
+            f"{s.mean_margin:+.3f}",
+            f"{100 * s.kept_share:.1f} %",
+        )
+    return table
+
+
+def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
+    """Cultures x layers, in percent with 95 % intervals, and the difference to the global model."""
+    table = _table(
+        "share of test pairs ranked right, %",
+        "culture",
+        "pairs",
+        "users",
+        *LAYERS,
+        "all, minus global",
+        "p (Holm)",
+    )
+    for culture, e in evaluation.items():
+        whole = e.after["all"]
+        change = e.difference.get("all")
+        table.add_row(
+            culture,
+            str(whole.num_pairs),
+            str(whole.num_clusters),
+            *(_percent(e.after.get(layer)) for layer in LAYERS),
+            _percent(change, signed=True),
+            "–" if change is None or change.p_holm is None else f"{change.p_holm:.3f}",
+        )
+    return table
+
+
+def comparison_table(summary: ComparisonResult) -> Table:
+    """Methods x layers as macro means over the cultures, beside the global model."""
+    table = _table(
+        f"macro mean of {len(summary.cultures)} cultures, {len(summary.seeds)} seeds, %",
+        "method",
+        *LAYERS,
+        "all, minus global",
+        "p",
+        "pairs kept",
+    )
+    for s in summary.summaries:
+        if s.culture:
+            continue
+        change = s.minus_global.get("all")
+        table.add_row(
+            s.method,
+            *(_percent(s.accuracy.get(layer)) for layer in LAYERS),
+            _percent(change, signed=True),
+            "–" if change is None or change.p_value is None else f"{change.p_value:.3f}",
+            f"{100 * s.kept_share:.0f} %",
+        )
+    return table
+
+
+def plan_table(plans: Sequence[PlannedRun]) -> Table:
+    total = sum(plan.seconds for plan in plans)
+    table = _table(
+        f"{len(plans)} runs, about {_duration(total)} of training on this machine",
+        "run",
+        "training pairs",
+        "kept",
+        "steps",
+        "epochs",
+        "tokens",
+        "time",
+    )
+    for plan in plans:
+        table.add_row(
+            plan.name,
+            str(plan.num_train_pairs),
+            str(plan.num_selected),
+            str(plan.num_steps),
+            f"{plan.epochs:.1f}",
+            f"{plan.num_tokens:,}",
+            _duration(plan.seconds),
+        )
+    return table
+
+
+def model_table(models: Sequence[RegisteredModel]) -> Table:
+    table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
+    for m in models:
+        table.add_row(
+            m.name,
+            str(m.version),
+            ", ".join(m.aliases),
+            m.culture,
+            m.method,
+            *(
+                "–" if (a := m.accuracy.get(layer)) is None else f"{100 * a:.1f}"
+                for layer in LAYERS
+            ),
+        )
+    return table
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
+    if estimate is None or estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3_600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h"
