@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_FILE_WIDTH = 1_000
+_STOPPED = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +60,7 @@ def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOptio
     """Counts per culture, what was skipped and why, and warnings about the data."""
     from scpo_ray import tables
     from scpo_ray.commands import data_health
-    from scpo_ray.config import load_config
+    from scpo_ray.config_file import load_config
 
     health = data_health(load_config(config, overrides or []))
     _show(as_json, asdict(health), tables.data_tables(health))
@@ -68,7 +71,7 @@ def score(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOpti
     """Compute the global model's rewards once and keep them in the score store."""
     from scpo_ray import tables
     from scpo_ray.commands import global_scores
-    from scpo_ray.config import load_config
+    from scpo_ray.config_file import load_config
 
     scores = global_scores(load_config(config, overrides or []))
     _show(as_json, asdict(scores), [tables.score_table(scores)])
@@ -85,7 +88,7 @@ def train(
     """Train and evaluate one model; the same command resumes a stopped run."""
     from scpo_ray import tables
     from scpo_ray.commands import planned_run
-    from scpo_ray.config import load_config
+    from scpo_ray.config_file import load_config
     from scpo_ray.launch.local import train_locally
 
     settings = load_config(config, overrides or [])
@@ -109,7 +112,7 @@ def evaluate(
     """Evaluate a trained model on every culture of a config, against its global model."""
     from scpo_ray import tables
     from scpo_ray.commands import evaluate_model
-    from scpo_ray.config import load_config
+    from scpo_ray.config_file import load_config
 
     evaluation = evaluate_model(model, load_config(config, overrides or []))
     document = {culture: asdict(e) for culture, e in evaluation.items()}
@@ -126,7 +129,7 @@ def compare(
     """The six methods over cultures and seeds; the same command resumes a stopped comparison."""
     from scpo_ray import tables
     from scpo_ray.commands import planned_runs
-    from scpo_ray.config import load_comparison
+    from scpo_ray.config_file import load_comparison
     from scpo_ray.launch.local import compare_locally
 
     comparison = load_comparison(config, overrides or [])
@@ -187,17 +190,17 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("scpo_ray").setLevel(logging.INFO)
+    # DeepSpeed (imported by transformers) logs to standard output, where the JSON goes.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
-        sys.exit(app(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        app()
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _STOPPED:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise
 
 
 def _show(as_json: bool, document: Any, tables: "list[Table]") -> None:
@@ -206,7 +209,9 @@ def _show(as_json: bool, document: Any, tables: "list[Table]") -> None:
         return
     from rich.console import Console
 
-    console = Console()
+    # Files and pipes have no width; names from the data are no markup.
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     for table in tables:
         console.print(table)
 

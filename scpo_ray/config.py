@@ -1,17 +1,12 @@
 """Every setting, its default and its check. The string below a field is its help text."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from scpo_ray.records import InputError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
 
@@ -52,10 +47,9 @@ METHODS: dict[MethodName, Method] = {
 class Section(BaseModel):
     """Frozen, unknown keys refused, field docstrings are the help texts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-SectionT = TypeVar("SectionT", bound=Section)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class SplitConfig(Section):
@@ -399,13 +393,7 @@ class RunConfig(Section):
     def settings_agree(self) -> Self:
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
-        if self.model.new_head and (
-            self.method == "global" or METHODS[self.method].needs_global_model
-        ):
-            raise ValueError(
-                f"method {self.method!r} needs a trained global model, but model.new_head gives "
-                'the model an untrained head; make one first with method "finetune"'
-            )
+        _check_head(self.method, self.model)
         if self.train.micro_batch_tokens < 2 * self.model.max_length:
             raise ValueError(
                 f"train.micro_batch_tokens {self.train.micro_batch_tokens} must hold one pair: "
@@ -426,6 +414,14 @@ class RunConfig(Section):
         return self.tracking.uri or f"sqlite:///{(self.output_dir / 'mlflow.db').resolve()}"
 
 
+def _check_head(method: MethodName, model: ModelConfig) -> None:
+    if model.new_head and (method == "global" or METHODS[method].needs_global_model):
+        raise ValueError(
+            f"method {method!r} needs a trained global model, but model.new_head gives "
+            'the model an untrained head; make one first with method "finetune"'
+        )
+
+
 class SpaceConfig(Section):
     method: list[MethodName] = list(METHODS)
     """Methods to compare; those but "global" are trained."""
@@ -436,6 +432,14 @@ class SpaceConfig(Section):
     seed: list[Annotated[int, Field(ge=0)]] = [0]
     """Each method and culture is run with each seed."""
 
+    @model_validator(mode="after")
+    def values_are_named_once(self) -> Self:
+        for name in ("method", "culture", "seed"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} must name each value once, got {values}")
+        return self
+
 
 class ComparisonConfig(Section):
     """A file with `run:` and `space:`: the same run for each method, culture and seed."""
@@ -445,6 +449,12 @@ class ComparisonConfig(Section):
 
     space: SpaceConfig = SpaceConfig()
     """What varies."""
+
+    @model_validator(mode="after")
+    def methods_fit_the_model(self) -> Self:
+        for method in self.space.method:
+            _check_head(method, self.run.model)
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -465,162 +475,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation": {"distinctive_threshold": 0.5},
     }
 }
-
-
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run config in a YAML file, over its `preset:` if it names one, under `overrides`.
-
-    Args:
-        path: a YAML file with a run's settings, or the name of a preset ("paper").
-        overrides: "dotted.setting=value", the value in YAML.
-
-    Raises: InputError naming every problem at once.
-    """
-    document = _read_document(path)
-    return _validate(RunConfig, _apply(document, overrides, path), str(path))
-
-
-def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> ComparisonConfig:
-    """The comparison in a YAML file: `run:` and `space:`, or a run config alone.
-
-    Args and errors as for `load_config`; overrides start at `run.` or `space.` where the file has
-    `run:`, and are a run's settings where it has not.
-    """
-    document = _read_document(path)
-    if "run" not in document:
-        document = {"run": _apply(document, overrides, path)}
-    else:
-        document = _apply(document, overrides, path)
-        if isinstance(document["run"], dict):
-            document["run"] = _with_preset(document["run"], path)
-    return _validate(ComparisonConfig, document, str(path))
-
-
-def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: str) -> None:
-    """Raises InputError naming each unknown culture and the nearest names the data has."""
-    problems = [
-        f"{setting}: no culture {name!r} in the data; nearest: {nearest_names(name, known)}"
-        for name in wanted
-        if name not in known
-    ]
-    if problems:
-        raise InputError("unknown cultures", problems)
-
-
-def nearest_names(name: str, known: Sequence[str]) -> str:
-    lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)
-    names = [lowered[c] for c in close] or sorted(known)[:5]
-    return ", ".join(repr(n) for n in names) or "none"
-
-
-def _read_document(path: Path | str) -> dict[str, Any]:
-    if str(path) in PRESETS:
-        return {"preset": str(path)}
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read", [str(error)]) from None
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML", str(error).splitlines()) from None
-    if not isinstance(document, dict):
-        kind = "empty" if document is None else type(document).__name__
-        raise InputError(f"{path}: a config is a mapping of settings, got {kind}")
-    return document
-
-
-def _apply(document: dict[str, Any], overrides: Sequence[str], path: Path | str) -> dict[str, Any]:
-    """`document` over its preset and under the overrides; a new mapping."""
-    document = _with_preset(document, path)
-    problems = []
-    for override in overrides:
-        setting, equals, raw = override.partition("=")
-        if not equals or not setting:
-            problems.append(f"--set {override}: must be setting=value")
-            continue
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
-            problems.append(f"--set {override}: the value is not YAML")
-            continue
-        try:
-            _set_dotted(document, setting.split("."), value)
-        except TypeError:
-            problems.append(f"--set {override}: a part of {setting!r} is not a section")
-    if problems:
-        raise InputError(f"{path}: {len(problems)} bad overrides", problems)
-    return document
-
-
-def _set_dotted(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        if document.get(key) is None:
-            document[key] = {}
-        document = document[key]
-        if not isinstance(document, dict):
-            raise TypeError(key)
-    document[keys[-1]] = value
-
-
-def _with_preset(document: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
-    document = dict(document)
-    name = document.pop("preset", None)
-    if name is None:
-        return _merged({}, document)
-    if name not in PRESETS:
-        raise InputError(f"{path}: preset = {name}: must be one of {', '.join(PRESETS)}")
-    base = PRESETS[name]
-    data = document.get("data")
-    if isinstance(data, dict) and data.get("source", "prism") != "prism":
-        # Another source has other settings: the preset's data section does not fit it.
-        base = {key: value for key, value in base.items() if key != "data"}
-    return _merged(base, document)
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of `base` in which mappings are merged and everything else replaced."""
-    result = {k: _merged(v, {}) if isinstance(v, dict) else v for k, v in base.items()}
-    for key, value in over.items():
-        below = result.get(key)
-        if isinstance(value, dict):
-            result[key] = _merged(below if isinstance(below, dict) else {}, value)
-        else:
-            result[key] = value
-    return result
-
-
-def _validate(section: type[SectionT], document: dict[str, Any], path: str) -> SectionT:
-    try:
-        return section.model_validate(document)
-    except ValidationError as error:
-        problems = [_problem(e, document) for e in error.errors()]
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise InputError(f"{path}: {count}", problems) from None
-
-
-def _problem(error: Any, document: dict[str, Any]) -> str:
-    # Pydantic names the chosen source inside the location; the user's file does not.
-    location = [
-        str(part)
-        for index, part in enumerate(error["loc"])
-        if not (part in ("prism", "preferences", "synthetic") and error["loc"][index - 1] == "data")
-    ]
-    where = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        return f"{where} = {_shown(error['input'])}: no such setting"
-    if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        return f"{where}: {message}" if where else message
-    if error["type"].startswith("union_tag"):
-        return f"{where}.source: must be one of prism, preferences, synthetic"
-    message = error["msg"].removeprefix("Input should be ")
-    if error["type"] == "missing":
-        return f"{where}: must be set"
-    return f"{where} = {_shown(error['input'])}: must be {message}"
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -48,8 +48,8 @@ class TorchEngine:
         if not config.dropout:
             turn_off_dropout(model.network)
         if config.gradient_checkpointing:
-            model.network.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
+            model.network.activation_checkpointing_enable(  # type: ignore[operator]
+                activation_checkpointing_kwargs={"use_reentrant": False}
             )
         model.network.train()
         self.parameters = {

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 import scpo_ray
-from scpo_ray.config import METHODS, RunConfig, check_culture_names
+from scpo_ray.config import METHODS, RunConfig
+from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.engine import TorchEngine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids
@@ -114,7 +115,7 @@ def prepare_run(config: RunConfig, worker: Worker, run_dir: RunDir) -> PreparedR
 def run_experiment(
     config: RunConfig, prepared: PreparedRun, worker: Worker, tracker: Tracker, run_dir: RunDir
 ) -> RunResult:
-    """Trains (or goes on training), evaluates and saves one model; its result."""
+    """Trains (or goes on training), evaluates and saves one model; its result, not yet saved."""
     model, summary = _trained_model(config, prepared, worker, tracker, run_dir)
     rewards = _test_rewards(prepared, model)
     evaluation = evaluate_pairs(
@@ -128,8 +129,6 @@ def run_experiment(
     result = _result(config, prepared, worker, run_dir, summary, evaluation)
     run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
     tracker.log_result(result, run_dir.path)
-    run_dir.save_result(result)
-    run_dir.remove_checkpoints()
     return result
 
 

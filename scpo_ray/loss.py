@@ -21,6 +21,8 @@ def weighted_bradley_terry_loss(
     Raises: ValueError if the shapes do not fit or `normalizer` is not positive.
     Source: SCPO, the weighted objective; docs/method.md.
     """
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be (R,), got {tuple(rewards.shape)}")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or weights.shape != pairs.shape[:1]:
         shapes = f"{tuple(pairs.shape)} and {tuple(weights.shape)}"
         raise ValueError(f"pairs must be (B, 2) and weights (B,), got {shapes}")

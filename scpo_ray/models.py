@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +50,8 @@ def resolve_model_dir(config: ModelConfig) -> Path:
 
     Raises: InputError if there is no such model or its weights are not safetensors.
     """
-    folder = Path(config.path)
+    # Absolute, since saved adapters name their base model by it.
+    folder = Path(config.path).absolute()
     if not folder.is_dir():
         folder = _download(config)
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
@@ -204,7 +207,8 @@ def _add_adapters(network: Any, config: LoraConfig) -> Any:
         target_modules=config.target_modules,
     )
     try:
-        network = peft.get_peft_model(network, settings)
+        with _quiet_peft():
+            network = peft.get_peft_model(network, settings)
     except ValueError as error:
         raise InputError(
             f"model.lora.target_modules = {config.target_modules}", [first_line(error)]
@@ -224,7 +228,16 @@ def _load_adapter(folder: Path, config: ModelConfig) -> Any:
     base_network = _load_network(
         resolve_model_dir(base), base.model_copy(update={"new_head": True})
     )
-    return peft.PeftModel.from_pretrained(base_network, folder, is_trainable=True)
+    with _quiet_peft():
+        return peft.PeftModel.from_pretrained(base_network, folder, is_trainable=True)
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    # peft 0.21 asks transformers 5.23 by a name that is going away; nothing a user can mend.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def _adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:

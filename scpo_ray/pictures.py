@@ -108,7 +108,7 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
         number = sum(p.section == section for p in drawn) + 1
         drawn.append(Picture(section, f"{section}-{number:02d}", title, figure))
 
-    tested = first_tested(results)
+    tested = control_evaluations(results)
     for culture in ("", *comparison.cultures) if comparison else tested:
         shared = tested.get(culture)
         points: list[Point] = list(shared.controls.items()) if shared else []
@@ -165,18 +165,31 @@ def trained_on(result: RunResult) -> str:
     return " + ".join(f"{culture} x {weight:g}" for culture, weight in weights.items())
 
 
-def first_tested(results: Sequence[RunResult]) -> dict[str, CultureEvaluation]:
-    """Culture -> the evaluation of the first run tested on it: for what all runs share."""
-    found: dict[str, CultureEvaluation] = {}
-    for run in results:
-        for culture, evaluation in run.evaluation.items():
-            found.setdefault(culture, evaluation)
-    return found
+def control_evaluations(results: Sequence[RunResult]) -> dict[str, CultureEvaluation]:
+    """Culture -> the evaluation whose controls stand beside the methods.
+
+    That of scpo trained on the culture, lowest seed, where it was run: then "global_noise" is as
+    large as scpo's change. Else that of another trained run, else of any.
+    """
+
+    def rank(run: RunResult, culture: str) -> tuple[bool, bool, bool, int]:
+        untaught = not run.culture_weights.get(culture)
+        return untaught, run.method != "scpo", run.method == "global", run.seed
+
+    cultures = dict.fromkeys(c for r in results for c in r.evaluation)
+    return {
+        culture: min(
+            (r for r in results if culture in r.evaluation), key=lambda r: rank(r, culture)
+        ).evaluation[culture]
+        for culture in cultures
+    }
 
 
 def controls(results: Sequence[RunResult]) -> list[str]:
     """Names of the controls that stand beside the methods."""
-    return list(dict.fromkeys(name for e in first_tested(results).values() for name in e.controls))
+    return list(
+        dict.fromkeys(name for e in control_evaluations(results).values() for name in e.controls)
+    )
 
 
 def tradeoff_figure(points: Sequence[Point], *, title: str) -> Figure:

@@ -68,7 +68,8 @@ class Plan:
         # Near-equal lengths together: what is padded is paid for. Ties by row keep it defined.
         rows = rows[np.lexsort((rows, -widths))]
         chunks = [self._micro_batch(chunk) for chunk in self._chunks(rows)]
-        while len(chunks) % self.num_workers or len(chunks) < self.num_workers:
+        # The step's pairs divide by the workers, so some chunk has two while this goes on.
+        while len(chunks) % self.num_workers:
             largest = max(range(len(chunks)), key=lambda c: len(chunks[c].rows))
             chunk = chunks.pop(largest).rows
             half = (len(chunk) + 1) // 2
@@ -81,18 +82,15 @@ class Plan:
 
     def _chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Runs of `rows`, widest first, each within the token budget."""
-        start = 0
+        start, width = 0, int(self.lengths[self.pairs[rows[0]]].max())
         texts: set[int] = set()
-        width = 0
         for position, row in enumerate(rows):
-            chosen, rejected = (int(t) for t in self.pairs[row])
-            wider = max(width, int(self.lengths[chosen]), int(self.lengths[rejected]))
-            more = texts | {chosen, rejected}
-            if position > start and len(more) * wider > self.micro_batch_tokens:
+            pair = {int(text) for text in self.pairs[row]}
+            if len(texts | pair) * width > self.micro_batch_tokens:
                 yield rows[start:position]
-                start, more = position, {chosen, rejected}
-                wider = max(int(self.lengths[chosen]), int(self.lengths[rejected]))
-            texts, width = more, wider
+                start, width = position, int(self.lengths[self.pairs[row]].max())
+                texts = set()
+            texts |= pair
         yield rows[start:]
 
     def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
@@ -142,15 +140,15 @@ def plan_steps(
         pairs: (P, 2) chosen and rejected texts of the selected training pairs.
         lengths: (T,) tokens of each text.
         batch_size: pairs per step over all workers.
-        num_workers: at most `batch_size`.
+        num_workers: a divisor of `batch_size`.
 
-    Raises: ValueError if there are no pairs, more workers than pairs in a step, or a pair that
-    does not fit a micro-batch.
+    Raises: ValueError if there are no pairs, a step's pairs do not divide by the workers, or a
+    pair does not fit a micro-batch.
     """
     if len(pairs) == 0:
         raise ValueError("there are no pairs to train on")
-    if num_workers > batch_size:
-        raise ValueError(f"batch_size {batch_size} must be at least the {num_workers} workers")
+    if batch_size % num_workers:
+        raise ValueError(f"batch_size {batch_size} must be a multiple of the {num_workers} workers")
     widest = 2 * int(lengths[pairs].max())
     if widest > micro_batch_tokens:
         raise ValueError(

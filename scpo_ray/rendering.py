@@ -32,7 +32,8 @@ class Renderer:
 
     def encode(self, texts: Sequence[Text]) -> Tokens:
         """Tokens of T texts. What is longer than `max_length` is cut and marked `truncated`."""
-        encoded = self._tokenize_pairs(texts) if self.style == "pair" else self._chat(texts)
+        tokenize = self._tokenize_pairs if self.style == "pair" else self._chat
+        encoded = tokenize(texts) if texts else []  # the library's tokenizers want at least one
         ids, types, cut = [], [], np.zeros(len(texts), dtype=np.bool_)
         for row, (text, row_ids, row_types) in enumerate(encoded):
             cut[row] = len(row_ids) > self.max_length

@@ -30,7 +30,6 @@ from scpo_ray.storage import whole_file
 log = logging.getLogger(__name__)
 
 NONE = "–"
-MACRO = "Macro mean"
 MAX_CHARACTERS = 700
 
 Pick = Callable[[Any], Mapping[str, Estimate | Difference]]
@@ -204,7 +203,7 @@ def _comparison_tables(
     """Section -> its tables; rows are cultures, the macro mean first, columns the methods."""
     unit = _unit(results)
     summaries = {(s.method, s.culture): s for s in comparison.summaries}
-    tested = pictures.first_tested(results)
+    tested = pictures.control_evaluations(results)
 
     def table(
         title: str, methods: Sequence[str], pick: Pick, layer: str, beside: Sequence[str] = ()
@@ -220,7 +219,7 @@ def _comparison_tables(
             of_controls = tested[culture].controls if culture in tested else {}
             cells += [_cell(of_controls.get(name, {}).get(layer), unit) for name in beside]
             size = next((_size(p, unit) for p in picked if p and p.num_pairs), "")
-            rows.append(Row(culture or MACRO, size, "" if culture else "macro", cells))
+            rows.append(Row(culture or "Macro mean", size, "" if culture else "macro", cells))
         columns = [(m, "") for m in methods] + [(name, "control") for name in beside]
         return Table(title, f"culture (pairs, {unit})", columns, rows)
 
@@ -248,7 +247,7 @@ def _comparison_tables(
 def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
     """Section -> its tables; rows are runs, columns the cultures they were tested on."""
     unit = _unit(results)
-    tested = pictures.first_tested(results)
+    tested = pictures.control_evaluations(results)
     cultures = list(tested)
 
     def row(name: str, size: str, kind: str, r: RunResult, pick: Pick, layer: str) -> Row:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scpo_ray.config import Method, SelectionConfig
+from scpo_ray.records import InputError
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,20 @@ def select_pairs(
         ref_chosen_rewards, ref_rejected_rewards: (P,) reward units; None without a global model.
         num_pairs: P.
 
-    Raises: ValueError if the method needs the global model's rewards and there are none, or if a
-    reward is not finite.
+    Raises: ValueError if the method needs the global model's rewards and there are none;
+    InputError if a reward is not finite or an inverse weight overflows: the model is at fault.
     """
     keep, weights = torch.ones(num_pairs, dtype=torch.bool), torch.ones(num_pairs)
     if not method.needs_global_model:
         return Selection(keep, weights)
     if ref_chosen_rewards is None or ref_rejected_rewards is None:
         raise ValueError("this method selects by a global model's rewards, and there are none")
-    if not (ref_chosen_rewards.isfinite().all() and ref_rejected_rewards.isfinite().all()):
-        raise ValueError("the global model gave rewards that are not finite")
+    finite = ref_chosen_rewards.isfinite() & ref_rejected_rewards.isfinite()
+    if not finite.all():
+        raise InputError(
+            "the global model gave rewards that are not finite",
+            [f"in {int((~finite).sum())} of {num_pairs} training pairs"],
+        )
     if method.filters and config.filter_threshold is not None:
         keep = disagreement_mask(
             ref_chosen_rewards, ref_rejected_rewards, threshold=config.filter_threshold
@@ -111,15 +116,19 @@ def inverse_weights(ref_chosen_rewards: Tensor, ref_rejected_rewards: Tensor) ->
         ref_chosen_rewards, ref_rejected_rewards: (B,) in reward units.
 
     Returns: (B,) float32 >= 1. NaN stays NaN.
-    Raises: ValueError if the shapes differ or a margin is so large that its weight overflows.
+    Raises: ValueError if the shapes differ; InputError if a margin is so large that its weight
+    overflows.
     Source: SCPO, ablations; docs/method.md.
     """
     _check_shapes(ref_chosen_rewards, ref_rejected_rewards)
     margins = (ref_rejected_rewards - ref_chosen_rewards).float()
     if (margins > _LARGEST_INVERSE_MARGIN).any():
-        raise ValueError(
-            f"inverse weights overflow: a margin of {margins.max().item():.1f} reward units is "
-            f"above {_LARGEST_INVERSE_MARGIN}"
+        raise InputError(
+            "inverse weights overflow: the global model is too sure",
+            [
+                f"a margin of {margins.max().item():.1f} reward units is above "
+                f"{_LARGEST_INVERSE_MARGIN}"
+            ],
         )
     return margins.clamp(min=0).exp()
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises: InputError if the disk is full or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,7 +52,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """As `whole_file`, for a folder; a manifest of sizes and hashes goes with it.
 
-    An older folder at `path` is replaced at the end.
+    An older folder at `path` is replaced at the end, and the rest of a killed writer removed;
+    two writers of one path at a time are the caller's to prevent.
     """
     part = path.with_name(f".{path.name}.part")
     with _disk_errors(path):
@@ -139,7 +141,10 @@ class RunDir:
         """
         path = self.path / "run.json"
         if path.is_file():
-            known = json.loads(path.read_text())["data_fingerprint"]
+            try:
+                known = json.loads(path.read_bytes())["data_fingerprint"]
+            except (ValueError, TypeError, KeyError):
+                raise InputError(f"{path}: damaged; delete it to begin anew") from None
             if known != data_fingerprint:
                 raise InputError(
                     f"{self.path}: began with other data",
@@ -213,11 +218,11 @@ def _load(path: Path, adapter: TypeAdapter[Any]) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read", [error.strerror or str(error)]) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{path}: not a result of this version", [f"{where}: {first['msg']}"]
-        ) from (None)
+        problems = [
+            ": ".join([*filter(None, [".".join(map(str, each["loc"]))]), each["msg"]])
+            for each in error.errors()
+        ]
+        raise InputError(f"{path}: not a result of this version", problems) from None
 
 
 class TokenStore:
@@ -248,7 +253,22 @@ class TokenStore:
         return Tokens(input_ids, types, offsets, truncated)
 
     def put(self, key: str, chunks: Iterator[Tokens]) -> Tokens:
-        """Writes the chunks one after the other; returns them as one, memory-mapped."""
+        """Writes the chunks one after the other; returns them as one, memory-mapped.
+
+        Of several processes that render the same texts at once, one writes and the others wait.
+        """
+        with _disk_errors(self.folder / key):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f".{key}.lock"):
+                tokens = self.get(key)
+                if tokens is None:
+                    self._write(key, chunks)
+                    tokens = self.get(key)
+        if tokens is None:
+            raise InputError(f"{self.folder / key}: what was just written cannot be read back")
+        return tokens
+
+    def _write(self, key: str, chunks: Iterator[Tokens]) -> None:
         lengths, truncated = [], []
         with whole_folder(self.folder / key) as part:
             with (
@@ -266,10 +286,6 @@ class TokenStore:
             ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
             np.save(part / "offsets.npy", np.concatenate([[0], ends]))
             np.save(part / "truncated.npy", np.concatenate(truncated))
-        tokens = self.get(key)
-        if tokens is None:
-            raise InputError(f"{self.folder / key}: what was just written cannot be read back")
-        return tokens
 
 
 class ScoreStore:
@@ -287,7 +303,7 @@ class ScoreStore:
         if not path.is_file():
             return None
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
             stored = table["text_hash"].to_numpy()
             rewards = table["reward"].to_numpy().astype(np.float32)
         except (OSError, pa.ArrowInvalid, KeyError) as error:
@@ -300,7 +316,9 @@ class ScoreStore:
 
     def put(self, key: str, hashes: NDArray[np.uint64], rewards: NDArray[np.float32]) -> None:
         with whole_file(self.path(key)) as part:
-            pq.write_table(pa.table({"text_hash": hashes, "reward": rewards}), part)
+            table = pa.table({"text_hash": hashes, "reward": rewards})
+            # Without checksums a page of zeros reads as rewards of zero.
+            pq.write_table(table, part, write_page_checksum=True)
 
 
 @contextmanager
@@ -315,11 +333,16 @@ def _disk_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "no permission to write here",
             errno.EPERM: "no permission to write here",
+            errno.EEXIST: "a file stands where a folder should",
             errno.ENOTDIR: "a part of the path is a file, not a folder",
         }
-        if error.errno not in reasons:
+        number = error.errno
+        # NumPy gives a write that a full disk cut short no error number.
+        if number is None and "requested and" in str(error):
+            number = errno.ENOSPC
+        if number not in reasons:
             raise
-        raise InputError(f"{path}: cannot be written", [reasons[error.errno]]) from error
+        raise InputError(f"{path}: cannot be written", [reasons[number]]) from error
     except SafetensorError as error:
         # The weights' writer reports a full disk in words of its own.
         if "No space left" not in str(error):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scpo_ray.config import ComparisonConfig, RunConfig
+from scpo_ray.config_file import check_culture_names
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,11 @@ def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str
 
     Args:
         known_cultures: the data's cultures, taken where the space names none.
+
+    Raises: InputError if the space names a culture the data has not.
     """
+    if comparison.space.culture is not None:
+        check_culture_names(comparison.space.culture, known_cultures, "space.culture")
     cultures = comparison.space.culture or list(known_cultures)
     return [
         Trial(

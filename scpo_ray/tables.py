@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.table import Table
 
 from scpo_ray.commands import DataHealth, GlobalScores, PlannedRun
@@ -20,7 +21,7 @@ def data_tables(health: DataHealth) -> list[Table]:
     counts = _table(
         "preferences per culture",
         "culture",
-        "users",
+        "users or\nquestions",
         "inter-\nactions",
         "responses",
         "train\npairs",
@@ -53,7 +54,7 @@ def data_tables(health: DataHealth) -> list[Table]:
     if skipped.row_count:
         tables.append(skipped)
     if health.warnings:
-        warnings = _table("warnings", "")
+        warnings = Table(title="warnings", title_justify="left", box=box.SIMPLE, show_header=False)
         for warning in health.warnings:
             warnings.add_row(warning)
         tables.append(warnings)
@@ -87,7 +88,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
         "share of test pairs ranked right, %",
         "culture",
         "pairs",
-        "users",
+        "users or\nquestions",
         *LAYERS,
         "all, minus global",
         "p (Holm)",
@@ -133,7 +134,7 @@ def comparison_table(summary: ComparisonResult) -> Table:
 def plan_table(plans: Sequence[PlannedRun]) -> Table:
     total = sum(plan.seconds for plan in plans)
     table = _table(
-        f"{len(plans)} runs, about {_duration(total)} of training on this machine",
+        f"{len(plans)} run{'s' if len(plans) > 1 else ''}, about {_duration(total)} of training on this machine",
         "run",
         "training pairs",
         "kept",
@@ -173,10 +174,11 @@ def model_table(models: Sequence[RegisteredModel]) -> Table:
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    # Too narrow a terminal wraps the headers and the other cells before it cuts a name.
+    table.add_column(first, no_wrap=True)
     for name in numbers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
@@ -187,10 +189,6 @@ def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) ->
     if estimate.low is None or estimate.high is None:
         return value
     return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ from scpo_ray.config import (
     PrismConfig,
     SplitConfig,
     SyntheticConfig,
-    check_culture_names,
 )
+from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.health import count_cultures, find_warnings
 from scpo_ray.data.pairing import IndexPairs, make_pairs
 from scpo_ray.data.preferences import open_preferences

@@ -58,6 +58,9 @@ def train_locally(config: RunConfig) -> tuple[RunResult, Path]:
             tracker.finish("FAILED")
             raise
         tracker.finish("FINISHED")
+        # Last: from now on the run has ended. A crash before this line repeats what came before.
+        run_dir.save_result(result)
+        run_dir.remove_checkpoints()
         return result, run_dir.path
 
 

@@ -1,0 +1,274 @@
+"""One run from its config to its result: what is trained, evaluated, kept and not done again."""
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import scpo_ray.launch.local
+from scpo_ray.config import METHODS, LoraConfig, RunConfig
+from scpo_ray.experiment import open_run_dir, prepare_run
+from scpo_ray.launch.local import train_locally
+from scpo_ray.models import load_exported, model_fingerprint
+from scpo_ray.records import InputError, Worker
+from scpo_ray.scoring import score_tokens
+from scpo_ray.storage import load_result, load_test_pairs
+from scpo_ray.training import DivergedError
+from tests.tiny import tiny_config
+
+WORKER = Worker(rank=0, world_size=1, device="cpu")
+
+
+def with_model(config: RunConfig, **settings) -> RunConfig:
+    """The config with settings of its model section changed."""
+    return config.model_copy(update={"model": config.model.model_copy(update=settings)})
+
+
+def prepared(config):
+    return prepare_run(config, WORKER, open_run_dir(config))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_reward_model, tmp_path_factory):
+    """A run of scpo on North alone: its config, result and folder."""
+    config = tiny_config(tiny_reward_model, tmp_path_factory.mktemp("runs"))
+    return config, *train_locally(config)
+
+
+def test_a_run_leaves_model_result_and_report_and_no_checkpoint(finished):
+    config, result, folder = finished
+
+    assert folder == config.output_dir / "tiny" / f"scpo-North-s0-{config.run_id}"
+    assert load_result(folder) == result
+    files = {path.name for path in folder.iterdir()}
+    assert {"model", "result.json", "report.html", "run.json", "test_pairs.parquet"} <= files
+    assert "checkpoints" not in files
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_result_says_what_was_done(finished):
+    config, result, folder = finished
+
+    assert (result.method, result.seed, result.run_id) == ("scpo", 0, config.run_id)
+    assert (result.num_steps, result.num_pairs_seen) == (12, 96)
+    assert result.culture_weights == {"North": 1.0}
+    assert list(result.selection) == ["North"]
+    assert list(result.evaluation) == ["North", "South"]
+    assert result.fingerprints.keys() == {"data", "model", "scores"}
+    assert {e.culture for e in result.examples} == {"North"}
+    assert result.model_dir == str(folder / "model")
+
+
+def test_the_saved_model_gives_the_margins_that_were_evaluated(finished):
+    config, result, folder = finished
+    data = prepared(config)
+    model = load_exported(folder / "model", device="cpu")
+
+    rewards = score_tokens(model, data.reference.tokens)
+
+    columns = load_test_pairs(folder)
+    test = data.data.test
+    np.testing.assert_allclose(
+        rewards[test.chosen] - rewards[test.rejected], columns["margin"], atol=1e-5
+    )
+    for culture, evaluation in result.evaluation.items():
+        right = columns["margin"][columns["culture"] == culture] > 0
+        assert evaluation.after["all"].value == pytest.approx(right.mean())
+
+
+def test_a_finished_run_is_read_and_not_run_again(finished, monkeypatch):
+    config, result, folder = finished
+
+    def refuse(*arguments):
+        raise AssertionError("the run was run again")
+
+    monkeypatch.setattr(scpo_ray.launch.local, "prepare_run", refuse)
+
+    assert train_locally(config) == (result, folder)
+
+
+def test_the_same_run_elsewhere_has_the_same_weights(finished, tmp_path):
+    config, result, folder = finished
+
+    again, other = train_locally(config.model_copy(update={"output_dir": tmp_path}))
+
+    ours, theirs = (p / "model" / "model.safetensors" for p in (other, folder))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert again.evaluation == result.evaluation
+    assert again.curve == result.curve
+    assert again.run_id == result.run_id
+
+
+def test_the_global_method_needs_no_training(tiny_reward_model, tmp_path):
+    config = tiny_config(tiny_reward_model, tmp_path, method="global")
+
+    result, folder = train_locally(config)
+
+    assert (result.num_steps, result.num_pairs_seen, result.curve.step) == (0, 0, [])
+    assert result.model_dir == str(tiny_reward_model)
+    assert not (folder / "model").exists()
+    for evaluation in result.evaluation.values():
+        assert evaluation.before == evaluation.after
+        assert evaluation.after["distinctive"].value == 0.0
+        assert evaluation.after["agreed"].value == 1.0
+        assert evaluation.difference["all"].value == 0.0
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].trains])
+def test_every_method_selects_and_weighs_as_it_says(tiny_reward_model, tmp_path, method):
+    config = tiny_config(
+        tiny_reward_model, tmp_path, method=method, selection={"filter_threshold": 0.5}
+    )
+
+    run = prepared(config)
+
+    assert run.reference.rewards is not None
+    pairs = run.train_pairs
+    margins = run.reference.rewards[pairs.chosen] - run.reference.rewards[pairs.rejected]
+    kept = margins < 0 if METHODS[method].filters else np.ones(len(pairs), dtype=bool)
+    weights = {
+        "none": np.ones(len(pairs)),
+        "agreement": np.minimum(np.exp(margins / 1.1), 1),
+        "inverse": np.maximum(np.exp(-margins), 1),
+    }[METHODS[method].weighting]
+    np.testing.assert_array_equal(run.rows, np.flatnonzero(kept))
+    np.testing.assert_allclose(run.weights, weights[kept], rtol=1e-5)
+    assert run.plan is not None and len(run.plan.pairs) == kept.sum()
+
+
+def test_a_global_model_is_made_from_a_plain_backbone(tiny_backbone, tmp_path):
+    config = tiny_config(
+        tiny_backbone,
+        tmp_path / "runs",
+        method="finetune",
+        culture_weights={"North": 1.0, "South": 1.0},
+    )
+
+    result, folder = train_locally(with_model(config, new_head=True))
+
+    for evaluation in result.evaluation.values():
+        assert list(evaluation.after) == ["all"]
+        assert (evaluation.before, evaluation.difference) == ({}, {})
+        assert "global_noise" not in evaluation.controls
+    assert result.examples == []
+    next_config = tiny_config(folder / "model", tmp_path / "runs")
+    following, _ = train_locally(next_config)
+    for culture, evaluation in following.evaluation.items():
+        assert evaluation.before["all"].value == result.evaluation[culture].after["all"].value
+
+
+def test_a_culture_at_weight_0_is_left_out(finished, tmp_path):
+    config, result, folder = finished
+    without = config.model_copy(
+        update={"output_dir": tmp_path, "culture_weights": {"North": 1.0, "South": 0.0}}
+    )
+
+    zero, other = train_locally(without)
+
+    ours, theirs = (load_file(p / "model" / "model.safetensors") for p in (other, folder))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert list(zero.selection) == ["North"]
+    assert zero.evaluation == result.evaluation
+
+
+def test_a_mixture_multiplies_a_pairs_weight_by_its_cultures(tiny_reward_model, tmp_path):
+    def weights(**culture_weights):
+        run = prepared(tiny_config(tiny_reward_model, tmp_path, culture_weights=culture_weights))
+        codes = run.train_pairs.culture_codes[run.rows]
+        names = [run.train_pairs.cultures[code] for code in codes]
+        return {c: run.weights[[n == c for n in names]] for c in culture_weights}
+
+    even, mixed = weights(North=1.0, South=1.0), weights(North=1.0, South=0.3)
+
+    np.testing.assert_array_equal(mixed["North"], even["North"])
+    np.testing.assert_allclose(mixed["South"], 0.3 * even["South"], rtol=1e-6)
+    assert len(even["North"]) and len(even["South"])
+
+
+def test_without_culture_weights_every_culture_counts_at_1(tiny_reward_model, tmp_path):
+    config = tiny_config(tiny_reward_model, tmp_path).model_copy(update={"culture_weights": None})
+
+    run = prepared(config)
+
+    assert run.culture_weights == {"North": 1.0, "South": 1.0}
+    assert len(run.train_pairs) == len(run.data.train)
+
+
+def test_a_data_fraction_trains_on_fewer_users_and_tests_on_the_same(tiny_reward_model, tmp_path):
+    whole = prepared(tiny_config(tiny_reward_model, tmp_path))
+
+    half = prepared(tiny_config(tiny_reward_model, tmp_path, data={"data_fraction": 0.5}))
+
+    def users(run):
+        return set(run.train_pairs.cluster_codes.tolist())
+
+    assert users(half) < users(whole)
+    assert len(users(half)) == round(len(users(whole)) / 2)
+    assert half.data.test.cluster_codes.tolist() == whole.data.test.cluster_codes.tolist()
+    assert [half.data.interaction_ids[i] for i in half.data.test.interactions] == [
+        whole.data.interaction_ids[i] for i in whole.data.test.interactions
+    ]
+
+
+def test_adapters_train_evaluate_and_load_again(tiny_reward_model, tmp_path):
+    config = with_model(tiny_config(tiny_reward_model, tmp_path), lora=LoraConfig(rank=4))
+
+    _, folder = train_locally(config)
+
+    run = prepared(config)
+    model = load_exported(folder / "model", device="cpu")
+    rewards = score_tokens(model, run.reference.tokens)
+    margins = load_test_pairs(folder)["margin"]
+    test = run.data.test
+    assert (folder / "model" / "adapter_model.safetensors").is_file()
+    np.testing.assert_allclose(rewards[test.chosen] - rewards[test.rejected], margins, atol=1e-5)
+    assert model_fingerprint(folder / "model", config.model)
+
+
+def test_a_run_that_diverges_leaves_no_result_and_can_be_tried_again(tiny_reward_model, tmp_path):
+    config = tiny_config(tiny_reward_model, tmp_path, train={"learning_rate": 1e30})
+
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="training stopped at step"):
+            train_locally(config)
+
+    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_run_that_another_process_holds_is_refused(tiny_reward_model, tmp_path):
+    config = tiny_config(tiny_reward_model, tmp_path)
+
+    with open_run_dir(config).locked():
+        with pytest.raises(InputError, match="another process is running this run"):
+            train_locally(config)
+
+
+def test_no_pair_after_the_filter_names_every_such_culture(tiny_reward_model, tmp_path):
+    config = tiny_config(
+        tiny_reward_model,
+        tmp_path,
+        culture_weights={"North": 1.0, "South": 1.0},
+        selection={"filter_threshold": 1e-6},
+    )
+
+    with pytest.raises(InputError, match="nothing to train on") as caught:
+        prepared(config)
+
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["North", "South"]
+    assert all(
+        "left at selection.filter_threshold = 1e-06" in problem for problem in caught.value.problems
+    )
+
+
+def test_a_global_model_that_changes_makes_another_run_of_it(finished, tmp_path):
+    config, result, _ = finished
+    shutil.copytree(config.model.path, tmp_path / "other")
+    weights = bytearray((tmp_path / "other" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "other" / "model.safetensors").write_bytes(weights)
+
+    other = config.model.model_copy(update={"path": str(tmp_path / "other")})
+
+    assert model_fingerprint(tmp_path / "other", other) != result.fingerprints["model"]
