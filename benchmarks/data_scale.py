@@ -1,76 +1,123 @@
-"""Memory and time of loading many interactions: `python benchmarks/data_scale.py [NUMBER]`.
+"""Memory and time of loading many preferences: `python benchmarks/data_scale.py [NUMBER]`.
 
-Generated interactions with three responses each are written into the memory-mapped table and
-loaded; each line is a process of its own, so that its peak memory is its own. "objects" holds the
-same interactions as Python objects in a list: what the table saves.
+NUMBER pairs with responses of about 500 characters (PRISM's length) are written to a JSONL file
+and loaded. Each line of the table is a process of its own. "objects" keeps the same interactions
+as Python objects in a list. Memory is the process's own (anonymous) at its highest, sampled every
+10 ms: pages of the mapped file belong to the system, which takes them back when it needs them.
 """
 
+import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
-INTERACTIONS_PER_USER = 20
+import numpy as np
+
+CHARACTERS = 500
+PAIRS_PER_USER = 20
 
 
-def measured(kind: str, number: int, cache: Path) -> None:
+def write_pairs(path: Path, number: int) -> None:
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b"abcdefghijklmnopqrst     ", dtype=np.uint8)
+    with path.open("w") as file:
+        for row in range(number):
+            texts = letters[rng.integers(len(letters), size=(3, CHARACTERS))]
+            prompt, chosen, rejected = (text.tobytes().decode().strip() for text in texts)
+            user = row // PAIRS_PER_USER
+            record = {
+                "prompt": prompt[:60],
+                "chosen": chosen,
+                "rejected": rejected,
+                "culture": "AB"[user % 2],
+                "user": f"u{user}",
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def measured(kind: str, path: Path) -> None:
     """Runs one kind in this process and prints its seconds and peak memory in MB."""
-    from scpo_ray.config import SyntheticConfig
+    from scpo_ray.config import ColumnMap, PreferencesConfig
     from scpo_ray.data.loading import load_preferences
+    from scpo_ray.data.preferences import open_preferences
     from scpo_ray.data.rows import Notes
-    from scpo_ray.data.synthetic import open_synthetic
 
-    users = {"A": number // INTERACTIONS_PER_USER // 2, "B": number // INTERACTIONS_PER_USER // 2}
-    config = SyntheticConfig(
-        source="synthetic", users=users, interactions_per_user=INTERACTIONS_PER_USER
+    config = PreferencesConfig(
+        source="preferences", train_files=[str(path)], columns=ColumnMap(user="user")
     )
+    peak = _PeakMemory()
     started = time.perf_counter()
-    if kind == "load":
-        loaded = len(load_preferences(config, cache).train)
+    if kind == "table":
+        kept = [load_preferences(config, path.parent / "cache")]
     elif kind == "objects":
-        kept = [interaction for _, interaction in open_synthetic(config).read(Notes())]
-        loaded = len(kept)
+        kept = [interaction for _, interaction in open_preferences(config).read(Notes())]
     else:
-        loaded = 0
+        kept = []
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{seconds:.2f} {peak:.0f} {loaded}")
+    print(f"{seconds:.2f} {peak.stop():.0f} {len(kept)}")
+
+
+class _PeakMemory:
+    """The highest anonymous memory of this process in MB, from now until `stop`."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+            self.peak = max(self.peak, int(line.split()[1]) / 1024)
+            if self.stopping.wait(0.01):
+                return
+
+    def stop(self) -> float:
+        self.stopping.set()
+        self.thread.join()
+        return self.peak
 
 
 def main(number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.jsonl"
+        write_pairs(path, number)
+        size = path.stat().st_size / 2**20
         rows = [
-            (title, *_in_a_process(kind, number, folder))
+            (title, *_in_a_process(kind, path))
             for title, kind in (
                 ("imports alone", "nothing"),
                 ("as Python objects", "objects"),
-                ("table: write and load", "load"),
-                ("table: load again", "load"),
+                ("table: write and load", "table"),
+                ("table: load again", "table"),
             )
         ]
-    print(f"{number:,} interactions, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
-    print("| what | seconds | peak MB | MB above imports | share of the objects' |")
-    print("|---|---|---|---|---|")
+    print(f"{number:,} pairs, {size:.0f} MB of JSON; {os.cpu_count()} CPUs, ", end="")
+    print(f"Python {platform.python_version()}\n")
+    print("| what | seconds | peak MB | above imports, share of the objects' |")
+    print("|---|---|---|---|")
     base = rows[0][2]
-    objects = rows[1][2] - base
     for title, seconds, peak in rows:
-        share = f"{(peak - base) / objects:.2f}" if peak > base else ""
-        print(f"| {title} | {seconds:.1f} | {peak:.0f} | {peak - base:.0f} | {share} |")
+        share = f"{(peak - base) / (rows[1][2] - base):.2f}" if peak > base else ""
+        print(f"| {title} | {seconds:.1f} | {peak:.0f} | {share} |")
 
 
-def _in_a_process(kind: str, number: int, folder: str) -> tuple[float, float]:
-    command = [sys.executable, __file__, kind, str(number), folder]
+def _in_a_process(kind: str, path: Path) -> tuple[float, float]:
+    command = [sys.executable, __file__, kind, str(path)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     seconds, peak, _ = output.splitlines()[-1].split()
     return float(seconds), float(peak)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        measured(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    if len(sys.argv) == 3:
+        measured(sys.argv[1], Path(sys.argv[2]))
     else:
         main(int(sys.argv[1]) if len(sys.argv) == 2 else 200_000)

@@ -193,7 +193,7 @@ def main() -> None:
     # DeepSpeed (imported by transformers) logs to standard output, where the JSON goes.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
-        app()
+        app(prog_name="scpo")
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -63,6 +63,20 @@ def nearest_names(name: str, known: Sequence[str]) -> str:
     return ", ".join(repr(n) for n in names) or "none"
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's last of two equal keys wins, silently; here two are an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is set twice", node.value[number][0].start_mark
+                )
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def _read_document(path: Path | str) -> dict[str, Any]:
     if str(path) in PRESETS:
         return {"preset": str(path)}
@@ -73,7 +87,7 @@ def _read_document(path: Path | str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8", [str(error)]) from None
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{path}: not YAML", str(error).splitlines()) from None
     if not isinstance(document, dict):

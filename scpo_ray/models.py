@@ -16,7 +16,7 @@ from torch import nn
 
 from scpo_ray.config import LoraConfig, ModelConfig
 from scpo_ray.records import InputError
-from scpo_ray.rendering import Renderer, first_line, load_renderer, quiet_transformers
+from scpo_ray.rendering import Renderer, load_renderer, quiet_transformers, reasons
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _load_network(folder: Path, config: ModelConfig) -> Any:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:
         raise InputError(
-            f"model.path = {config.path}: config.json cannot be used", [first_line(error)]
+            f"model.path = {config.path}: config.json cannot be used", reasons(error)
         ) from None
     _check_head(settings, config)
     settings.num_labels = 1
@@ -162,7 +162,7 @@ def _load_network(folder: Path, config: ModelConfig) -> Any:
         )
     except Exception as error:
         raise InputError(
-            f"model.path = {config.path}: the weights cannot be loaded", [first_line(error)]
+            f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
         ) from None
     missing = sorted(info["missing_keys"])
     if missing and not config.new_head:
@@ -211,7 +211,7 @@ def _add_adapters(network: Any, config: LoraConfig) -> Any:
             network = peft.get_peft_model(network, settings)
     except ValueError as error:
         raise InputError(
-            f"model.lora.target_modules = {config.target_modules}", [first_line(error)]
+            f"model.lora.target_modules = {config.target_modules}", reasons(error)
         ) from None
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     total = sum(p.numel() for p in network.parameters())

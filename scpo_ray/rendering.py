@@ -111,7 +111,7 @@ def load_renderer(folder: Path, config: ModelConfig) -> Renderer:
         )
     except Exception as error:  # the library raises whatever its parsers raise
         raise InputError(
-            f"model.path = {config.path}: the tokenizer cannot be loaded", [first_line(error)]
+            f"model.path = {config.path}: the tokenizer cannot be loaded", reasons(error)
         ) from None
     style = config.renderer
     if style == "auto":
@@ -145,6 +145,9 @@ def quiet_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def reasons(error: Exception) -> list[str]:
+    """The first line of a loader's error, and the setting to change where it is about code."""
+    lines = [(str(error).strip().splitlines() or [type(error).__name__])[0]]
+    if "trust_remote_code" in str(error):
+        lines.append("set model.trust_remote_code to true only if you have read that code")
+    return lines

@@ -17,7 +17,7 @@ from scpo_ray.models import (
     load_reward_model,
     model_fingerprint,
 )
-from scpo_ray.records import Text, TextSource, Tokens
+from scpo_ray.records import InputError, Text, TextSource, Tokens
 from scpo_ray.rendering import Renderer
 from scpo_ray.storage import ScoreStore, TokenStore
 
@@ -64,7 +64,10 @@ def reference_rewards(
     *,
     device: str,
 ) -> NDArray[np.float32]:
-    """(T,) float32 rewards of the frozen global model; the model is loaded only if they are new."""
+    """(T,) float32 rewards of the frozen global model; the model is loaded only if they are new.
+
+    Raises: InputError if one of them is not finite.
+    """
     key = score_key(model_dir, config, renderer, texts)
     rewards = store.get(key, texts.hashes)
     if rewards is not None:
@@ -73,6 +76,11 @@ def reference_rewards(
     frozen = config.model_copy(update={"lora": None})
     model = load_reward_model(model_dir, frozen, renderer, device=device, seed=0)
     rewards = score_tokens(model, tokens)
+    if not np.isfinite(rewards).all():
+        raise InputError(
+            f"model.path = {config.path}: the global model gives rewards that are not finite",
+            [f"to {(~np.isfinite(rewards)).sum()} of {len(rewards)} texts"],
+        )
     store.put(key, texts.hashes, rewards)
     log.info("scores: %d texts computed, kept in %s", len(rewards), store.path(key))
     return rewards

@@ -132,9 +132,10 @@ def comparison_table(summary: ComparisonResult) -> Table:
 
 
 def plan_table(plans: Sequence[PlannedRun]) -> Table:
-    total = sum(plan.seconds for plan in plans)
+    total = _duration(sum(plan.seconds for plan in plans))
+    runs = "1 run" if len(plans) == 1 else f"{len(plans)} runs"
     table = _table(
-        f"{len(plans)} run{'s' if len(plans) > 1 else ''}, about {_duration(total)} of training on this machine",
+        f"{runs}, about {total} of training on this machine",
         "run",
         "training pairs",
         "kept",
@@ -166,7 +167,7 @@ def model_table(models: Sequence[RegisteredModel]) -> Table:
             m.culture,
             m.method,
             *(
-                "–" if (a := m.accuracy.get(layer)) is None else f"{100 * a:.1f}"
+                "–" if (a := (m.accuracy or {}).get(layer)) is None else f"{100 * a:.1f}"
                 for layer in LAYERS
             ),
         )

@@ -1,22 +1,25 @@
 """The command line, in this process and, where that is what counts, in processes of its own."""
 
+import io
 import json
 import os
 import re
 import resource
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from rich.console import Console
 
 import scpo_ray.cli
+from scpo_ray import tables
+from scpo_ray.commands import DataHealth
 from scpo_ray.models import load_exported
+from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
+from scpo_ray.tracking import RegisteredModel
 from tests.tiny import tiny_document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,11 +135,11 @@ def test_help_is_quick_and_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "Missing argument 'CONFIG'"),
+        (["train"], "Missing argument 'config'"),
         (["nonsense"], "No such command 'nonsense'"),
         (["train", "a.yaml", "--nonsense"], "No such option"),
-        (["evaluate", "a"], "Missing argument 'CONFIG'"),
-        (["export", "a"], "Missing argument 'FOLDER'"),
+        (["evaluate", "a"], "Missing argument 'config'"),
+        (["export", "a"], "Missing argument 'folder'"),
     ],
 )
 def test_wrong_usage_is_said_and_exits_with_2(scpo, arguments, message):
@@ -247,6 +250,32 @@ def test_settings_are_overridden_on_the_command_line(scpo, config, tmp_path):
     assert run_folder(tmp_path / "runs", "finetune-North-s0").is_dir()
 
 
+def test_a_narrow_terminal_folds_cells_and_cuts_none():
+    name = "Democratic People's Republic of Korea"
+    health = DataHealth({}, {}, 48, [f"{name}: " + "a lengthy warning " * 10], "")
+    estimate = Estimate(0.621, 0.5, 0.702, 24, 8)
+    evaluation = CultureEvaluation({}, dict.fromkeys(LAYERS, estimate), {}, {})
+
+    with Console(width=80, record=True, markup=False, file=io.StringIO()) as console:
+        console.print(tables.evaluation_table({name: evaluation}))
+        for table in tables.data_tables(health):
+            console.print(table)
+
+    shown = console.export_text()
+    assert name in shown
+    assert shown.count("lengthy") == 10
+    assert "…" not in shown
+
+
+def test_a_mixtures_model_has_no_accuracy_of_one_culture():
+    model = RegisteredModel("scpo-mix", 1, [], "id", "North, South", "scpo", None, "2026-01-01")
+
+    with Console(width=200, record=True, file=io.StringIO()) as console:
+        console.print(tables.model_table([model]))
+
+    assert re.search(r"scpo-mix .* North, South +scpo +– +– +–", console.export_text())
+
+
 # Export and evaluate
 
 
@@ -288,209 +317,3 @@ def test_what_cannot_be_exported_is_refused(scpo, config, tmp_path):
     assert nothing.code == 2
     assert f"{tmp_path / 'runs'}: has no trained model" in nothing.err
     assert not (tmp_path / "new").exists()
-
-
-# Comparisons and reports
-
-
-@pytest.fixture
-def comparison(tiny_reward_model, tmp_path) -> Path:
-    document = tiny_document(
-        tiny_reward_model,
-        tmp_path / "runs",
-        train={"max_steps": 3},
-        data={"users": {"Majority": 8, "North": 14, "South": 14}},
-    )
-    space = {"method": ["finetune", "scpo"], "culture": ["North", "South"]}
-    return write_yaml(tmp_path / "compare.yaml", {"run": document, "space": space})
-
-
-def modified(folder: Path) -> dict[str, int]:
-    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("tiny/*/result.json")}
-
-
-def test_a_comparison_runs_again_only_what_is_missing(scpo, comparison, tmp_path):
-    outcome = scpo("compare", comparison)
-    summary = json.loads(scpo("compare", comparison, "--json").out)
-    before = modified(tmp_path / "runs")
-    lost = run_folder(tmp_path / "runs", "scpo-South-s0")
-    shutil.rmtree(lost)
-
-    again = json.loads(scpo("compare", comparison, "--json").out)
-
-    assert outcome.code == 0
-    assert [line.split()[0] for line in outcome.out.splitlines()[-3:-1]] == ["finetune", "scpo"]
-    assert len(before) == 4
-    after = modified(tmp_path / "runs")
-    assert {name for name in before if after[name] != before[name]} == {lost.name}
-    assert again == summary
-    assert (summary["methods"], summary["cultures"]) == (["finetune", "scpo"], ["North", "South"])
-    assert {(s["method"], s["culture"]) for s in summary["summaries"]} == {
-        (method, culture) for method in ("finetune", "scpo") for culture in ("", "North", "South")
-    }
-    assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
-
-
-def test_a_failing_run_is_listed_and_the_others_go_on(scpo, comparison, tmp_path):
-    threshold = ("--set", "run.selection.filter_threshold=1.0e-6")
-
-    outcome = scpo("compare", comparison, *threshold)
-    document = json.loads(scpo("compare", comparison, *threshold, "--json").out)
-
-    assert outcome.code == 2
-    assert "finetune" in outcome.out
-    assert document["methods"] == ["finetune"]
-    assert document["failures"].keys() == {"scpo-North-s0", "scpo-South-s0"}
-    assert "failed: scpo-North-s0: nothing to train on North: no pair of" in outcome.err
-    assert "Traceback" not in outcome.err
-
-
-def test_a_comparison_of_which_every_run_fails_has_no_summary(scpo, comparison, tmp_path):
-    outcome = scpo(
-        "compare",
-        comparison,
-        "--set",
-        "run.selection.filter_threshold=1.0e-6",
-        "--set",
-        "space.method=[scpo]",
-    )
-
-    assert outcome.code == 2
-    assert "no run of the comparison came to its end" in outcome.err
-    assert not (tmp_path / "runs" / "tiny" / "comparison.json").exists()
-
-
-def test_a_dry_comparison_plans_every_run(scpo, comparison, tmp_path):
-    document = json.loads(scpo("compare", comparison, "--dry-run", "--json").out)
-
-    names = [plan["name"] for plan in document["plans"]]
-    assert names == ["finetune-North-s0", "scpo-North-s0", "finetune-South-s0", "scpo-South-s0"]
-    assert all(plan["seconds"] > 0 for plan in document["plans"])
-    assert not (tmp_path / "runs" / "tiny").exists()
-
-
-def test_a_report_is_made_of_folders(scpo, comparison, config, tmp_path):
-    scpo("compare", comparison)
-    page = tmp_path / "page.html"
-    experiment = tmp_path / "runs" / "tiny"
-
-    whole = scpo("report", experiment, "--output", page)
-    single = scpo("report", run_folder(tmp_path / "runs"), "--output", tmp_path / "single.html")
-
-    assert whole == Outcome(0, "", f"report: {page}\n")
-    assert "North" in page.read_text()
-    assert single.code == 0
-    nothing = scpo("report", tmp_path, "--output", tmp_path / "none.html")
-    assert nothing.code == 2
-    assert f"{tmp_path}: no result.json in it or one folder below" in nothing.err
-    assert not (tmp_path / "none.html").exists()
-
-
-@pytest.mark.slow
-def test_models_lists_what_runs_registered(scpo, tiny_reward_model, tmp_path):
-    document = tiny_document(tiny_reward_model, tmp_path / "runs", tracking={"tracker": "mlflow"})
-    config = write_yaml(tmp_path / "run.yaml", document)
-    assert scpo("train", config).code == 0
-    uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
-
-    [model] = json.loads(scpo("models", "--uri", uri, "--json").out)
-
-    assert (model["name"], model["version"], model["aliases"]) == ("scpo-North", 1, ["candidate"])
-    assert (model["culture"], model["method"]) == ("North", "scpo")
-    assert "scpo-North" in scpo("models", "--uri", uri).out
-
-
-# Killed, stopped and started again
-
-LONG = {"max_steps": 240, "checkpoint_every": 40, "log_every": 7}
-
-
-def long_config(model: Path, folder: Path) -> Path:
-    """A run of a few seconds, with dropout, that tracks its curve."""
-    folder.mkdir(exist_ok=True)
-    document = tiny_document(model, folder / "runs", train=LONG, tracking={"tracker": "jsonl"})
-    return write_yaml(folder / "run.yaml", document)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny_reward_model, tmp_path_factory) -> Path:
-    """The folder of a long run that nothing stopped; it printed JSON alone."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    outcome = in_process("train", long_config(tiny_reward_model, folder), "--json")
-    assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["num_steps"] == LONG["max_steps"]
-    return run_folder(folder / "runs")
-
-
-def stop_midway(process: "subprocess.Popen[str]", folder: Path, stop: signal.Signals) -> Outcome:
-    """Waits for the first whole checkpoint, then sends the signal."""
-    deadline = time.monotonic() + 240
-    while not list(folder.glob("runs/tiny/*/checkpoints/step-*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.01)
-    process.send_signal(stop)
-    out, err = process.communicate(timeout=60)
-    return Outcome(process.returncode, out, err)
-
-
-def curve_of(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k != "time"} for line in lines if "train/loss" in line
-    ]
-
-
-def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
-    ours, theirs = (p / "model" / "model.safetensors" for p in (folder, undisturbed))
-    assert ours.read_bytes() == theirs.read_bytes()
-    assert curve_of(folder) == curve_of(undisturbed)
-    steps = [point["step"] for point in curve_of(folder)]
-    assert steps == [*range(7, 240, 7), 240]
-    results = [json.loads((p / "result.json").read_text()) for p in (folder, undisturbed)]
-    assert results[0]["evaluation"] == results[1]["evaluation"]
-    assert results[0]["curve"] == results[1]["curve"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_byte_for_byte_as_an_undisturbed_one(
-    tiny_reward_model, tmp_path, undisturbed
-):
-    config = long_config(tiny_reward_model, tmp_path)
-    killed = stop_midway(start_process("train", config), tmp_path, signal.SIGKILL)
-    assert killed.code == -signal.SIGKILL
-    assert not list(tmp_path.rglob("result.json"))
-
-    outcome = in_process("train", config)
-
-    assert outcome.code == 0, outcome.err
-    assert "resumed at step" in outcome.err
-    assert_ends_alike(run_folder(tmp_path / "runs"), undisturbed)
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on_and_the_run_does(tiny_reward_model, tmp_path, undisturbed):
-    config = long_config(tiny_reward_model, tmp_path)
-
-    stopped = stop_midway(start_process("train", config), tmp_path, signal.SIGINT)
-
-    assert stopped.code == 130
-    assert stopped.err.endswith("stopped; the same command goes on from the last checkpoint\n")
-    assert "Traceback" not in stopped.err
-    assert not list(tmp_path.rglob("result.json"))
-    outcome = in_process("train", config)
-    assert outcome.code == 0, outcome.err
-    assert "resumed at step" in outcome.err
-    assert_ends_alike(run_folder(tmp_path / "runs"), undisturbed)
-
-
-@pytest.mark.slow
-def test_a_run_that_diverges_exits_with_2_and_says_where(tiny_reward_model, tmp_path):
-    config = long_config(tiny_reward_model, tmp_path)
-
-    outcome = in_process("train", config, "--set", "train.learning_rate=1.0e+30")
-
-    assert outcome.code == 2
-    assert re.search(r"training stopped at step \d+: the (loss|gradient)", outcome.err)
-    assert "pairs of the step: " in outcome.err
-    assert "last good checkpoint: none yet" in outcome.err
-    assert "Traceback" not in outcome.err

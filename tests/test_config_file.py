@@ -355,3 +355,14 @@ def test_nearest_names_ignore_case_and_never_leave_the_reader_without_any(name, 
 def test_known_cultures_are_no_problem():
     check_culture_names(["Chile"], ["Chile", "Peru"], "data.cultures")
     check_culture_names([], ["Chile"], "data.cultures")
+
+
+def test_a_section_written_twice_is_an_error_that_names_key_and_line(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("train:\n  max_steps: 5\nseed: 1\ntrain:\n  batch_size: 4\n")
+
+    with pytest.raises(InputError) as error:
+        load_config(path)
+
+    assert "'train' is set twice" in str(error.value)
+    assert "line 4" in str(error.value)

@@ -1,7 +1,6 @@
 """Reward models: what loads, what is refused, and that a saved one gives the same rewards."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from scpo_ray.config import LoraConfig, ModelConfig, TrainConfig
+from scpo_ray.config import ModelConfig, TrainConfig
 from scpo_ray.data.synthetic import vocabulary
 from scpo_ray.engine import TorchEngine
 from scpo_ray.loss import weighted_bradley_terry_loss
@@ -19,7 +18,6 @@ from scpo_ray.models import (
     RewardModel,
     load_exported,
     load_reward_model,
-    merged_adapters,
     model_fingerprint,
     resolve_device,
     resolve_model_dir,
@@ -34,7 +32,6 @@ TEXTS = [
     Text((), " ".join(vocabulary()[start : start + prompt]), " ".join(vocabulary()[-reply:]))
     for start, (prompt, reply) in enumerate([(3, 2), (1, 30), (12, 9), (1, 1), (20, 20), (5, 4)])
 ]
-LORA = LoraConfig(rank=4, alpha=8.0)
 
 
 def loaded(folder: Path, *, seed: int = 0, **settings) -> RewardModel:
@@ -208,104 +205,6 @@ def test_a_trained_model_saved_and_loaded_again_gives_the_same_rewards(
     assert_close(score_texts(again, TEXTS), rewards, 1e-6)
 
 
-LORA_CASES = [
-    ("bert", {}),
-    ("llama", {}),
-    ("deberta", {}),
-    ("bert", {"num_layers": 1}),
-    ("llama", {"num_layers": 1}),
-    ("bert backbone", {"new_head": True}),
-    ("causal llama", {"new_head": True, "num_layers": 1}),
-]
-
-
-@pytest.mark.parametrize(("name", "settings"), LORA_CASES)
-def test_adapters_and_head_are_trained_saved_and_merged(folders, tmp_path, name, settings):
-    model = loaded(folders[name], lora=LORA, seed=3, **settings)
-    start = {key: value.clone() for key, value in model.network.state_dict().items()}
-    before = score_texts(model, TEXTS)
-
-    train_a_little(model)
-
-    rewards = score_texts(model, TEXTS)
-    changed = {
-        key for key, value in model.network.state_dict().items() if not value.equal(start[key])
-    }
-    assert np.abs(rewards - before).max() > 1e-3
-    assert all(re.search(r"lora_|modules_to_save", key) for key in changed)
-    assert any("lora_" in key for key in changed)
-    assert any(re.search(r"(score|classifier)\.modules_to_save", key) for key in changed)
-
-    folder = saved(model, tmp_path / "adapters")
-    again = load_exported(folder, device="cpu")
-    assert not (folder / "model.safetensors").exists()
-    assert_close(score_texts(again, TEXTS), rewards, 1e-5)
-
-    plain = load_exported(saved(merged_adapters(again), tmp_path / "merged"), device="cpu")
-    assert not hasattr(plain.network, "peft_config")
-    assert_close(score_texts(plain, TEXTS), rewards, 1e-5)
-
-
-def test_a_merged_export_is_a_plain_hugging_face_folder(tiny_reward_model, tmp_path):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    model = loaded(tiny_reward_model, lora=LORA)
-    train_a_little(model)
-    rewards = score_texts(model, TEXTS[:1])
-
-    folder = saved(merged_adapters(model), tmp_path / "merged")
-
-    network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    inputs = tokenizer([TEXTS[0].prompt], [TEXTS[0].response], return_tensors="pt")
-    assert network.config.problem_type == "regression"
-    assert_close(network(**inputs).logits[0].detach().numpy(), rewards, 1e-5)
-
-
-def test_adapters_saved_from_a_relative_path_load_from_another_folder(
-    tiny_reward_model, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tiny_reward_model.parent)
-    model = loaded(Path(tiny_reward_model.name), lora=LORA)
-    folder = saved(model, tmp_path / "adapters")
-    monkeypatch.chdir(tmp_path)
-
-    again = load_exported(folder, device="cpu")
-
-    assert_close(score_texts(again, TEXTS), score_texts(model, TEXTS), 1e-5)
-
-
-def test_the_seed_decides_a_new_head_and_new_adapters(tiny_backbone):
-    def weights(seed):
-        model = loaded(tiny_backbone, new_head=True, lora=LORA, seed=seed)
-        return {k: v for k, v in model.network.named_parameters() if v.requires_grad}
-
-    one, same, other = weights(1), weights(1), weights(2)
-
-    assert all(one[key].equal(same[key]) for key in one)
-    assert any("lora_A" in key and not one[key].equal(other[key]) for key in one)
-    assert any("classifier" in key and not one[key].equal(other[key]) for key in one)
-
-
-def test_adapters_on_adapters_are_refused(tiny_reward_model, tmp_path):
-    folder = saved(loaded(tiny_reward_model, lora=LORA), tmp_path / "adapters")
-
-    with pytest.raises(InputError, match="has adapters already; export it merged first"):
-        loaded(folder, lora=LORA)
-
-
-def test_adapter_targets_that_the_model_has_not_are_refused(tiny_reward_model):
-    lora = LoraConfig(target_modules=["nowhere"])
-
-    with pytest.raises(InputError, match=r"model.lora.target_modules = \['nowhere'\]"):
-        loaded(tiny_reward_model, lora=lora)
-
-
-def test_merging_a_model_without_adapters_is_refused(tiny_reward_model):
-    with pytest.raises(InputError, match="no adapters to merge"):
-        merged_adapters(loaded(tiny_reward_model))
-
-
 def test_num_layers_keeps_the_bottom_layers_and_changes_the_fingerprint(tiny_reward_model):
     model = loaded(tiny_reward_model, num_layers=1)
 
@@ -452,62 +351,6 @@ def test_a_model_that_is_nowhere_is_refused(path):
 def test_a_folder_that_was_not_saved_here_is_no_export(tiny_backbone):
     with pytest.raises(InputError, match="not a model saved here: no readable scpo_model.json"):
         load_exported(tiny_backbone, device="cpu")
-
-
-CODE = """
-from pathlib import Path
-from transformers import BertConfig, BertForSequenceClassification
-Path({marker!r}).touch()
-
-class Config(BertConfig):
-    model_type = "theirs"
-
-class Model(BertForSequenceClassification):
-    config_class = Config
-"""
-
-
-@pytest.mark.parametrize("model_type", ["bert", "theirs"])
-def test_code_that_comes_with_a_model_does_not_run(tiny_reward_model, tmp_path, model_type):
-    folder, marker = model_with_code(tiny_reward_model, tmp_path, model_type)
-
-    if model_type == "bert":
-        loaded(folder)
-    else:
-        with pytest.raises(InputError, match="config.json cannot be used"):
-            loaded(folder)
-
-    assert not marker.exists()
-
-
-def test_code_that_comes_with_a_model_runs_where_it_is_asked_for(
-    tiny_reward_model, tmp_path, monkeypatch
-):
-    import transformers.dynamic_module_utils
-
-    monkeypatch.setattr(
-        transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules")
-    )
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    folder, marker = model_with_code(tiny_reward_model, tmp_path, "theirs")
-
-    model = loaded(folder, trust_remote_code=True)
-
-    assert marker.exists()
-    expected = score_texts(loaded(tiny_reward_model), TEXTS)
-    assert_close(score_texts(model, TEXTS), expected, 1e-6)
-
-
-def model_with_code(source: Path, tmp_path: Path, model_type: str) -> tuple[Path, Path]:
-    """A model's folder with code, and the file that the code makes when it runs."""
-    marker = tmp_path / "marker"
-    auto_map = {
-        "AutoConfig": "theirs.Config",
-        "AutoModelForSequenceClassification": "theirs.Model",
-    }
-    folder = copied(source, tmp_path / "model", model_type=model_type, auto_map=auto_map)
-    (folder / "theirs.py").write_text(CODE.format(marker=str(marker)))
-    return folder, marker
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):

@@ -24,9 +24,7 @@ def write_tiny_reward_model(folder: Path) -> Path:
     config = ModelConfig(path=str(backbone), max_length=48, new_head=True)
     renderer = load_renderer(backbone, config)
     folder.mkdir()
-    save_reward_model(
-        load_reward_model(backbone, config, renderer, device="cpu", seed=0), folder
-    )
+    save_reward_model(load_reward_model(backbone, config, renderer, device="cpu", seed=0), folder)
     return folder
 
 
