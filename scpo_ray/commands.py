@@ -1,31 +1,32 @@
 """What the commands beside train and compare do, without printing it."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scpo_ray.config import ComparisonConfig, RunConfig
-from scpo_ray.data.loading import load_preferences
 from scpo_ray.engine import TorchEngine
 from scpo_ray.evaluation import evaluate_pairs
 from scpo_ray.experiment import (
     PreparedRun,
-    load_reference,
+    global_rewards,
+    load_inputs,
     open_run_dir,
     prepare_run,
     response_lengths,
     truncated_texts,
 )
-from scpo_ray.launch.local import known_cultures, local_worker
-from scpo_ray.metrics import ranked_right, win_probabilities
+from scpo_ray.launch.local import local_worker
+from scpo_ray.metrics import ranked_right
 from scpo_ray.models import (
     load_exported,
     load_reward_model,
     merged_adapters,
-    resolve_model_dir,
     save_reward_model,
 )
 from scpo_ray.naming import run_name
@@ -36,12 +37,14 @@ from scpo_ray.records import (
     InputError,
     RunResult,
 )
-from scpo_ray.rendering import load_renderer
 from scpo_ray.report import write_report
-from scpo_ray.scoring import score_key, score_tokens, tokenize
+from scpo_ray.scoring import score_tokens, tokenize
+from scpo_ray.selection import disagreement_mask
 from scpo_ray.storage import load_comparison_result, load_result, whole_folder
 from scpo_ray.sweep import comparison_trials
 from scpo_ray.training import TrainingData, step_loss
+
+log = logging.getLogger(__name__)
 
 _TIMED_STEPS = 3
 
@@ -92,13 +95,11 @@ class PlannedRun:
 
 def data_health(config: RunConfig) -> DataHealth:
     """The data's counts and warnings; needs the model's tokenizer to count what is cut."""
-    run_dir = open_run_dir(config)
-    data = load_preferences(config.data, run_dir.cache / "data")
-    renderer = load_renderer(resolve_model_dir(config.model), config.model)
-    tokens = tokenize(renderer, data.texts, run_dir.token_store)
+    inputs = load_inputs(config, open_run_dir(config))
+    data = inputs.data
     return DataHealth(
         counts=data.counts,
-        truncated_texts=truncated_texts(data, tokens),
+        truncated_texts=truncated_texts(data, inputs.tokens),
         max_length=config.model.max_length,
         warnings=list(data.warnings),
         fingerprint=data.fingerprint,
@@ -110,13 +111,16 @@ def global_scores(config: RunConfig) -> GlobalScores:
     if config.model.new_head:
         raise InputError("model.new_head = true: an untrained head has no scores worth keeping")
     run_dir = open_run_dir(config)
-    data = load_preferences(config.data, run_dir.cache / "data")
-    reference = load_reference(config, data, local_worker(config), run_dir)
-    if reference.rewards is None:
+    inputs = load_inputs(config, run_dir)
+    rewards = global_rewards(config, inputs, local_worker(config), run_dir)
+    if rewards is None:
         raise ValueError("a model with a trained head must have rewards")
-    pairs, threshold = data.train, config.selection.filter_threshold
-    chosen, rejected = reference.rewards[pairs.chosen], reference.rewards[pairs.rejected]
-    kept = win_probabilities(chosen, rejected) < (2.0 if threshold is None else threshold)
+    pairs, threshold = inputs.data.train, config.selection.filter_threshold
+    chosen, rejected = rewards[pairs.chosen], rewards[pairs.rejected]
+    kept = np.ones(len(pairs), dtype=np.bool_)
+    if threshold is not None:
+        chosen_tensor, rejected_tensor = torch.from_numpy(chosen), torch.from_numpy(rejected)
+        kept = disagreement_mask(chosen_tensor, rejected_tensor, threshold=threshold).numpy()
     cultures = {}
     for code, culture in enumerate(pairs.cultures):
         mine = pairs.culture_codes == code
@@ -126,13 +130,14 @@ def global_scores(config: RunConfig) -> GlobalScores:
             mean_margin=float((chosen[mine] - rejected[mine]).mean()),
             kept_share=float(kept[mine].mean()),
         )
-    key = score_key(reference.model_dir, config.model, reference.renderer, data.texts)
-    return GlobalScores(cultures, threshold, len(data.texts), str(run_dir.score_store.path(key)))
+    path = run_dir.score_store.path(inputs.fingerprints["scores"])
+    return GlobalScores(cultures, threshold, len(inputs.data.texts), str(path))
 
 
 def planned_run(config: RunConfig) -> PlannedRun:
     """Prepares a run (and so finds its input's faults) and times its first steps."""
-    prepared = prepare_run(config, local_worker(config), open_run_dir(config))
+    run_dir = open_run_dir(config)
+    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config), run_dir)
     return _planned(config, prepared, _seconds_per_token(config, prepared))
 
 
@@ -140,8 +145,10 @@ def planned_runs(comparison: ComparisonConfig) -> list[PlannedRun]:
     """As `planned_run`, for every run; steps are timed once and scaled by their tokens."""
     speed: float | None = None
     planned = []
-    for trial in comparison_trials(comparison, known_cultures(comparison.run)):
-        prepared = prepare_run(trial.config, local_worker(trial.config), open_run_dir(trial.config))
+    run_dir = open_run_dir(comparison.run)
+    inputs = load_inputs(comparison.run, run_dir)
+    for trial in comparison_trials(comparison, inputs.data.cultures):
+        prepared = prepare_run(trial.config, inputs, local_worker(trial.config), run_dir)
         if speed is None and prepared.plan is not None:
             speed = _seconds_per_token(trial.config, prepared)
         planned.append(_planned(trial.config, prepared, speed or 0.0))
@@ -156,8 +163,8 @@ def evaluate_model(path: Path, config: RunConfig) -> dict[str, CultureEvaluation
     """
     model_dir = path / "model" if (path / "model").is_dir() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
-    data = load_preferences(config.data, run_dir.cache / "data")
-    reference = load_reference(config, data, worker, run_dir)
+    inputs = load_inputs(config, run_dir)
+    data = inputs.data
     model = load_exported(model_dir, device=worker.device)
     tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
     rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
@@ -166,7 +173,7 @@ def evaluate_model(path: Path, config: RunConfig) -> dict[str, CultureEvaluation
     return evaluate_pairs(
         data.test,
         rewards,
-        reference.rewards,
+        global_rewards(config, inputs, worker, run_dir),
         response_lengths(data),
         config.evaluation,
         seed=config.seed,
@@ -197,7 +204,11 @@ def report_folders(folders: Sequence[Path], output: Path) -> Path:
         raise InputError("nothing to report", problems)
     comparison = comparisons[0] if comparisons else None
     if comparison is not None:
+        others = [r for r in results if r.run_id not in comparison.run_ids]
         results = [r for r in results if r.run_id in comparison.run_ids]
+        if others:
+            names = ", ".join(f"{r.method} {r.run_id}" for r in others)
+            log.warning("left out, not in the comparison: %d runs (%s)", len(others), names)
     return write_report(results, comparison, output)
 
 
@@ -237,16 +248,17 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     """Real optimizer steps on a model that is thrown away; the first is a warm-up."""
     if prepared.plan is None:
         return 0.0
-    worker, reference = local_worker(config), prepared.reference
+    worker, inputs = local_worker(config), prepared.inputs
     model = load_reward_model(
-        reference.model_dir,
+        inputs.model_dir,
         config.model,
-        reference.renderer,
+        inputs.renderer,
         device=worker.device,
         seed=config.seed,
     )
-    engine = TorchEngine(model, config.train)
-    data = TrainingData(reference.tokens, prepared.weights, lambda rows: [])
+    # So small a rate that no setting makes these few steps diverge: only their time counts.
+    engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}))
+    data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])
     timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
     started = time.monotonic()
     for step in timed.steps_from(0):

@@ -40,7 +40,8 @@ class PairOutcomes:
     """What one model did with every test pair: a run's `test_pairs.parquet` in columns.
 
     Attributes:
-        culture, pair_id, cluster: (P,) text. The cluster is the user or question.
+        culture, pair_id: (P,) text.
+        cluster: (P,) int64, the user or question, the same number in all runs on one data set.
         ref_margin: (P,) float32, the global model's r+ - r-, or None where there is none.
         margin: (P,) float32, the trained model's.
     """

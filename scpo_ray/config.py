@@ -351,13 +351,13 @@ class TrackingConfig(Section):
 
 
 class RunConfig(Section):
-    experiment: str = Field("scpo", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    experiment: str = Field("scpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Groups runs: a folder below `output_dir` and an MLflow experiment."""
 
     method: MethodName = "scpo"
     """global (no training), finetune (all pairs), filter, weight, inverse, or scpo."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
 
     output_dir: Path = Path("runs")
@@ -391,6 +391,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def settings_agree(self) -> Self:
+        if "\0" in str(self.output_dir):
+            raise ValueError("output_dir: a path cannot hold a NUL character")
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
         _check_head(self.method, self.model)

@@ -48,26 +48,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The global model and what it says of the data: its (T,) rewards, None with a new head."""
+class RunInputs:
+    """What a run reads, before any network is loaded.
 
+    `fingerprints`: "data"; "model" (the weights started from); "scores" (weights, renderer and
+    texts: the score store's key).
+    """
+
+    data: PreferenceData
     model_dir: Path
     renderer: Renderer
     tokens: Tokens
-    rewards: NDArray[np.float32] | None
+    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True)
 class PreparedRun:
     """All that is decided before the first gradient; making it finds every fault of the input.
 
-    `train_pairs`: those of the trained cultures; `selection` speaks of all of them, `rows` are
-    the kept ones, `weights` (len(rows),) what each counts with its culture's weight.
-    `plan` is None for a method that does not train.
+    `ref_rewards`: (T,) the global model's, None with a new head. `train_pairs`: those of the
+    trained cultures; `selection` speaks of all of them, `rows` are the kept ones, `weights`
+    (len(rows),) what each counts with its culture's weight. `plan` is None for a method that
+    does not train.
     """
 
-    data: PreferenceData
-    reference: Reference
+    inputs: RunInputs
+    ref_rewards: NDArray[np.float32] | None
     culture_weights: dict[str, float]
     train_pairs: Pairs
     selection: Selection
@@ -82,60 +88,12 @@ def open_run_dir(config: RunConfig) -> RunDir:
     return RunDir(path, config.output_dir / "cache")
 
 
-def prepare_run(config: RunConfig, worker: Worker, run_dir: RunDir) -> PreparedRun:
-    """Data, tokens, the global model's rewards, selection and plan of a run.
+def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
+    """The data, its tokens, and where the global model lies.
 
-    Raises: InputError for whatever is wrong with the data, the model or the settings.
+    Raises: InputError for whatever is wrong with the data or the model's folder.
     """
     data = load_preferences(config.data, run_dir.cache / "data")
-    culture_weights = _culture_weights(config, data)
-    reference = load_reference(config, data, worker, run_dir)
-    train_pairs = data.train.take(_cultures_mask(data.train, culture_weights))
-    selection = _select(config, train_pairs, reference.rewards)
-    rows = np.flatnonzero(selection.keep.numpy())
-    _check_every_culture_has_pairs(config, train_pairs, rows, culture_weights)
-    by_code = np.array([culture_weights.get(c, 0.0) for c in train_pairs.cultures], np.float32)
-    weights = selection.weights.numpy()[rows] * by_code[train_pairs.culture_codes[rows]]
-    plan = None
-    if METHODS[config.method].trains:
-        plan = plan_steps(
-            np.stack([train_pairs.chosen[rows], train_pairs.rejected[rows]], axis=1),
-            reference.tokens.lengths,
-            batch_size=config.train.batch_size,
-            num_steps=config.train.max_steps,
-            micro_batch_tokens=config.train.micro_batch_tokens,
-            num_workers=worker.world_size,
-            seed=config.seed,
-        )
-    return PreparedRun(
-        data, reference, culture_weights, train_pairs, selection, rows, weights, plan
-    )
-
-
-def run_experiment(
-    config: RunConfig, prepared: PreparedRun, worker: Worker, tracker: Tracker, run_dir: RunDir
-) -> RunResult:
-    """Trains (or goes on training), evaluates and saves one model; its result, not yet saved."""
-    model, summary = _trained_model(config, prepared, worker, tracker, run_dir)
-    rewards = _test_rewards(prepared, model)
-    evaluation = evaluate_pairs(
-        prepared.data.test,
-        rewards,
-        prepared.reference.rewards,
-        response_lengths(prepared.data),
-        config.evaluation,
-        seed=config.seed,
-    )
-    result = _result(config, prepared, worker, run_dir, summary, evaluation)
-    run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
-    tracker.log_result(result, run_dir.path)
-    return result
-
-
-def load_reference(
-    config: RunConfig, data: PreferenceData, worker: Worker, run_dir: RunDir
-) -> Reference:
-    """The global model's renderer, the texts' tokens and, without a new head, its rewards."""
     model_dir = resolve_model_dir(config.model)
     renderer = load_renderer(model_dir, config.model)
     tokens = tokenize(renderer, data.texts, run_dir.token_store)
@@ -146,18 +104,87 @@ def load_reference(
             len(tokens.truncated),
             config.model.max_length,
         )
-    rewards = None
-    if not config.model.new_head:
-        rewards = reference_rewards(
-            model_dir,
-            config.model,
-            renderer,
-            data.texts,
-            tokens,
-            run_dir.score_store,
-            device=worker.device,
+    fingerprints = {
+        "data": data.fingerprint,
+        "model": model_fingerprint(model_dir, config.model),
+        "scores": score_key(model_dir, config.model, renderer, data.texts),
+    }
+    return RunInputs(data, model_dir, renderer, tokens, fingerprints)
+
+
+def prepare_run(
+    config: RunConfig, inputs: RunInputs, worker: Worker, run_dir: RunDir
+) -> PreparedRun:
+    """The global model's rewards, selection and plan of a run.
+
+    Raises: InputError for whatever is wrong with the model, the cultures or the settings.
+    """
+    culture_weights = _culture_weights(config, inputs.data)
+    ref_rewards = global_rewards(config, inputs, worker, run_dir)
+    train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, culture_weights))
+    selection = _select(config, train_pairs, ref_rewards)
+    rows = np.flatnonzero(selection.keep.numpy())
+    _check_every_culture_has_pairs(config, train_pairs, rows, culture_weights)
+    by_code = np.array([culture_weights.get(c, 0.0) for c in train_pairs.cultures], np.float32)
+    weights = selection.weights.numpy()[rows] * by_code[train_pairs.culture_codes[rows]]
+    if config.selection.normalize_weights and not weights.all():
+        raise InputError(
+            f"selection.weight_temperature = {config.selection.weight_temperature}: too low for "
+            f"normalize_weights, {int((weights == 0).sum())} pairs have weight 0"
         )
-    return Reference(model_dir, renderer, tokens, rewards)
+    plan = None
+    if METHODS[config.method].trains:
+        plan = plan_steps(
+            np.stack([train_pairs.chosen[rows], train_pairs.rejected[rows]], axis=1),
+            inputs.tokens.lengths,
+            batch_size=config.train.batch_size,
+            num_steps=config.train.max_steps,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+            num_workers=worker.world_size,
+            seed=config.seed,
+        )
+    return PreparedRun(
+        inputs, ref_rewards, culture_weights, train_pairs, selection, rows, weights, plan
+    )
+
+
+def run_experiment(
+    config: RunConfig, prepared: PreparedRun, worker: Worker, tracker: Tracker, run_dir: RunDir
+) -> RunResult:
+    """Trains (or goes on training), evaluates and saves one model; its result, not yet saved."""
+    if worker.world_size != 1:
+        raise ValueError(f"one worker trains a run, got {worker.world_size}")
+    model, summary = _trained_model(config, prepared, worker, tracker, run_dir)
+    rewards = _test_rewards(prepared, model)
+    evaluation = evaluate_pairs(
+        prepared.inputs.data.test,
+        rewards,
+        prepared.ref_rewards,
+        response_lengths(prepared.inputs.data),
+        config.evaluation,
+        seed=config.seed,
+    )
+    result = _result(config, prepared, worker, run_dir, summary, evaluation)
+    run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
+    tracker.log_result(result, run_dir.path)
+    return result
+
+
+def global_rewards(
+    config: RunConfig, inputs: RunInputs, worker: Worker, run_dir: RunDir
+) -> NDArray[np.float32] | None:
+    """(T,) the global model's rewards, computed or read from the store; None with a new head."""
+    if config.model.new_head:
+        return None
+    return reference_rewards(
+        inputs.model_dir,
+        config.model,
+        inputs.renderer,
+        inputs.data.texts,
+        inputs.tokens,
+        run_dir.score_store,
+        device=worker.device,
+    )
 
 
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
@@ -222,11 +249,11 @@ def _trained_model(
     """The model after training, saved; None for the global method, whose rewards are known."""
     if prepared.plan is None:
         return None, TrainingSummary(0, 0, 0.0, TrainingCurve())
-    reference = prepared.reference
+    inputs = prepared.inputs
     model = load_reward_model(
-        reference.model_dir,
+        inputs.model_dir,
         config.model,
-        reference.renderer,
+        inputs.renderer,
         device=worker.device,
         seed=config.seed,
     )
@@ -236,9 +263,9 @@ def _trained_model(
         engine,
         prepared.plan,
         TrainingData(
-            reference.tokens,
+            inputs.tokens,
             prepared.weights,
-            lambda rows: pair_ids(pairs.take(rows), prepared.data.interaction_ids),
+            lambda rows: pair_ids(pairs.take(rows), prepared.inputs.data.interaction_ids),
         ),
         config.train,
         tracker,
@@ -258,13 +285,13 @@ def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
 
 def _test_rewards(prepared: PreparedRun, model: RewardModel | None) -> NDArray[np.float32]:
     """(T,) rewards of the texts in test pairs, NaN elsewhere."""
-    if model is None and prepared.reference.rewards is not None:
-        return prepared.reference.rewards
+    if model is None and prepared.ref_rewards is not None:
+        return prepared.ref_rewards
     if model is None:
         raise ValueError("neither a trained model nor a global model's rewards")
-    rewards = np.full(len(prepared.data.texts), np.nan, dtype=np.float32)
-    texts = _test_texts(prepared.data)
-    rewards[texts] = score_tokens(model, prepared.reference.tokens, text_ids=texts)
+    rewards = np.full(len(prepared.inputs.data.texts), np.nan, dtype=np.float32)
+    texts = _test_texts(prepared.inputs.data)
+    rewards[texts] = score_tokens(model, prepared.inputs.tokens, text_ids=texts)
     return rewards
 
 
@@ -276,17 +303,12 @@ def _result(
     summary: TrainingSummary,
     evaluation: dict[str, CultureEvaluation],
 ) -> RunResult:
-    data, reference = prepared.data, prepared.reference
-    fingerprints = {
-        "data": data.fingerprint,
-        "model": model_fingerprint(reference.model_dir, config.model),
-        "scores": score_key(reference.model_dir, config.model, reference.renderer, data.texts),
-    }
+    data, inputs = prepared.inputs.data, prepared.inputs
     examples = []
-    if reference.rewards is not None:
+    if prepared.ref_rewards is not None:
         examples = example_pairs(
             prepared.train_pairs,
-            reference.rewards,
+            prepared.ref_rewards,
             prepared.selection.keep.numpy(),
             prepared.selection.weights.numpy(),
             data.texts,
@@ -301,10 +323,10 @@ def _result(
         seed=config.seed,
         culture_weights=prepared.culture_weights,
         config=config.model_dump(mode="json"),
-        fingerprints=fingerprints,
+        fingerprints=inputs.fingerprints,
         data=data.counts,
         warnings=list(data.warnings),
-        truncated_texts=truncated_texts(data, reference.tokens),
+        truncated_texts=truncated_texts(data, inputs.tokens),
         selection=_selection_summaries(prepared),
         examples=examples,
         num_steps=summary.num_steps,
@@ -312,7 +334,7 @@ def _result(
         train_seconds=summary.seconds,
         curve=summary.curve,
         evaluation=evaluation,
-        model_dir=str(run_dir.model_dir if prepared.plan else reference.model_dir),
+        model_dir=str(run_dir.model_dir if prepared.plan else inputs.model_dir),
         device=worker.device,
         versions={
             "scpo_ray": scpo_ray.__version__,
@@ -361,10 +383,10 @@ def _test_pair_columns(
     prepared: PreparedRun, rewards: NDArray[np.float32]
 ) -> dict[str, list[str] | NDArray[Any]]:
     """What a comparison needs of every test pair; see `storage.load_test_pairs`."""
-    test, ref = prepared.data.test, prepared.reference.rewards
+    test, ref = prepared.inputs.data.test, prepared.ref_rewards
     columns: dict[str, list[str] | NDArray[Any]] = {
         "culture": [test.cultures[code] for code in test.culture_codes],
-        "pair_id": pair_ids(test, prepared.data.interaction_ids),
+        "pair_id": pair_ids(test, prepared.inputs.data.interaction_ids),
         "cluster": test.cluster_codes,
         "margin": rewards[test.chosen] - rewards[test.rejected],
     }

@@ -262,15 +262,11 @@ def _all_pages(search: Callable[..., Any], pattern: str) -> list[Any]:
 def log_model(
     client: Any, experiment_id: str, run_id: str, folder: Path, result: RunResult
 ) -> None:
-    """Logs an exported folder as a pyfunc model from code and registers it; again is as once.
-
-    The global model itself is logged but not registered.
-    """
+    """Logs an exported folder as a pyfunc model from code and registers it; again is as once."""
     model = _logged_model(client, run_id) or _send_model(
         client, experiment_id, run_id, folder, result
     )
-    if result.method != "global":
-        _register(client, run_id, model, result)
+    _register(client, run_id, model, result)
 
 
 def _logged_model(client: Any, run_id: str) -> Any | None:

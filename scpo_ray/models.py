@@ -5,9 +5,10 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,12 +95,19 @@ def model_fingerprint(folder: Path, config: ModelConfig) -> str:
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
         if path.name == "tokenizer_config.json":
             continue
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        state = path.stat()
+        digest.update(path.name.encode() + _file_digest(path, state.st_size, state.st_mtime_ns))
     if (folder / "adapter_config.json").is_file():
         base = _adapter_base(folder, config)
         digest.update(model_fingerprint(resolve_model_dir(base), base).encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
+    """SHA-256 of a file; read once in this process while its size and time stay."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def load_reward_model(
@@ -115,22 +123,30 @@ def load_reward_model(
     """
     torch.manual_seed(seed)  # transformers and peft draw first weights from the global stream
     adapter = folder / "adapter_config.json"
+    missing: list[str] = []
     if adapter.is_file():
         network = _load_adapter(folder, config)
     else:
-        network = _load_network(folder, config)
+        network, missing = _load_network(folder, config, head_follows=False)
+    _check_positions(network, config)
     network.config.pad_token_id = renderer.pad_id
     if config.lora is not None:
         if adapter.is_file():
             raise InputError(
                 f"model.path = {config.path}: has adapters already; export it merged first"
             )
-        network = _add_adapters(network, config.lora)
+        network = _add_adapters(network, config.lora, missing)
     network.eval()
     return RewardModel(network.to(device), renderer, device, config.inference_batch_tokens)
 
 
-def _load_network(folder: Path, config: ModelConfig) -> Any:
+def _load_network(
+    folder: Path, config: ModelConfig, *, head_follows: bool
+) -> tuple[Any, list[str]]:
+    """The network, and the names of the weights that are drawn and not read.
+
+    `head_follows`: the head is in the adapters that are loaded next.
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     quiet_transformers()
@@ -140,7 +156,8 @@ def _load_network(folder: Path, config: ModelConfig) -> Any:
         raise InputError(
             f"model.path = {config.path}: config.json cannot be used", reasons(error)
         ) from None
-    _check_head(settings, config)
+    if not head_follows:
+        _check_head(settings, config)
     settings.num_labels = 1
     # Otherwise inference pipelines put a sigmoid over the reward.
     settings.problem_type = "regression"
@@ -165,7 +182,7 @@ def _load_network(folder: Path, config: ModelConfig) -> Any:
             f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
         ) from None
     missing = sorted(info["missing_keys"])
-    if missing and not config.new_head:
+    if missing and not config.new_head and not head_follows:
         raise InputError(
             f"model.path = {config.path}: weights are missing from the files",
             [", ".join(missing[:5]) + (f" (+{len(missing) - 5} more)" if missing[5:] else "")],
@@ -177,7 +194,20 @@ def _load_network(folder: Path, config: ModelConfig) -> Any:
             f"model.path = {config.path}: more than the score head is missing from the files",
             [", ".join(body[:5])],
         )
-    return network
+    return network, missing
+
+
+def _check_positions(network: nn.Module, config: ModelConfig) -> None:
+    """A model with learned positions cannot read beyond the last one."""
+    for name, module in network.named_modules():
+        if name.endswith(("position_embeddings", "wpe")) and isinstance(module, nn.Embedding):
+            # Position tables with a padding entry (RoBERTa's) count from behind it.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            if config.max_length > module.num_embeddings - unused:
+                raise InputError(
+                    f"model.max_length = {config.max_length}: {config.path} reads at most "
+                    f"{module.num_embeddings - unused} tokens"
+                )
 
 
 def _check_head(settings: Any, config: ModelConfig) -> None:
@@ -189,6 +219,11 @@ def _check_head(settings: Any, config: ModelConfig) -> None:
             "reward model",
             ["set model.new_head to true to train a new head on it (method finetune)"],
         )
+    if has_head and config.new_head and settings.num_labels == 1:
+        raise InputError(
+            f"model.new_head = true: {config.path} has a score head already",
+            ["leave model.new_head out to start from it"],
+        )
     if has_head and settings.num_labels != 1 and not config.new_head:
         raise InputError(
             f"model.path = {config.path}: a reward model has 1 score, this one has "
@@ -196,15 +231,20 @@ def _check_head(settings: Any, config: ModelConfig) -> None:
         )
 
 
-def _add_adapters(network: Any, config: LoraConfig) -> Any:
+def _add_adapters(network: Any, config: LoraConfig, missing: Sequence[str]) -> Any:
     import peft
 
+    # What was drawn must be trained and saved whole, or a reload would draw it anew. The library
+    # sees to heads named "classifier" and "score".
+    drawn_pooler = any("pooler" in name.split(".") for name in missing)
     settings = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
+        modules_to_save=["pooler"] if drawn_pooler else None,
+        exclude_modules=r".*pooler.*" if drawn_pooler else None,
     )
     try:
         with _quiet_peft():
@@ -224,10 +264,7 @@ def _load_adapter(folder: Path, config: ModelConfig) -> Any:
     import peft
 
     base = _adapter_base(folder, config)
-    # The base may be a plain backbone: the head is among the saved adapters.
-    base_network = _load_network(
-        resolve_model_dir(base), base.model_copy(update={"new_head": True})
-    )
+    base_network, _ = _load_network(resolve_model_dir(base), base, head_follows=True)
     with _quiet_peft():
         return peft.PeftModel.from_pretrained(base_network, folder, is_trainable=True)
 

@@ -12,6 +12,7 @@ from scpo_ray.records import Difference, Estimate, RunResult
 
 MODEL_PREFIX = "scpo-"
 _MAX_NAME_LENGTH = 80
+_MAX_NAMES_LENGTH = 150
 _MAX_PARAM_LENGTH = 6_000
 # Where a run is written and computed does not decide its result (as in `RunConfig.run_id`): a
 # run resumed on another device or from a moved folder is still the same run.
@@ -46,10 +47,9 @@ def run_name(config: RunConfig) -> str:
         cultures = trained_cultures(config.culture_weights)
     else:
         cultures = config.data.cultures or []
-    if len(cultures) > 3:
+    shown = "+".join(safe_name(culture) for culture in cultures) or "all"
+    if len(cultures) > 3 or len(shown) > _MAX_NAMES_LENGTH:
         shown = f"{len(cultures)}-cultures"
-    else:
-        shown = "+".join(safe_name(culture) for culture in cultures) or "all"
     return f"{config.method}-{shown}-s{config.seed}"
 
 

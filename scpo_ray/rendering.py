@@ -12,6 +12,9 @@ import numpy as np
 from scpo_ray.config import ModelConfig
 from scpo_ray.records import InputError, Text, Tokens
 
+# Counts up when the same text would become other tokens: stored tokens and scores are then void.
+RENDERING_RULES = 1
+
 
 @dataclass(frozen=True)
 class Renderer:
@@ -126,6 +129,7 @@ def load_renderer(folder: Path, config: ModelConfig) -> Renderer:
     if tokenizer.pad_token_id is None:
         raise InputError(f"model.path = {config.path}: the tokenizer has no token to pad with")
     document = {
+        "rules": RENDERING_RULES,
         "vocabulary": tokenizer.backend_tokenizer.to_str()
         if tokenizer.is_fast
         else repr(tokenizer),

@@ -375,8 +375,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _unit(results: Sequence[RunResult]) -> str:
-    """What intervals resample: questions stand in where the data names no user."""
-    return "users" if any(c.users for r in results for c in r.data.values()) else "questions"
+    """What intervals resample, by the data's settings."""
+    columns = [r.config.get("data", {}).get("columns") for r in results]
+    if any(c is None or c.get("user") for c in columns):
+        return "users"
+    return "questions" if any(c.get("question") for c in columns) else "interactions"
 
 
 def _shortened(text: str) -> str:

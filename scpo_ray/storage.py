@@ -134,26 +134,26 @@ class RunDir:
         finally:
             lock.release()
 
-    def save_config(self, config: dict[str, Any], data_fingerprint: str) -> None:
-        """Records what runs here; a resumed run must find the data it began with.
+    def save_config(self, config: dict[str, Any], fingerprints: dict[str, str]) -> None:
+        """Records what runs here; a run found again must find the data and model it began with.
 
-        Raises: InputError if the folder belongs to a run on other data.
+        Raises: InputError if the folder belongs to a run on other data or another global model.
         """
         path = self.path / "run.json"
         if path.is_file():
             try:
-                known = json.loads(path.read_bytes())["data_fingerprint"]
+                known = dict(json.loads(path.read_bytes())["fingerprints"])
             except (ValueError, TypeError, KeyError):
                 raise InputError(f"{path}: damaged; delete it to begin anew") from None
-            if known != data_fingerprint:
-                raise InputError(
-                    f"{self.path}: began with other data",
-                    [
-                        f"data fingerprint then {known[:12]}, now {data_fingerprint[:12]}: the "
-                        "files have changed; delete the folder or choose another output_dir"
-                    ],
-                )
-        write_json(path, {"config": config, "data_fingerprint": data_fingerprint})
+            changed = [
+                f"{name} fingerprint then {str(known.get(name))[:12]}, now {value[:12]}: "
+                "the files have changed; delete the folder or choose another output_dir"
+                for name, value in fingerprints.items()
+                if known.get(name) != value
+            ]
+            if changed:
+                raise InputError(f"{self.path}: began with other input", changed)
+        write_json(path, {"config": config, "fingerprints": fingerprints})
 
     @contextmanager
     def new_checkpoint(self, step: int, *, keep: int) -> Iterator[Path]:
@@ -335,6 +335,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
             errno.EPERM: "no permission to write here",
             errno.EEXIST: "a file stands where a folder should",
             errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.ENOENT: "there is no such folder, and none can be made",
+            errno.ENAMETOOLONG: "a name in the path is too long",
         }
         number = error.errno
         # NumPy gives a write that a full disk cut short no error number.

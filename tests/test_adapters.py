@@ -19,6 +19,7 @@ from tests.test_models import (
     saved,
     tiny_causal,
     tiny_deberta,
+    tiny_deberta_backbone,
     tiny_llama,
     train_a_little,
 )
@@ -32,6 +33,7 @@ LORA_CASES = [
     ("llama", {"num_layers": 1}),
     ("bert backbone", {"new_head": True}),
     ("causal llama", {"new_head": True, "num_layers": 1}),
+    ("deberta backbone", {"new_head": True}),
 ]
 
 

@@ -96,16 +96,20 @@ def test_a_models_code_does_not_run_and_the_setting_is_named(scpo, place):
 # Runs that were there before
 
 
-def test_changed_data_under_a_run_that_began_is_refused(scpo, place):
+@pytest.mark.parametrize("ended", [False, True])
+def test_changed_data_under_a_run_is_refused(scpo, place, ended):
     config = place.write()
     assert scpo("train", config).code == 0
     folder = run_folder(place.output_dir)
-    (folder / "result.json").unlink()
+    if not ended:
+        (folder / "result.json").unlink()
     place.set_row(5, chosen="answer about art")
 
     outcome = scpo("train", config)
 
-    assert_refused(outcome, place, f"{folder}: began with other data", "delete the folder")
+    assert outcome.code == 2
+    assert f"{folder}: began with other input\n  data fingerprint then" in outcome.err
+    assert "delete the folder" in outcome.err
 
 
 def test_a_damaged_result_is_refused(scpo, place):
@@ -162,7 +166,7 @@ def test_a_read_only_output_folder_is_told(scpo, place):
 
         outcome = scpo("train", place.write())
 
-        assert_refused(outcome, place, str(disk), "cannot be written", "read-only")
+        assert_refused(outcome, place, str(disk), "cannot be written", "Read-only")
 
 
 def test_an_output_folder_that_is_a_file_is_told(scpo, place):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import scpo_ray.launch.local
 from scpo_ray.config import METHODS, LoraConfig, RunConfig
-from scpo_ray.experiment import open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.local import train_locally
 from scpo_ray.models import load_exported, model_fingerprint
 from scpo_ray.records import InputError, Worker
@@ -26,7 +26,8 @@ def with_model(config: RunConfig, **settings) -> RunConfig:
 
 
 def prepared(config):
-    return prepare_run(config, WORKER, open_run_dir(config))
+    run_dir = open_run_dir(config)
+    return prepare_run(config, load_inputs(config, run_dir), WORKER, run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +66,10 @@ def test_the_saved_model_gives_the_margins_that_were_evaluated(finished):
     data = prepared(config)
     model = load_exported(folder / "model", device="cpu")
 
-    rewards = score_tokens(model, data.reference.tokens)
+    rewards = score_tokens(model, data.inputs.tokens)
 
     columns = load_test_pairs(folder)
-    test = data.data.test
+    test = data.inputs.data.test
     np.testing.assert_allclose(
         rewards[test.chosen] - rewards[test.rejected], columns["margin"], atol=1e-5
     )
@@ -123,9 +124,9 @@ def test_every_method_selects_and_weighs_as_it_says(tiny_reward_model, tmp_path,
 
     run = prepared(config)
 
-    assert run.reference.rewards is not None
+    assert run.ref_rewards is not None
     pairs = run.train_pairs
-    margins = run.reference.rewards[pairs.chosen] - run.reference.rewards[pairs.rejected]
+    margins = run.ref_rewards[pairs.chosen] - run.ref_rewards[pairs.rejected]
     kept = margins < 0 if METHODS[method].filters else np.ones(len(pairs), dtype=bool)
     weights = {
         "none": np.ones(len(pairs)),
@@ -192,7 +193,7 @@ def test_without_culture_weights_every_culture_counts_at_1(tiny_reward_model, tm
     run = prepared(config)
 
     assert run.culture_weights == {"North": 1.0, "South": 1.0}
-    assert len(run.train_pairs) == len(run.data.train)
+    assert len(run.train_pairs) == len(run.inputs.data.train)
 
 
 def test_a_data_fraction_trains_on_fewer_users_and_tests_on_the_same(tiny_reward_model, tmp_path):
@@ -205,9 +206,12 @@ def test_a_data_fraction_trains_on_fewer_users_and_tests_on_the_same(tiny_reward
 
     assert users(half) < users(whole)
     assert len(users(half)) == round(len(users(whole)) / 2)
-    assert half.data.test.cluster_codes.tolist() == whole.data.test.cluster_codes.tolist()
-    assert [half.data.interaction_ids[i] for i in half.data.test.interactions] == [
-        whole.data.interaction_ids[i] for i in whole.data.test.interactions
+    assert (
+        half.inputs.data.test.cluster_codes.tolist()
+        == whole.inputs.data.test.cluster_codes.tolist()
+    )
+    assert [half.inputs.data.interaction_ids[i] for i in half.inputs.data.test.interactions] == [
+        whole.inputs.data.interaction_ids[i] for i in whole.inputs.data.test.interactions
     ]
 
 
@@ -218,9 +222,9 @@ def test_adapters_train_evaluate_and_load_again(tiny_reward_model, tmp_path):
 
     run = prepared(config)
     model = load_exported(folder / "model", device="cpu")
-    rewards = score_tokens(model, run.reference.tokens)
+    rewards = score_tokens(model, run.inputs.tokens)
     margins = load_test_pairs(folder)["margin"]
-    test = run.data.test
+    test = run.inputs.data.test
     assert (folder / "model" / "adapter_model.safetensors").is_file()
     np.testing.assert_allclose(rewards[test.chosen] - rewards[test.rejected], margins, atol=1e-5)
     assert model_fingerprint(folder / "model", config.model)
@@ -262,13 +266,18 @@ def test_no_pair_after_the_filter_names_every_such_culture(tiny_reward_model, tm
     )
 
 
-def test_a_global_model_that_changes_makes_another_run_of_it(finished, tmp_path):
-    config, result, _ = finished
-    shutil.copytree(config.model.path, tmp_path / "other")
-    weights = bytearray((tmp_path / "other" / "model.safetensors").read_bytes())
+def test_a_global_model_that_changes_under_a_run_is_refused(tiny_reward_model, tmp_path):
+    model = tmp_path / "global"
+    shutil.copytree(tiny_reward_model, model)
+    config = tiny_config(model, tmp_path / "runs")
+    _, folder = train_locally(config)
+    weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
-    (tmp_path / "other" / "model.safetensors").write_bytes(weights)
+    (model / "model.safetensors").write_bytes(weights)
 
-    other = config.model.model_copy(update={"path": str(tmp_path / "other")})
+    with pytest.raises(InputError, match="began with other input\n  model fingerprint then"):
+        train_locally(config)
 
-    assert model_fingerprint(tmp_path / "other", other) != result.fingerprints["model"]
+    (folder / "result.json").unlink()
+    with pytest.raises(InputError, match="model fingerprint then .*\n  scores fingerprint then"):
+        train_locally(config)

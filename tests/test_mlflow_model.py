@@ -11,7 +11,7 @@ from scpo_ray.records import InputError, RunResult, Text
 from scpo_ray.scoring import score_texts
 from scpo_ray.tracking import MlflowTracker, list_models, start_tracker
 from tests.results import run_result
-from tests.test_tracking import make_config, run_python, the_run
+from tests.test_tracking import make_config, run_python
 
 # MLflow 3.17's own: on SQLAlchemy 2.1, on importing its model types, on pandas 3.
 pytestmark = pytest.mark.filterwarnings(
@@ -70,17 +70,6 @@ def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tin
 
     versions = [m for m in list_models(store) if m.name == "scpo-Peru"]
     assert [(m.version, m.aliases) for m in versions] == [(2, ["candidate"]), (1, [])]
-
-
-@pytest.mark.slow
-def test_the_global_model_is_not_registered(tmp_path, store, tiny_model):
-    tracker = start_tracker(make_config(tmp_path, uri=store, method="global"), tmp_path)
-    result = run_result("global")
-
-    log_with_model(tracker, result, tmp_path, tiny_model)
-
-    assert result.run_id not in {model.run_id for model in list_models(store)}
-    assert len(the_run(tracker).outputs.model_outputs) == 1
 
 
 @pytest.mark.slow

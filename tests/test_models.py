@@ -98,10 +98,27 @@ def tiny_causal(tiny_backbone, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_deberta(tiny_backbone, tmp_path_factory) -> Path:
-    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+    from transformers import DebertaV2ForSequenceClassification
 
     torch.manual_seed(0)
-    config = DebertaV2Config(
+    network = DebertaV2ForSequenceClassification(deberta_config())
+    return save_tiny(network, tiny_backbone, tmp_path_factory.mktemp("models") / "deberta")
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta_backbone(tiny_backbone, tmp_path_factory) -> Path:
+    """Without head and without pooler: both are drawn when a head is put on it."""
+    from transformers import DebertaV2Model
+
+    torch.manual_seed(0)
+    network = DebertaV2Model(deberta_config())
+    return save_tiny(network, tiny_backbone, tmp_path_factory.mktemp("models") / "deberta-body")
+
+
+def deberta_config():
+    from transformers import DebertaV2Config
+
+    return DebertaV2Config(
         vocab_size=len(vocabulary()) + 4,
         hidden_size=32,
         num_hidden_layers=2,
@@ -115,18 +132,24 @@ def tiny_deberta(tiny_backbone, tmp_path_factory) -> Path:
         type_vocab_size=0,
         num_labels=1,
     )
-    network = DebertaV2ForSequenceClassification(config)
-    return save_tiny(network, tiny_backbone, tmp_path_factory.mktemp("models") / "deberta")
 
 
 @pytest.fixture
-def folders(tiny_reward_model, tiny_backbone, tiny_llama, tiny_causal, tiny_deberta):
+def folders(
+    tiny_reward_model,
+    tiny_backbone,
+    tiny_llama,
+    tiny_causal,
+    tiny_deberta,
+    tiny_deberta_backbone,
+):
     return {
         "bert": tiny_reward_model,
         "bert backbone": tiny_backbone,
         "llama": tiny_llama,
         "causal llama": tiny_causal,
         "deberta": tiny_deberta,
+        "deberta backbone": tiny_deberta_backbone,
     }
 
 
@@ -359,3 +382,17 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
     assert resolve_device("auto") == "cpu"
     with pytest.raises(InputError, match="device = cuda: this machine has no CUDA device"):
         resolve_device("cuda")
+
+
+def test_a_new_head_on_a_reward_model_is_refused(tiny_reward_model):
+    with pytest.raises(InputError, match="has a score head already"):
+        loaded(tiny_reward_model, new_head=True)
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(tiny_reward_model):
+    with pytest.raises(InputError, match="model.max_length = 129: .* reads at most 128 tokens"):
+        loaded(tiny_reward_model, max_length=129)
+
+
+def test_relative_positions_have_no_last_one(tiny_deberta):
+    assert np.isfinite(score_texts(loaded(tiny_deberta, max_length=400), TEXTS)).all()

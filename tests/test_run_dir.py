@@ -136,19 +136,21 @@ def test_a_run_folder_is_free_again_after_an_exception(tmp_path):
         assert run.path.is_dir()
 
 
-def test_a_run_folder_goes_on_with_its_data_and_refuses_other_data(tmp_path):
+@pytest.mark.parametrize("changed", ["data", "model"])
+def test_a_run_folder_goes_on_with_its_input_and_refuses_another(tmp_path, changed):
     run = run_dir(tmp_path)
-    run.save_config({"seed": 0}, "a" * 64)
-    run.save_config({"seed": 0}, "a" * 64)
+    fingerprints = {"data": "a" * 64, "model": "a" * 64}
+    run.save_config({"seed": 0}, fingerprints)
+    run.save_config({"seed": 0}, fingerprints)
 
     with pytest.raises(
-        InputError, match="began with other data\n  data fingerprint then a{12}, no"
+        InputError, match=f"began with other input\n  {changed} fingerprint then a{{12}}, now b"
     ):
-        run.save_config({"seed": 0}, "b" * 64)
+        run.save_config({"seed": 0}, {**fingerprints, changed: "b" * 64})
 
     assert json.loads((run.path / "run.json").read_text()) == {
         "config": {"seed": 0},
-        "data_fingerprint": "a" * 64,
+        "fingerprints": fingerprints,
     }
 
 
@@ -159,7 +161,7 @@ def test_a_damaged_run_file_is_named(tmp_path, content):
     (run.path / "run.json").write_text(content)
 
     with pytest.raises(InputError, match=r"run\.json: damaged; delete it to begin anew"):
-        run.save_config({}, "a" * 64)
+        run.save_config({}, {"data": "a" * 64})
 
 
 def test_an_output_folder_that_is_a_file_is_named(tmp_path):

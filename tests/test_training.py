@@ -12,7 +12,7 @@ import torch
 
 from scpo_ray.config import RunConfig
 from scpo_ray.engine import TorchEngine
-from scpo_ray.experiment import PreparedRun, open_run_dir, prepare_run
+from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
 from scpo_ray.models import load_reward_model
 from scpo_ray.records import Worker
 from scpo_ray.storage import RunDir
@@ -76,7 +76,8 @@ def config(tiny_reward_model, tmp_path_factory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def prepared(config) -> PreparedRun:
-    return prepare_run(config, WORKER, open_run_dir(config))
+    run_dir = open_run_dir(config)
+    return prepare_run(config, load_inputs(config, run_dir), WORKER, run_dir)
 
 
 def attempt(
@@ -89,7 +90,7 @@ def attempt(
     weights: np.ndarray | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingSummary]:
     """One process's try at the run in `folder`: the weights and the summary it ends with."""
-    reference = prepared.reference
+    reference = prepared.inputs
     model = load_reward_model(
         reference.model_dir, config.model, reference.renderer, device="cpu", seed=config.seed
     )
@@ -149,9 +150,9 @@ def test_the_curve_has_the_mean_loss_rate_and_norm_of_every_logged_step(
     }
     assert (summary.num_steps, summary.num_pairs_seen) == (12, 12 * 8)
     start = load_reward_model(
-        prepared.reference.model_dir,
+        prepared.inputs.model_dir,
         config.model,
-        prepared.reference.renderer,
+        prepared.inputs.renderer,
         device="cpu",
         seed=0,
     )
@@ -277,7 +278,7 @@ def test_a_learning_rate_that_leaves_the_numbers_stops_the_run(config, prepared,
 def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepared):
     def gradient(micro_batch_tokens: int) -> dict[str, torch.Tensor]:
         assert prepared.plan is not None
-        reference = prepared.reference
+        reference = prepared.inputs
         model = load_reward_model(
             reference.model_dir, config.model, reference.renderer, device="cpu", seed=0
         )
@@ -310,7 +311,7 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
 @pytest.mark.parametrize("normalize_weights", [False, True])
 def test_a_steps_loss_is_over_its_pairs_or_over_their_weights(config, prepared, normalize_weights):
     assert prepared.plan is not None
-    reference = prepared.reference
+    reference = prepared.inputs
     model = load_reward_model(
         reference.model_dir, config.model, reference.renderer, device="cpu", seed=0
     )
@@ -321,8 +322,8 @@ def test_a_steps_loss_is_over_its_pairs_or_over_their_weights(config, prepared, 
     loss = step_loss(engine, step, data, WORKER, normalize_weights=normalize_weights)
 
     # The model starts as the global one, whose rewards are known.
-    assert reference.rewards is not None
-    chosen, rejected = reference.rewards[prepared.plan.pairs[step.rows]].T.astype(np.float64)
+    assert prepared.ref_rewards is not None
+    chosen, rejected = prepared.ref_rewards[prepared.plan.pairs[step.rows]].T.astype(np.float64)
     weights = prepared.weights[step.rows].astype(np.float64)
     divisor = weights.sum() if normalize_weights else len(step.rows)
     expected = (weights * np.log1p(np.exp(rejected - chosen))).sum() / divisor

@@ -3,10 +3,17 @@
 import logging
 from pathlib import Path
 
+import torch
+
 from scpo_ray.comparison import ComparedRun, PairOutcomes, compare_runs
 from scpo_ray.config import ComparisonConfig, RunConfig
-from scpo_ray.data.loading import load_preferences
-from scpo_ray.experiment import open_run_dir, prepare_run, run_experiment
+from scpo_ray.experiment import (
+    RunInputs,
+    load_inputs,
+    open_run_dir,
+    prepare_run,
+    run_experiment,
+)
 from scpo_ray.models import resolve_device
 from scpo_ray.naming import run_name
 from scpo_ray.records import ComparisonResult, InputError, RunResult, Worker
@@ -27,30 +34,33 @@ def local_worker(config: RunConfig) -> Worker:
     return Worker(rank=0, world_size=1, device=resolve_device(config.device))
 
 
-def known_cultures(config: RunConfig) -> list[str]:
-    """The cultures a run is about: those its config names, else all that the data has."""
-    if config.data.cultures is not None:
-        return config.data.cultures
-    return list(load_preferences(config.data, config.output_dir / "cache" / "data").cultures)
-
-
 def train_locally(config: RunConfig) -> tuple[RunResult, Path]:
     """One run to its end, and its folder; a run that has ended is read, not run again.
 
     Raises: InputError for faults of the input; the folder stays resumable.
     """
+    return _run(config, load_inputs(config, open_run_dir(config)))
+
+
+def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     run_dir = open_run_dir(config)
     with run_dir.locked():
+        run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
         if run_dir.result_path.is_file():
             log.info("%s: has ended before, nothing to do", run_dir.path)
             return load_result(run_dir.path), run_dir.path
         worker = local_worker(config)
-        prepared = prepare_run(config, worker, run_dir)
-        run_dir.save_config(config.model_dump(mode="json"), prepared.data.fingerprint)
+        prepared = prepare_run(config, inputs, worker, run_dir)
         tracker = start_tracker(config, run_dir.path)
         try:
             result = run_experiment(config, prepared, worker, tracker, run_dir)
             _log_report(result, run_dir, tracker)
+        except torch.OutOfMemoryError:
+            tracker.finish("FAILED")
+            raise InputError(
+                f"{run_dir.path}: the GPU's memory is used up",
+                ["lower train.micro_batch_tokens or model.inference_batch_tokens"],
+            ) from None
         except KeyboardInterrupt:
             tracker.finish("KILLED")
             raise
@@ -70,17 +80,21 @@ def compare_locally(comparison: ComparisonConfig) -> tuple[ComparisonResult, Pat
     A run that fails is named in the summary's failures, and the others go on.
     """
     run = comparison.run
-    trials = comparison_trials(comparison, known_cultures(run))
+    # Read once, and before any run: what is wrong with the input is said once.
+    inputs = load_inputs(run, open_run_dir(run))
+    trials = comparison_trials(comparison, inputs.data.cultures)
+    log.info("%d runs; method, seed and culture_weights come from the space", len(trials))
     compared: list[ComparedRun] = []
     failures: dict[str, str] = {}
     for number, trial in enumerate(trials, start=1):
-        log.info("run %d of %d: %s", number, len(trials), run_name(trial.config))
+        name = run_name(trial.config)
+        log.info("run %d of %d: %s", number, len(trials), name)
         try:
-            result, path = train_locally(trial.config)
+            result, path = _run(trial.config, inputs)
             compared.append(compared_run(trial.culture, result, path))
         except InputError as error:
-            log.error("%s: %s", run_name(trial.config), error)
-            failures[run_name(trial.config)] = " ".join(str(error).split())
+            log.error("%s: %s", name, error)
+            failures[name] = " ".join(str(error).split())
     if not compared:
         raise InputError("no run of the comparison came to its end", list(failures.values()))
     folder = run.output_dir / run.experiment
