@@ -42,23 +42,20 @@ def quickstart(output_dir: Path) -> Quickstart:
     if not backbone.is_dir():
         with whole_folder(backbone) as folder:
             make_tiny_backbone(folder, vocabulary(), seed=0)
-    everyone = {MAJORITY: 120, **dict.fromkeys(CULTURES, 80)}
     _, global_run = train_locally(
         RunConfig(
             experiment="quickstart-global",
             method="finetune",
             output_dir=output_dir,
             culture_weights={MAJORITY: 1.0},
-            data=SyntheticConfig(source="synthetic", users=everyone, interactions_per_user=8),
+            data=_people(None),
             model=ModelConfig(path=str(backbone), max_length=48, new_head=True),
             train=TrainConfig(
                 batch_size=32, max_steps=400, learning_rate=2e-3, warmup_steps=20, dropout=False
             ),
         )
     )
-    data = SyntheticConfig(
-        source="synthetic", users=everyone, interactions_per_user=8, cultures=list(CULTURES)
-    )
+    data = _people(list(CULTURES))
     comparison = ComparisonConfig(
         run=RunConfig(
             experiment="quickstart",
@@ -72,3 +69,14 @@ def quickstart(output_dir: Path) -> Quickstart:
     )
     summary, folder = compare_locally(comparison)
     return Quickstart(summary, folder, comparison.run.mlflow_uri, best_accuracy(data))
+
+
+def _people(cultures: list[str] | None) -> SyntheticConfig:
+    """The same people for both chapters; the cultures' tastes lie half way from the majority's."""
+    return SyntheticConfig(
+        source="synthetic",
+        cultures=cultures,
+        users={MAJORITY: 120, **dict.fromkeys(CULTURES, 80)},
+        interactions_per_user=8,
+        taste_distance=0.5,
+    )

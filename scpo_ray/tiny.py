@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from scpo_ray.rendering import quiet_transformers
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -22,6 +24,7 @@ def make_tiny_backbone(folder: Path, words: Sequence[str], *, seed: int) -> None
     from tokenizers.processors import TemplateProcessing
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+    quiet_transformers()
     vocabulary = {word: code for code, word in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = Lowercase()
