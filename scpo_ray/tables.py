@@ -102,7 +102,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
             str(whole.num_clusters),
             *(_percent(e.after.get(layer)) for layer in LAYERS),
             _percent(change, signed=True),
-            "–" if change is None or change.p_holm is None else f"{change.p_holm:.3f}",
+            _p_value(change.p_holm if change else None),
         )
     return table
 
@@ -110,7 +110,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
 def comparison_table(summary: ComparisonResult) -> Table:
     """Methods x layers as macro means over the cultures, beside the global model."""
     table = _table(
-        f"macro mean of {len(summary.cultures)} cultures, {len(summary.seeds)} seeds, %",
+        f"macro mean over the cultures ({len(summary.cultures)}), seeds averaged ({len(summary.seeds)}), %",
         "method",
         *LAYERS,
         "all, minus global",
@@ -125,7 +125,7 @@ def comparison_table(summary: ComparisonResult) -> Table:
             s.method,
             *(_percent(s.accuracy.get(layer)) for layer in LAYERS),
             _percent(change, signed=True),
-            "–" if change is None or change.p_value is None else f"{change.p_value:.3f}",
+            _p_value(change.p_value if change else None),
             f"{100 * s.kept_share:.0f} %",
         )
     return table
@@ -190,6 +190,12 @@ def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) ->
     if estimate.low is None or estimate.high is None:
         return value
     return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _duration(seconds: float) -> str:
