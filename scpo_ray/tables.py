@@ -110,7 +110,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
 def comparison_table(summary: ComparisonResult) -> Table:
     """Methods x layers as macro means over the cultures, beside the global model."""
     table = _table(
-        f"macro mean over the cultures ({len(summary.cultures)}), seeds averaged ({len(summary.seeds)}), %",
+        f"macro mean, % (cultures: {len(summary.cultures)}, seeds: {len(summary.seeds)})",
         "method",
         *LAYERS,
         "all, minus global",
