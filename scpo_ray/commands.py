@@ -15,6 +15,7 @@ from scpo_ray.evaluation import evaluate_pairs
 from scpo_ray.experiment import (
     PreparedRun,
     global_rewards,
+    load_global_model,
     load_inputs,
     open_run_dir,
     prepare_run,
@@ -25,7 +26,6 @@ from scpo_ray.launch.local import local_worker
 from scpo_ray.metrics import ranked_right
 from scpo_ray.models import (
     load_exported,
-    load_reward_model,
     merged_adapters,
     save_reward_model,
 )
@@ -249,13 +249,7 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     if prepared.plan is None:
         return 0.0
     worker, inputs = local_worker(config), prepared.inputs
-    model = load_reward_model(
-        inputs.model_dir,
-        config.model,
-        inputs.renderer,
-        device=worker.device,
-        seed=config.seed,
-    )
+    model = load_global_model(config, inputs, worker)
     # So small a rate that no setting makes these few steps diverge: only their time counts.
     engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}))
     data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])

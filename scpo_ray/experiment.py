@@ -187,6 +187,17 @@ def global_rewards(
     )
 
 
+def load_global_model(config: RunConfig, inputs: RunInputs, worker: Worker) -> RewardModel:
+    """The model that training starts from, with its adapters or new head if it gets any."""
+    return load_reward_model(
+        inputs.model_dir,
+        config.model,
+        inputs.renderer,
+        device=worker.device,
+        seed=config.seed,
+    )
+
+
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
     """(T,) characters of each test pair's responses; 0 for texts in no test pair."""
     lengths = np.zeros(len(data.texts), dtype=np.int64)
@@ -250,13 +261,7 @@ def _trained_model(
     if prepared.plan is None:
         return None, TrainingSummary(0, 0, 0.0, TrainingCurve())
     inputs = prepared.inputs
-    model = load_reward_model(
-        inputs.model_dir,
-        config.model,
-        inputs.renderer,
-        device=worker.device,
-        seed=config.seed,
-    )
+    model = load_global_model(config, inputs, worker)
     engine = TorchEngine(model, config.train)
     pairs = prepared.train_pairs.take(prepared.rows)
     summary = train(

@@ -27,6 +27,8 @@ from scpo_ray.storage import write_json
 
 log = logging.getLogger(__name__)
 
+SPOOL_FILE = "mlflow_spool.jsonl"
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _RETRY_AFTER_S = 60.0
 
@@ -169,7 +171,7 @@ class MlflowTracker:
         self._experiment_id: str = run.info.experiment_id
         self._logs_model = logs_model
         self._last_steps = {m.key: int(m.step) for m in run.data.to_proto().metrics}
-        self._spool = run_dir / "mlflow_spool.jsonl"
+        self._spool = run_dir / SPOOL_FILE
         # Points go out in order, so what MLflow has a later step of has been sent.
         self._pending = [
             point
@@ -255,6 +257,11 @@ class MlflowTracker:
                 what,
                 first_line(error),
             )
+
+
+def has_unsent_points(run_dir: Path) -> bool:
+    """Whether a run ended while its MLflow store could not be written."""
+    return (run_dir / SPOOL_FILE).is_file()
 
 
 def _unseen(

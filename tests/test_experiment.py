@@ -1,6 +1,9 @@
 """One run from its config to its result: what is trained, evaluated, kept and not done again."""
 
+import json
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from scpo_ray.models import load_exported, model_fingerprint
 from scpo_ray.records import InputError, Worker
 from scpo_ray.scoring import score_tokens
 from scpo_ray.storage import load_result, load_test_pairs
+from scpo_ray.tracking import SPOOL_FILE
 from scpo_ray.training import DivergedError
 from tests.tiny import tiny_config
 
@@ -281,3 +285,29 @@ def test_a_global_model_that_changes_under_a_run_is_refused(tiny_reward_model, t
     (folder / "result.json").unlink()
     with pytest.raises(InputError, match="model fingerprint then .*\n  scores fingerprint then"):
         train_locally(config)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated",
+    "ignore:.*Any type hint is inferred as AnyType",
+    "ignore:Operation with range is deprecated",
+)
+def test_a_run_that_ended_without_its_store_is_tracked_when_found_again(
+    tiny_reward_model, tmp_path
+):
+    config = tiny_config(
+        tiny_reward_model, tmp_path, tracking={"tracker": "mlflow", "log_model": False}
+    )
+    result, folder = train_locally(config)
+    point = {"key": "late", "value": 0.5, "timestamp": 1_700_000_000_000, "step": 12}
+    (folder / SPOOL_FILE).write_text(json.dumps(point) + "\n")
+
+    assert train_locally(config) == (result, folder)
+
+    assert not (folder / SPOOL_FILE).exists()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        found = store.execute("select value, step from metrics where key = 'late'").fetchall()
+        runs = store.execute("select status from runs").fetchall()
+    assert found == [(0.5, 12)]
+    assert runs == [("FINISHED",)]

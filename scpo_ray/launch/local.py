@@ -25,7 +25,7 @@ from scpo_ray.storage import (
     save_comparison_result,
 )
 from scpo_ray.sweep import comparison_trials
-from scpo_ray.tracking import Tracker, start_tracker
+from scpo_ray.tracking import Tracker, has_unsent_points, start_tracker
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,13 @@ def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     with run_dir.locked():
         run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
         if run_dir.result_path.is_file():
-            log.info("%s: has ended before, nothing to do", run_dir.path)
-            return load_result(run_dir.path), run_dir.path
+            result = load_result(run_dir.path)
+            if has_unsent_points(run_dir.path):
+                log.info("%s: has ended before; tracking it, which failed then", run_dir.path)
+                _track_again(config, result, run_dir)
+            else:
+                log.info("%s: has ended before, nothing to do", run_dir.path)
+            return result, run_dir.path
         worker = local_worker(config)
         prepared = prepare_run(config, inputs, worker, run_dir)
         tracker = start_tracker(config, run_dir.path)
@@ -118,6 +123,13 @@ def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
             margin=columns["margin"],
         ),
     )
+
+
+def _track_again(config: RunConfig, result: RunResult, run_dir: RunDir) -> None:
+    tracker = start_tracker(config, run_dir.path)
+    tracker.log_result(result, run_dir.path)
+    _log_report(result, run_dir, tracker)
+    tracker.finish("FINISHED")
 
 
 def _log_report(result: RunResult, run_dir: RunDir, tracker: Tracker) -> None:
