@@ -97,6 +97,7 @@ class CultureCounts:
     """What the data of one culture holds; what was left out is counted, never silent."""
 
     users: int
+    """People; questions (or else interactions) where the data names no person."""
     train_users: int
     test_users: int
     interactions: int

@@ -316,3 +316,14 @@ def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
     assert "CONSOLE" not in shown.stderr
     assert all(f'id="{section}"' in shown.stdout for section in SECTIONS)
     assert shown.stdout.count("<svg") == compared.read_text().count("<svg")
+
+
+def test_questions_are_called_questions_where_no_user_is_known(tmp_path):
+    columns = {"user": None, "question": "question_id"}
+    result = replace(run_result(), config={"data": {"columns": columns}})
+
+    page = write_report([result], None, tmp_path / "report.html").read_text()
+
+    assert "intervals from resampling questions" in page
+    assert "questions<small>train + test</small>" in page
+    assert "resampling users" not in page
