@@ -96,8 +96,8 @@ def accuracy(
 
     Each resample draws as many clusters as there are, with replacement, and divides the sum of
     their outcomes by the number of their pairs. Few clusters make it too narrow: at a nominal
-    95 % it held the truth in 88 % of 4,000 simulated cultures with 8 users, 90 % with 13 and
-    94 % with 40 (2 to 30 correlated pairs each).
+    95 % it held the truth in 88 % of 2,000 simulated cultures with 8 users, 90 % with 13 and
+    93 % with 40 (2 to 30 correlated pairs each; benchmarks/interval_coverage.py).
 
     Args:
         outcomes: (B,) bool, or fractions in [0, 1].
@@ -123,7 +123,7 @@ def paired_difference(
     The interval is that of `accuracy`. The p-value is two-sided: were the two models alike, every
     cluster's summed difference could as well have the other sign. All signs are tried where 12
     clusters or fewer differ, 10,000 random ones (+1 correction) where more do. At p <= 0.05 it
-    gave 3 to 5 % false alarms in the simulated cultures of `accuracy`. Its smallest value with G
+    gave 2 to 4 % false alarms in the simulated cultures of `accuracy`. Its smallest value with G
     clusters is 2 / 2**G: with 8 users 0.008, which Holm's correction over seven such cultures
     lifts to 0.055, so few users cannot carry a claim for one culture of many.
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scpo_ray.models import MODEL_FILE, load_exported
+from scpo_ray.data.synthetic import vocabulary
+from scpo_ray.models import load_exported
 from scpo_ray.naming import safe_name
 from scpo_ray.records import InputError, RunResult, Text
 from scpo_ray.scoring import score_texts
@@ -28,12 +29,14 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(tmp_path, store, tiny_model):
+def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(
+    tmp_path, store, tiny_reward_model
+):
     culture = "Korea, Republic of"
     result = run_result(culture=culture, cultures=(culture, "Chile"))
     tracker = start_tracker(make_config(tmp_path, uri=store, cultures={culture: 1.0}), tmp_path)
-    log_with_model(tracker, result, tmp_path, tiny_model)
-    log_with_model(tracker, result, tmp_path, tiny_model)
+    log_with_model(tracker, result, tmp_path, tiny_reward_model)
+    log_with_model(tracker, result, tmp_path, tiny_reward_model)
 
     (model,) = [m for m in list_models(store) if m.run_id == result.run_id]
     assert model.name == f"scpo-{safe_name(culture)}"
@@ -42,7 +45,8 @@ def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(tmp_path, 
     after = result.evaluation[culture].after
     assert model.accuracy == {layer: estimate.value for layer, estimate in after.items()}
 
-    texts = [("what to eat", "soup and bread"), ("what to drink", "tea"), ("", "unknown word")]
+    one, two, three, *_ = vocabulary()
+    texts = [(one, f"{two} {three}"), (one, three), ("", "unknown word")]
     script = f"""
         import mlflow, pandas as pd
         mlflow.set_tracking_uri({store!r})
@@ -53,20 +57,22 @@ def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(tmp_path, 
         print(model.predict(frame)["reward"].tolist())
     """
     rewards = json.loads(run_python(script).splitlines()[-1])
-    ours = score_texts(load_exported(tiny_model, device="cpu"), [Text((), *t) for t in texts])
+    ours = score_texts(
+        load_exported(tiny_reward_model, device="cpu"), [Text((), *t) for t in texts]
+    )
     assert len(set(rewards)) == 3
     np.testing.assert_allclose(rewards, ours, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tiny_model):
+def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tiny_reward_model):
     trackers, results = [], []
     for seed in (0, 1):
         config = make_config(tmp_path, uri=store, cultures={"Peru": 1.0}, seed=seed)
         trackers.append(start_tracker(config, tmp_path / str(seed)))
         results.append(run_result(culture="Peru", seed=seed))
-        log_with_model(trackers[seed], results[seed], tmp_path / str(seed), tiny_model)
-    log_with_model(trackers[0], results[0], tmp_path / "0", tiny_model)
+        log_with_model(trackers[seed], results[seed], tmp_path / str(seed), tiny_reward_model)
+    log_with_model(trackers[0], results[0], tmp_path / "0", tiny_reward_model)
 
     versions = [m for m in list_models(store) if m.name == "scpo-Peru"]
     assert [(m.version, m.aliases) for m in versions] == [(2, ["candidate"]), (1, [])]
@@ -93,46 +99,3 @@ def test_models_of_a_database_that_is_not_there_are_not_an_empty_list(tmp_path):
 def log_with_model(tracker: MlflowTracker, result: RunResult, run_dir: Path, model: Path) -> None:
     shutil.copytree(model, run_dir / "model", dirs_exist_ok=True)
     tracker.log_result(result, run_dir)
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory):
-    """A one-layer BERT over words, exported as a run exports its model."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words = special + "what to eat drink soup and bread tea".split()
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=64,
-            num_labels=1,
-            initializer_range=0.5,
-        )
-    ).save_pretrained(folder)
-    document = {"renderer": "pair", "max_length": 32, "num_layers": 1}
-    (folder / MODEL_FILE).write_text(json.dumps(document))
-    return folder

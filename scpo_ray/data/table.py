@@ -106,21 +106,6 @@ class InteractionTable:
         """(R,) uint8: bit b is set where the response has the b-th of FORMAT_MARKS."""
         return _flat(self.columns, "format_marks").astype(np.uint8, copy=False)
 
-    def interaction(self, row: int) -> Interaction:
-        user, question = int(self.user_codes[row]), int(self.question_codes[row])
-        label = int(self.split_labels[row])
-        return Interaction(
-            interaction_id=self.columns["interaction_id"][row].as_py(),
-            culture=self.cultures[self.culture_codes[row]],
-            user=self.users[user] if user >= 0 else None,
-            question=self.questions[question] if question >= 0 else None,
-            prompt=self.columns["prompt"][row].as_py(),
-            responses=tuple(self.columns["responses"][row].as_py()),
-            human_scores=tuple(self.columns["human_scores"][row].as_py()),
-            history=self._history(row),
-            split=SPLIT_LABELS[label] if label >= 0 else None,
-        )
-
     def text(self, row: int, response: int) -> Text:
         return Text(
             history=self._history(row),
