@@ -89,14 +89,14 @@ def train(
     from scpo_ray import tables
     from scpo_ray.commands import planned_run
     from scpo_ray.config_file import load_config
-    from scpo_ray.launch.local import train_locally
+    from scpo_ray.launch.runs import start_run
 
     settings = load_config(config, overrides or [])
     if dry_run:
         plans = [planned_run(settings)]
         _show_plans(as_json, settings.model_dump(mode="json"), plans)
         return
-    result, folder = train_locally(settings)
+    result, folder = start_run(settings)
     _show(as_json, asdict(result), [tables.evaluation_table(result.evaluation)])
     _say(f"model:  {result.model_dir}\nresult: {folder / 'result.json'}")
     _say(f"report: {folder / 'report.html'}")
@@ -130,13 +130,13 @@ def compare(
     from scpo_ray import tables
     from scpo_ray.commands import planned_runs
     from scpo_ray.config_file import load_comparison
-    from scpo_ray.launch.local import compare_locally
+    from scpo_ray.launch import runs
 
     comparison = load_comparison(config, overrides or [])
     if dry_run:
         _show_plans(as_json, comparison.model_dump(mode="json"), planned_runs(comparison))
         return
-    summary, folder = compare_locally(comparison)
+    summary, folder = runs.compare(comparison)
     _show(as_json, asdict(summary), [tables.comparison_table(summary)])
     for name, reason in summary.failures.items():
         _say(f"failed: {name}: {reason}")
@@ -189,13 +189,14 @@ def main() -> None:
     # The libraries' own lines: quiet unless the user asks otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("scpo_ray").setLevel(logging.INFO)
+    logging.getLogger("scpo_ray").setLevel(logging.INFO if _is_first() else logging.WARNING)
     # DeepSpeed (imported by transformers) logs to standard output, where the JSON goes.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         app(prog_name="scpo")
     except InputError as error:
-        print(error, file=sys.stderr)
+        if _is_first():
+            print(error, file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code == _STOPPED:
@@ -203,7 +204,14 @@ def main() -> None:
         raise
 
 
+def _is_first() -> bool:
+    """Of the processes that torchrun started for one command, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _show(as_json: bool, document: Any, tables: "list[Table]") -> None:
+    if not _is_first():
+        return
     if as_json:
         print(json.dumps(document, indent=1, default=str))
         return
@@ -229,7 +237,8 @@ def _show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> No
 
 def _say(line: str) -> None:
     # Beside the tables, so that standard output is the table or the JSON and nothing else.
-    print(line, file=sys.stderr)
+    if _is_first():
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

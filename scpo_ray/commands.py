@@ -22,7 +22,7 @@ from scpo_ray.experiment import (
     response_lengths,
     truncated_texts,
 )
-from scpo_ray.launch.local import local_worker
+from scpo_ray.launch.worker import local_worker
 from scpo_ray.metrics import ranked_right
 from scpo_ray.models import (
     load_exported,
@@ -251,7 +251,7 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     worker, inputs = local_worker(config), prepared.inputs
     model = load_global_model(config, inputs, worker)
     # So small a rate that no setting makes these few steps diverge: only their time counts.
-    engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}))
+    engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}), worker)
     data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])
     timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
     started = time.monotonic()

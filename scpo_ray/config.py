@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
 
@@ -319,6 +319,72 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1)
     """Steps between points of the training curve."""
 
+    num_workers: int | tuple[int, int] = 1
+    """Processes that share each step. [min, max]: as many as there is room for; the run goes on
+    with fewer when a machine is lost (on Ray)."""
+
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """torch: every worker holds the whole model and optimizer. deepspeed: see `zero_stage`."""
+
+    zero_stage: int = Field(0, ge=0, le=3)
+    """What DeepSpeed divides among the workers: 0 nothing, 1 the optimizer's state, 2 the
+    gradients too, 3 the weights too."""
+
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the CPU's memory (DeepSpeed, stages 1 to 3)."""
+
+    deepspeed_config: Path | None = None
+    """Your own DeepSpeed JSON, for what has no setting here; it cannot contradict these."""
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def num_workers_is_a_number_or_two(cls, value: Any) -> Any:
+        parts = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if not all(isinstance(part, int) and not isinstance(part, bool) for part in parts):
+            raise ValueError(f"must be a whole number or [min, max], got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def there_are_workers(self) -> Self:
+        if self.min_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {self.min_workers}")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"num_workers [min, max] must rise, got {list(self.worker_range)}")
+        if self.max_workers > self.batch_size:
+            raise ValueError(
+                f"num_workers {self.max_workers} must not exceed batch_size {self.batch_size}: "
+                "a worker without a pair has nothing to do"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def engine_has_what_is_asked_of_it(self) -> Self:
+        if self.engine == "torch":
+            for name in ("zero_stage", "offload_optimizer", "deepspeed_config"):
+                if getattr(self, name):
+                    raise ValueError(f'{name} needs engine "deepspeed", got engine "torch"')
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        return self
+
+    @property
+    def engine_name(self) -> str:
+        return f"deepspeed ZeRO {self.zero_stage}" if self.engine == "deepspeed" else self.engine
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        if isinstance(self.num_workers, int):
+            return self.num_workers, self.num_workers
+        return self.num_workers
+
+    @property
+    def min_workers(self) -> int:
+        return self.worker_range[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.worker_range[1]
+
     @model_validator(mode="after")
     def warmup_ends_before_training_does(self) -> Self:
         if self.warmup_steps >= self.max_steps:
@@ -326,6 +392,39 @@ class TrainConfig(Section):
                 f"warmup_steps {self.warmup_steps} must be below max_steps {self.max_steps}"
             )
         return self
+
+
+class LaunchConfig(Section):
+    on: Literal["auto", "process", "ray"] = "auto"
+    """Where the workers run: in this process, or started by Ray; auto: Ray where there is more
+    than one, or where a Ray cluster is named (`address`, or RAY_ADDRESS as in a Ray job)."""
+
+    address: str | None = None
+    """The Ray cluster, "auto" for the one this machine belongs to; null: the one RAY_ADDRESS
+    names, or else a Ray of this command's own on this machine."""
+
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that each worker reserves; a fraction lets more workers share a core."""
+
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs that each worker reserves, a fraction for small models; null: one where the cluster
+    has GPUs and `device` is not cpu."""
+
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Workers on as few machines as possible, or on as many; STRICT: or not at all."""
+
+    storage: str | None = None
+    """Where workers on machines without a common folder meet: a URI (s3://, gs://, file://, any
+    that fsspec knows). Checkpoints and finished runs go there and are taken up from there."""
+
+    max_failures: int = Field(3, ge=0)
+    """How often a run starts again from its checkpoint after a worker or a machine is lost."""
+
+    wait_for_resources: bool = False
+    """Wait, for an autoscaler to add machines, instead of refusing what the cluster cannot hold."""
+
+    score_on_ray_above: int = Field(200_000, ge=0)
+    """Texts above which a run on Ray has the global model's scores computed by all machines."""
 
 
 class EvaluationConfig(Section):
@@ -389,6 +488,9 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     """MLflow, JSON lines or none."""
 
+    launch: LaunchConfig = LaunchConfig()
+    """Where the workers run, and what they reserve."""
+
     @model_validator(mode="after")
     def settings_agree(self) -> Self:
         if "\0" in str(self.output_dir):
@@ -405,15 +507,24 @@ class RunConfig(Section):
 
     @property
     def run_id(self) -> str:
-        """Hash of what decides the result; where it is written and tracked does not count."""
-        document = self.model_dump(
-            mode="json", exclude={"output_dir", "tracking", "device", "experiment"}
-        )
+        """Hash of what decides the result; who computes it and where it goes do not count."""
+        document = self.model_dump(mode="json", exclude={"experiment": True, **EXECUTION})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def mlflow_uri(self) -> str:
         return self.tracking.uri or f"sqlite:///{(self.output_dir / 'mlflow.db').resolve()}"
+
+
+# Where a run is computed, written and tracked decides nothing of its result but its rounding: a
+# run resumed on other workers, in another place, is still the same run.
+EXECUTION: dict[str, Any] = {
+    "output_dir": True,
+    "tracking": True,
+    "device": True,
+    "launch": True,
+    "train": {"num_workers", "engine", "zero_stage", "offload_optimizer", "deepspeed_config"},
+}
 
 
 def _check_head(method: MethodName, model: ModelConfig) -> None:

@@ -1,82 +1,95 @@
 """The optimizer around the network: forward, backward, step, and its state on disk."""
 
-import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed
 from torch import Tensor
 
 from scpo_ray.config import TrainConfig
-from scpo_ray.models import RewardModel, turn_off_dropout
+from scpo_ray.deepspeed_engine import DeepSpeedEngine
+from scpo_ray.engine_state import State, write_state
+from scpo_ray.models import RewardModel
+from scpo_ray.optimization import (
+    StepStats,
+    learning_rate,
+    load_whole,
+    prepare_network,
+    whole_pieces,
+)
+from scpo_ray.records import Worker
 from scpo_ray.scoring import forward
 
-_ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+class Engine(Protocol):
+    """Every worker makes the same calls; `model` is what its rewards come from."""
+
+    model: RewardModel
+    steps_done: int
+
+    def rewards(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(R,) rewards of padded texts, with gradient."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradients of this worker's part of the loss to those of the step.
+
+        `last`: no more backward passes come before `step`.
+        """
+
+    def step(self) -> StepStats:
+        """One update from the gradients of all workers, summed.
+
+        Raises: FloatingPointError if the gradient is not finite.
+        """
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Writes this worker's part of the weights' and the optimizer's state."""
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Takes up the state in all workers' folders, of any engine and number of workers."""
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """On the first worker all weights by name, where `model.network` holds but a part."""
 
 
-@dataclass(frozen=True)
-class StepStats:
-    """`grad_norm` before clipping; `lr` of the step just made."""
+def start_engine(model: RewardModel, config: TrainConfig, worker: Worker) -> Engine:
+    """The engine that `config.engine` names, around the model.
 
-    grad_norm: float
-    lr: float
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of optimizer step `step` (from 1): a rise over the warm-up, then a fall to zero.
-
-    With linear decay and no warm-up step s runs at lr x (1 - (s - 1) / max_steps), so the first
-    step runs at full rate (as PyTorch's and transformers' schedules do).
+    Raises: InputError if it cannot run as asked.
     """
-    done = step - 1
-    if done < config.warmup_steps:
-        return config.learning_rate * (done + 1) / (config.warmup_steps + 1)
-    share = (done - config.warmup_steps) / (config.max_steps - config.warmup_steps)
-    fall = 1 - share if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
-    return config.learning_rate * fall
+    if config.engine == "deepspeed":
+        return DeepSpeedEngine(model, config, worker)
+    return TorchEngine(model, config, worker)
 
 
 class TorchEngine:
-    """Plain PyTorch on one device: AdamW over the weights that can be trained."""
+    """Plain PyTorch: AdamW over the weights that can be trained, the whole on every worker."""
 
-    def __init__(self, model: RewardModel, config: TrainConfig) -> None:
+    def __init__(self, model: RewardModel, config: TrainConfig, worker: Worker) -> None:
         self.model = model
         self.config = config
+        self.worker = worker
         self.steps_done = 0
-        if not config.dropout:
-            turn_off_dropout(model.network)
-        if config.gradient_checkpointing:
-            model.network.activation_checkpointing_enable(  # type: ignore[operator]
-                activation_checkpointing_kwargs={"use_reentrant": False}
-            )
-        model.network.train()
-        self.parameters = {
-            name: parameter
-            for name, parameter in model.network.named_parameters()
-            if parameter.requires_grad
-        }
+        self.parameters = prepare_network(model, config)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
 
     def rewards(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(R,) rewards of padded texts, with gradient."""
+        device_type = self.model.device.partition(":")[0]
         with torch.autocast(
-            self.model.device, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
+            device_type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
         ):
             return forward(self.model.network, inputs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the loss's gradients to those of the step."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> StepStats:
-        """One update from the gradients gathered.
-
-        Raises: FloatingPointError, before anything is changed, if the gradient is not finite.
-        """
+        """As the protocol says; nothing is changed by a gradient that is not finite."""
+        self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         grad_norm = float(norm)
         if not math.isfinite(grad_norm):
@@ -89,29 +102,24 @@ class TorchEngine:
         self.steps_done += 1
         return StepStats(grad_norm, lr)
 
-    def save_checkpoint(self, folder: Path) -> None:
-        """Writes the trained weights and the optimizer's state, both as safetensors."""
-        weights = {name: p.detach().contiguous() for name, p in self.parameters.items()}
-        save_file(weights, folder / "weights.safetensors")
-        state = {
-            f"{name}/{key}": self.optimizer.state[parameter][key]
-            for name, parameter in self.parameters.items()
-            for key in _ADAM_STATE
-            if parameter in self.optimizer.state
-        }
-        save_file(state, folder / "optimizer.safetensors")
-        (folder / "engine.json").write_text(json.dumps({"steps_done": self.steps_done}))
+    def _sum_gradients(self) -> None:
+        if self.worker.world_size == 1:
+            return
+        # Not DistributedDataParallel: it averages, and stumbles over weights that a forward pass
+        # leaves out. Workers run the same graph, so the same weights have no gradient.
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        sums = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
+        for each in sums:
+            each.wait()
 
-    def load_checkpoint(self, folder: Path) -> None:
-        """Takes up the state that `save_checkpoint` wrote, to the bit."""
-        weights = load_file(folder / "weights.safetensors")
-        state = load_file(folder / "optimizer.safetensors")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-                if f"{name}/step" in state:
-                    self.optimizer.state[parameter] = {
-                        key: state[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
-                        for key in _ADAM_STATE
-                    }
-        self.steps_done = int(json.loads((folder / "engine.json").read_text())["steps_done"])
+    def save_checkpoint(self, folder: Path) -> None:
+        pieces = whole_pieces(self.parameters, self.optimizer, self.worker)
+        write_state(folder, pieces, steps_done=self.steps_done)
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        state = State(checkpoint)
+        load_whole(self.parameters, self.optimizer, state)
+        self.steps_done = state.steps_done
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        return None

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 import scpo_ray
+from scpo_ray.checkpoints import Checkpoints
 from scpo_ray.config import METHODS, RunConfig
 from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.engine import TorchEngine
+from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids
 from scpo_ray.models import (
     RewardModel,
@@ -43,6 +44,7 @@ from scpo_ray.selection import Selection, select_pairs
 from scpo_ray.storage import RunDir, whole_folder
 from scpo_ray.tracking import Tracker
 from scpo_ray.training import TrainingData, TrainingSummary, train
+from scpo_ray.workers import together
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +152,16 @@ def prepare_run(
 
 def run_experiment(
     config: RunConfig, prepared: PreparedRun, worker: Worker, tracker: Tracker, run_dir: RunDir
-) -> RunResult:
-    """Trains (or goes on training), evaluates and saves one model; its result, not yet saved."""
-    if worker.world_size != 1:
-        raise ValueError(f"one worker trains a run, got {worker.world_size}")
+) -> RunResult | None:
+    """Trains (or goes on training), evaluates and saves one model; its result, not yet saved.
+
+    Every worker calls it. What the first one returns and writes is the run's; the others, which
+    have done their share, return None.
+    """
     model, summary = _trained_model(config, prepared, worker, tracker, run_dir)
-    rewards = _test_rewards(prepared, model)
+    rewards = _test_rewards(prepared, model, worker)
+    if worker.rank > 0:
+        return None
     evaluation = evaluate_pairs(
         prepared.inputs.data.test,
         rewards,
@@ -183,7 +189,7 @@ def global_rewards(
         inputs.data.texts,
         inputs.tokens,
         run_dir.score_store,
-        device=worker.device,
+        worker,
     )
 
 
@@ -261,8 +267,9 @@ def _trained_model(
     if prepared.plan is None:
         return None, TrainingSummary(0, 0, 0.0, TrainingCurve())
     inputs = prepared.inputs
-    model = load_global_model(config, inputs, worker)
-    engine = TorchEngine(model, config.train)
+    with together(worker):
+        model = load_global_model(config, inputs, worker)
+    engine = start_engine(model, config.train, worker)
     pairs = prepared.train_pairs.take(prepared.rows)
     summary = train(
         engine,
@@ -274,13 +281,16 @@ def _trained_model(
         ),
         config.train,
         tracker,
-        run_dir,
+        Checkpoints(run_dir.checkpoints_dir),
         worker,
         seed=config.seed,
         normalize_weights=config.selection.normalize_weights,
     )
-    with whole_folder(run_dir.model_dir) as folder:
-        save_reward_model(model, folder)
+    weights = engine.whole_weights()
+    with together(worker):
+        if worker.rank == 0:
+            with whole_folder(run_dir.model_dir) as folder:
+                save_reward_model(model, folder, weights=weights)
     return model, summary
 
 
@@ -288,7 +298,9 @@ def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
 
-def _test_rewards(prepared: PreparedRun, model: RewardModel | None) -> NDArray[np.float32]:
+def _test_rewards(
+    prepared: PreparedRun, model: RewardModel | None, worker: Worker
+) -> NDArray[np.float32]:
     """(T,) rewards of the texts in test pairs, NaN elsewhere."""
     if model is None and prepared.ref_rewards is not None:
         return prepared.ref_rewards
@@ -296,7 +308,7 @@ def _test_rewards(prepared: PreparedRun, model: RewardModel | None) -> NDArray[n
         raise ValueError("neither a trained model nor a global model's rewards")
     rewards = np.full(len(prepared.inputs.data.texts), np.nan, dtype=np.float32)
     texts = _test_texts(prepared.inputs.data)
-    rewards[texts] = score_tokens(model, prepared.inputs.tokens, text_ids=texts)
+    rewards[texts] = score_tokens(model, prepared.inputs.tokens, text_ids=texts, worker=worker)
     return rewards
 
 
@@ -347,6 +359,8 @@ def _result(
             "transformers": version("transformers"),
             "python": platform.python_version(),
         },
+        num_workers=worker.world_size,
+        engine=config.train.engine_name,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scpo_ray.config import LoraConfig, ModelConfig
 from scpo_ray.records import InputError
@@ -286,9 +286,15 @@ def _adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"path": path, "lora": None})
 
 
-def save_reward_model(model: RewardModel, folder: Path) -> None:
-    """Writes a Hugging Face folder: safetensors weights (or adapters), tokenizer, renderer."""
-    model.network.save_pretrained(folder)  # type: ignore[operator]
+def save_reward_model(
+    model: RewardModel, folder: Path, *, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Writes a Hugging Face folder: safetensors weights (or adapters), tokenizer, renderer.
+
+    Args:
+        weights: all the network's weights by name, where the network itself holds but a part.
+    """
+    model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     model.renderer.tokenizer.save_pretrained(folder)
     settings: Any = model.network.config
     document = {

@@ -7,16 +7,13 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from scpo_ray.config import RunConfig, Section
+from scpo_ray.config import EXECUTION, RunConfig, Section
 from scpo_ray.records import Difference, Estimate, RunResult
 
 MODEL_PREFIX = "scpo-"
 _MAX_NAME_LENGTH = 80
 _MAX_NAMES_LENGTH = 150
 _MAX_PARAM_LENGTH = 6_000
-# Where a run is written and computed does not decide its result (as in `RunConfig.run_id`): a
-# run resumed on another device or from a moved folder is still the same run.
-_NOT_PARAMS = {"output_dir", "device", "tracking"}
 
 
 def safe_name(culture: str) -> str:
@@ -71,7 +68,7 @@ def config_params(config: RunConfig) -> dict[str, str]:
     return {
         name: _cut(printable(value))
         for name, value in _flattened(config, "")
-        if name.partition(".")[0] not in _NOT_PARAMS
+        if not _is_execution(name)
     }
 
 
@@ -127,6 +124,8 @@ def result_tags(result: RunResult) -> dict[str, str]:
         "scpo.seed": str(result.seed),
         "scpo.culture": ", ".join(trained_cultures(result.culture_weights)),
         "scpo.device": result.device,
+        "scpo.engine": result.engine,
+        "scpo.num_workers": str(result.num_workers),
     }
     tags |= {f"scpo.fingerprint.{name}": value for name, value in result.fingerprints.items()}
     tags |= {f"scpo.version.{name}": value for name, value in result.versions.items()}
@@ -150,6 +149,12 @@ def printable(value: Any) -> str:
     """Text that any store can hold: lone surrogates and NUL are written as escapes."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def _is_execution(setting: str) -> bool:
+    section, _, name = setting.partition(".")
+    below = EXECUTION.get(section)
+    return below is True or (below is not None and name in below)
 
 
 def _with_ends(name: str, estimate: Estimate | Difference) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ class MicroBatch:
     """One forward pass of one worker.
 
     Attributes:
-        rows: (B,) which of the plan's pairs.
+        rows: (B,) which of the plan's pairs; none where a worker has to keep step with others.
         texts: (R,) the texts they need, each once.
         pairs: (B, 2) chosen and rejected, as indices into `texts`.
     """
@@ -68,9 +68,12 @@ class Plan:
         # Near-equal lengths together: what is padded is paid for. Ties by row keep it defined.
         rows = rows[np.lexsort((rows, -widths))]
         chunks = [self._micro_batch(chunk) for chunk in self._chunks(rows)]
-        # The step's pairs divide by the workers, so some chunk has two while this goes on.
         while len(chunks) % self.num_workers:
             largest = max(range(len(chunks)), key=lambda c: len(chunks[c].rows))
+            if len(chunks[largest].rows) == 1:
+                # Single pairs that do not divide by the workers: the last ones idle.
+                chunks.append(self._idle_micro_batch(rows))
+                continue
             chunk = chunks.pop(largest).rows
             half = (len(chunk) + 1) // 2
             chunks[largest:largest] = [
@@ -96,6 +99,13 @@ class Plan:
     def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
         texts, inverse = np.unique(self.pairs[rows], return_inverse=True)
         return MicroBatch(rows, texts, inverse.reshape(-1, 2))
+
+    def _idle_micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
+        """A pass that adds nothing to the loss, since every worker must make the same number."""
+        texts = self.pairs[rows].ravel()
+        shortest = texts[np.argmin(self.lengths[texts])]
+        no_rows, no_pairs = np.empty(0, np.int64), np.empty((0, 2), np.int64)
+        return MicroBatch(no_rows, np.array([shortest]), no_pairs)
 
 
 class _Order:
@@ -140,15 +150,16 @@ def plan_steps(
         pairs: (P, 2) chosen and rejected texts of the selected training pairs.
         lengths: (T,) tokens of each text.
         batch_size: pairs per step over all workers.
-        num_workers: a divisor of `batch_size`.
+        num_workers: at most `batch_size`; where a step's pairs do not divide by it, some workers
+            make an idle pass.
 
-    Raises: ValueError if there are no pairs, a step's pairs do not divide by the workers, or a
+    Raises: ValueError if there are no pairs, there are more workers than pairs in a step, or a
     pair does not fit a micro-batch.
     """
     if len(pairs) == 0:
         raise ValueError("there are no pairs to train on")
-    if batch_size % num_workers:
-        raise ValueError(f"batch_size {batch_size} must be a multiple of the {num_workers} workers")
+    if num_workers > batch_size:
+        raise ValueError(f"batch_size {batch_size} must not be below the {num_workers} workers")
     widest = 2 * int(lengths[pairs].max())
     if widest > micro_batch_tokens:
         raise ValueError(

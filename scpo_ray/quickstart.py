@@ -13,7 +13,7 @@ from scpo_ray.config import (
     TrainConfig,
 )
 from scpo_ray.data.synthetic import best_accuracy, vocabulary
-from scpo_ray.launch.local import compare_locally, train_locally
+from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.records import ComparisonResult
 from scpo_ray.storage import whole_folder
 from scpo_ray.tiny import make_tiny_backbone
@@ -42,7 +42,7 @@ def quickstart(output_dir: Path) -> Quickstart:
     if not backbone.is_dir():
         with whole_folder(backbone) as folder:
             make_tiny_backbone(folder, vocabulary(), seed=0)
-    _, global_run = train_locally(
+    _, global_run = start_run(
         RunConfig(
             experiment="quickstart-global",
             method="finetune",
@@ -67,7 +67,7 @@ def quickstart(output_dir: Path) -> Quickstart:
         ),
         space=SpaceConfig(),
     )
-    summary, folder = compare_locally(comparison)
+    summary, folder = compare(comparison)
     return Quickstart(summary, folder, comparison.run.mlflow_uri, best_accuracy(data))
 
 

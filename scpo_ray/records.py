@@ -169,6 +169,10 @@ class Worker:
     device: str
 
 
+ALONE = Worker(rank=0, world_size=1, device="cpu")
+"""For what one process does by itself."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean with its 95 % interval over resampled users (or questions).
@@ -281,6 +285,10 @@ class RunResult:
     model_dir: str
     device: str
     versions: dict[str, str]
+    num_workers: int = 1
+    """Workers that brought the run to its end."""
+    engine: str = "torch"
+    """"torch", or "deepspeed ZeRO <stage>"."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from scpo_ray.models import (
     load_reward_model,
     model_fingerprint,
 )
-from scpo_ray.records import InputError, Text, TextSource, Tokens
+from scpo_ray.records import ALONE, InputError, Text, TextSource, Tokens, Worker
 from scpo_ray.rendering import Renderer
 from scpo_ray.storage import ScoreStore, TokenStore
+from scpo_ray.workers import from_first, together, total_array
 
 log = logging.getLogger(__name__)
 
@@ -61,29 +62,48 @@ def reference_rewards(
     texts: TextSource,
     tokens: Tokens,
     store: ScoreStore,
-    *,
-    device: str,
+    worker: Worker,
 ) -> NDArray[np.float32]:
-    """(T,) float32 rewards of the frozen global model; the model is loaded only if they are new.
+    """(T,) float32 rewards of the frozen global model; the model is loaded only if some are new.
 
-    Raises: InputError if one of them is not finite.
+    What is computed is kept part by part: a stopped scoring goes on where it was. Every worker
+    calls it and computes its share.
+
+    Raises: InputError if a reward is not finite.
     """
     key = score_key(model_dir, config, renderer, texts)
-    rewards = store.get(key, texts.hashes)
-    if rewards is not None:
-        log.info("scores: %d texts read from %s", len(rewards), store.path(key))
-        return rewards
+    missing = from_first(lambda: store.missing_parts(key, texts.hashes), worker)
+    if missing:
+        with together(worker):
+            model = load_frozen_model(model_dir, config, renderer, device=worker.device)
+        for part in missing:
+            rewards = score_tokens(model, tokens, text_ids=part.ids, worker=worker)
+            check_finite(rewards, config)
+            with together(worker):
+                if worker.rank == 0:
+                    store.put(key, part, texts.hashes, rewards)
+        log.info("scores: %d texts computed, kept in %s", len(texts), store.path(key))
+    else:
+        log.info("scores: %d texts read from %s", len(texts), store.path(key))
+    # Read by one and handed on: what decides which pairs are kept must be one to the bit.
+    return from_first(lambda: store.get(key, texts.hashes), worker)
+
+
+def load_frozen_model(
+    model_dir: Path, config: ModelConfig, renderer: Renderer, *, device: str
+) -> RewardModel:
+    """The global model as it is, without the adapters that training would add."""
     frozen = config.model_copy(update={"lora": None})
-    model = load_reward_model(model_dir, frozen, renderer, device=device, seed=0)
-    rewards = score_tokens(model, tokens)
+    return load_reward_model(model_dir, frozen, renderer, device=device, seed=0)
+
+
+def check_finite(rewards: NDArray[np.float32], config: ModelConfig) -> None:
+    """Raises: InputError if one of the global model's rewards is not finite."""
     if not np.isfinite(rewards).all():
         raise InputError(
             f"model.path = {config.path}: the global model gives rewards that are not finite",
             [f"to {(~np.isfinite(rewards)).sum()} of {len(rewards)} texts"],
         )
-    store.put(key, texts.hashes, rewards)
-    log.info("scores: %d texts computed, kept in %s", len(rewards), store.path(key))
-    return rewards
 
 
 def score_texts(model: RewardModel, texts: Sequence[Text]) -> NDArray[np.float32]:
@@ -96,27 +116,41 @@ def score_tokens(
     tokens: Tokens,
     *,
     text_ids: NDArray[np.int64] | None = None,
+    worker: Worker = ALONE,
 ) -> NDArray[np.float32]:
     """Rewards without gradient, in evaluation mode, whatever mode the network is in.
 
     Args:
         text_ids: (R,) the texts to score; None: all T.
+        worker: one of several, each of which calls this and computes its share of the batches.
 
     Returns: (R,) or (T,) float32, in the order asked for.
     """
     ids = np.arange(len(tokens.offsets) - 1) if text_ids is None else text_ids
     lengths = tokens.lengths[ids]
-    rewards = np.empty(len(ids), dtype=np.float32)
+    rewards = np.zeros(len(ids), dtype=np.float32)
     was_training = model.network.training
     model.network.eval()
     bar = tqdm(total=len(ids), desc="score", unit="text", disable=None, leave=False)
-    with torch.inference_mode(), bar:
-        for rows in length_batches(lengths, model.batch_tokens):
+    with torch.no_grad(), bar:
+        for rows, counts in _share(list(length_batches(lengths, model.batch_tokens)), worker):
             inputs = pad_texts(tokens, ids[rows], model.renderer.pad_id, model.device)
-            rewards[rows] = forward(model.network, inputs).float().cpu().numpy()
+            computed = forward(model.network, inputs).float().cpu().numpy()
+            if counts:
+                rewards[rows] = computed
             bar.update(len(rows))
     model.network.train(was_training)
-    return rewards
+    return total_array(rewards, worker)
+
+
+def _share(
+    batches: Sequence[NDArray[np.int64]], worker: Worker
+) -> Iterator[tuple[NDArray[np.int64], bool]]:
+    """The worker's batches, and whether they count: a divided network computes in step, so a
+    worker without a batch repeats another's."""
+    for first in range(0, len(batches), worker.world_size):
+        number = first + worker.rank
+        yield batches[min(number, len(batches) - 1)], number < len(batches)
 
 
 def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:

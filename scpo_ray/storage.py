@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 _RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+_TEXTS_PER_PART = 16_384
 
 
 @contextmanager
@@ -37,13 +38,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises: InputError if the disk is full or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
-            _sync(part)
+            sync(part)
             os.replace(part, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -56,19 +57,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     two writers of one path at a time are the caller's to prevent.
     """
     part = path.with_name(f".{path.name}.part")
-    with _disk_errors(path):
+    with disk_errors(path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             yield part
             files = sorted(p for p in part.rglob("*") if p.is_file())
-            manifest = {str(p.relative_to(part)): _digest(p) for p in files}
-            (part / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            for file in [*files, part / _MANIFEST, part]:
-                _sync(file)
+            manifest = {str(p.relative_to(part)): file_digest(p) for p in files}
+            (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for file in [*files, part / MANIFEST, part]:
+                sync(file)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(part, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -76,14 +77,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def folder_fault(path: Path) -> str | None:
     """Why a folder written by `whole_folder` cannot be trusted; None if it is whole."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
         return "its manifest is missing or unreadable"
     for name, digest in manifest.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if _digest(file) != digest:
+        if file_digest(file) != digest:
             return f"{name} is not what was written"
     return None
 
@@ -116,15 +117,19 @@ class RunDir:
         return self.path / "result.json"
 
     @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
     def test_pairs_path(self) -> Path:
         return self.path / "test_pairs.parquet"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder for one process. Raises: InputError if another one holds it."""
-        with _disk_errors(self.path):
+    def locked(self, *, wait_s: float) -> Iterator[None]:
+        """Holds the folder for one process. Raises: InputError if another one does so longer."""
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
+            lock = FileLock(self.path / ".lock", timeout=wait_s)
             try:
                 lock.acquire()
             except Timeout:
@@ -155,28 +160,8 @@ class RunDir:
                 raise InputError(f"{self.path}: began with other input", changed)
         write_json(path, {"config": config, "fingerprints": fingerprints})
 
-    @contextmanager
-    def new_checkpoint(self, step: int, *, keep: int) -> Iterator[Path]:
-        """A folder to write step `step`'s checkpoint into; older ones beyond `keep` go after."""
-        with whole_folder(self.path / "checkpoints" / f"step-{step:08d}") as part:
-            yield part
-        for old in self._checkpoints()[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is passed over, and said so."""
-        for path in self._checkpoints():
-            fault = folder_fault(path)
-            if fault is None:
-                return path
-            log.warning("checkpoint %s is damaged (%s): trying the one before", path, fault)
-        return None
-
     def remove_checkpoints(self) -> None:
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step-*"), reverse=True)
+        shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
 
     def save_result(self, result: RunResult) -> None:
         write_json(self.result_path, asdict(result))
@@ -257,7 +242,7 @@ class TokenStore:
 
         Of several processes that render the same texts at once, one writes and the others wait.
         """
-        with _disk_errors(self.folder / key):
+        with disk_errors(self.folder / key):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{key}.lock"):
                 tokens = self.get(key)
@@ -288,18 +273,60 @@ class TokenStore:
             np.save(part / "truncated.npy", np.concatenate(truncated))
 
 
+@dataclass(frozen=True)
+class ScorePart:
+    """Part `number` of a set of scores. `ids`: (n,) int64, the texts in it."""
+
+    number: int
+    ids: NDArray[np.int64]
+
+
 class ScoreStore:
-    """The global model's rewards on disk, one Parquet file per key."""
+    """The global model's rewards on disk: per key a folder of Parquet files, one per part.
+
+    A part is a run of texts, of a size that does not depend on who computes it: a scoring that
+    was stopped, or that many machines share, gives the same files.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, key: str) -> Path:
-        return self.folder / f"{key}.parquet"
+        return self.folder / key
 
-    def get(self, key: str, hashes: NDArray[np.uint64]) -> NDArray[np.float32] | None:
-        """(T,) rewards of the texts with these hashes, or None where there are none to trust."""
-        path = self.path(key)
+    def missing_parts(self, key: str, hashes: NDArray[np.uint64]) -> list[ScorePart]:
+        """The parts of these texts' scores that are not there, or not to be trusted."""
+        return [p for p in _parts(len(hashes)) if self._read(key, p, hashes) is None]
+
+    def get(self, key: str, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """(T,) rewards of the texts with these hashes. Raises: InputError if some are missing."""
+        parts = [self._read(key, part, hashes) for part in _parts(len(hashes))]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            missing = len(parts) - len(found)
+            raise InputError(f"{self.path(key)}: {missing} of {len(parts)} parts cannot be read")
+        return np.concatenate(found) if found else np.empty(0, np.float32)
+
+    def put(
+        self,
+        key: str,
+        part: ScorePart,
+        hashes: NDArray[np.uint64],
+        rewards: NDArray[np.float32],
+    ) -> None:
+        """Keeps the (n,) rewards of a part's texts; `hashes` are those of all T texts."""
+        with whole_file(self._part_path(key, part)) as file:
+            table = pa.table({"text_hash": hashes[part.ids], "reward": rewards})
+            # Without checksums a page of zeros reads as rewards of zero.
+            pq.write_table(table, file, write_page_checksum=True)
+
+    def _part_path(self, key: str, part: ScorePart) -> Path:
+        return self.path(key) / f"part-{part.number:06d}.parquet"
+
+    def _read(
+        self, key: str, part: ScorePart, hashes: NDArray[np.uint64]
+    ) -> NDArray[np.float32] | None:
+        path = self._part_path(key, part)
         if not path.is_file():
             return None
         try:
@@ -309,20 +336,22 @@ class ScoreStore:
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             log.warning("scores in %s are damaged (%s): computing again", path, error)
             return None
-        if not np.array_equal(stored, hashes):
+        if not np.array_equal(stored, hashes[part.ids]):
             log.warning("scores in %s are of other texts: computing again", path)
             return None
         return np.asarray(rewards)
 
-    def put(self, key: str, hashes: NDArray[np.uint64], rewards: NDArray[np.float32]) -> None:
-        with whole_file(self.path(key)) as part:
-            table = pa.table({"text_hash": hashes, "reward": rewards})
-            # Without checksums a page of zeros reads as rewards of zero.
-            pq.write_table(table, part, write_page_checksum=True)
+
+def _parts(num_texts: int) -> list[ScorePart]:
+    starts = range(0, num_texts, _TEXTS_PER_PART)
+    return [
+        ScorePart(number, np.arange(start, min(start + _TEXTS_PER_PART, num_texts)))
+        for number, start in enumerate(starts)
+    ]
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """The disk's refusals as errors of the user's place, not of this program."""
     try:
         yield
@@ -352,12 +381,14 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written", ["no space left on the disk"]) from error
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes sure that a file's or folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

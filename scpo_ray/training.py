@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from scpo_ray.checkpoints import Checkpoints
 from scpo_ray.config import TrainConfig
-from scpo_ray.engine import TorchEngine
+from scpo_ray.engine import Engine
 from scpo_ray.loss import weighted_bradley_terry_loss
 from scpo_ray.plan import Plan, Step
 from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
 from scpo_ray.scoring import pad_texts
-from scpo_ray.storage import RunDir
 from scpo_ray.tracking import Tracker
+from scpo_ray.workers import total
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,12 @@ class DivergedError(InputError):
 
 
 def train(
-    engine: TorchEngine,
+    engine: Engine,
     plan: Plan,
     data: TrainingData,
     config: TrainConfig,
     tracker: Tracker,
-    run_dir: RunDir,
+    checkpoints: Checkpoints,
     worker: Worker,
     *,
     seed: int,
@@ -62,26 +63,31 @@ def train(
 ) -> TrainingSummary:
     """Makes the plan's steps, from the newest whole checkpoint on if there is one.
 
+    Every worker calls it, and all return the same.
+
     Ctrl-C and a kill leave the run resumable: the same call goes on at the last checkpoint and
     ends with the same weights (bit for bit on a CPU).
 
     Raises: DivergedError naming step, pairs and the last good checkpoint if the loss or the
     gradient is not finite.
     """
-    curve, batch_losses, earlier_s = _resume(engine, run_dir)
+    losses: list[float] = []
+    curve, batch_losses, earlier_s = _resume(engine, checkpoints, worker)
     started = time.monotonic()
     with _progress(plan, engine.steps_done) as bar:
         for step in plan.steps_from(engine.steps_done):
             # Dropout draws from torch's global stream: set per step, a resumed run draws the same.
             torch.manual_seed(_dropout_seed(seed, step.number, worker.rank))
-            loss = step_loss(engine, step, data, worker, normalize_weights=normalize_weights)
+            mine = step_loss(engine, step, data, worker, normalize_weights=normalize_weights)
+            loss = total(mine, worker)
             try:
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"the loss is {loss}")
                 stats = engine.step()
             except FloatingPointError as error:
-                raise _diverged(error, step, data, run_dir) from None
+                raise _diverged(error, step, data, checkpoints.newest(worker)) from None
             batch_losses.append(loss)
+            losses.append(loss)
             bar.update(len(step.rows))
             if step.number % config.log_every == 0 or step.number == plan.num_steps:
                 _log_point(curve, tracker, step.number, batch_losses, stats.lr, stats.grad_norm)
@@ -90,9 +96,15 @@ def train(
                 batch_losses = []
             if step.number % config.checkpoint_every == 0 and step.number < plan.num_steps:
                 seconds = earlier_s + time.monotonic() - started
-                with run_dir.new_checkpoint(step.number, keep=config.keep_checkpoints) as folder:
+                with checkpoints.saving(
+                    step.number,
+                    float(np.mean(losses)),
+                    keep=config.keep_checkpoints,
+                    worker=worker,
+                ) as folder:
                     engine.save_checkpoint(folder)
                     _save_progress(folder, curve, batch_losses, seconds)
+                losses = []
     return TrainingSummary(
         num_steps=plan.num_steps,
         num_pairs_seen=plan.num_steps * plan.batch_size,
@@ -102,7 +114,7 @@ def train(
 
 
 def step_loss(
-    engine: TorchEngine,
+    engine: Engine,
     step: Step,
     data: TrainingData,
     worker: Worker,
@@ -113,8 +125,9 @@ def step_loss(
     normalizer = float(len(step.rows))
     if normalize_weights:
         normalizer = float(data.weights[step.rows].sum())
-    total = 0.0
-    for batch in step.micro_batches(worker.rank):
+    step_total = 0.0
+    micro_batches = step.micro_batches(worker.rank)
+    for number, batch in enumerate(micro_batches, start=1):
         inputs = pad_texts(data.tokens, batch.texts, engine.model.renderer.pad_id, worker.device)
         loss = weighted_bradley_terry_loss(
             engine.rewards(inputs),
@@ -122,18 +135,20 @@ def step_loss(
             torch.from_numpy(data.weights[batch.rows]).to(worker.device),
             normalizer=normalizer,
         )
-        engine.backward(loss)
-        total += loss.item()
-    return total
+        engine.backward(loss, last=number == len(micro_batches))
+        step_total += loss.item()
+    return step_total
 
 
-def _resume(engine: TorchEngine, run_dir: RunDir) -> tuple[TrainingCurve, list[float], float]:
+def _resume(
+    engine: Engine, checkpoints: Checkpoints, worker: Worker
+) -> tuple[TrainingCurve, list[float], float]:
     """The curve, the losses since its last point and the seconds spent, as of the checkpoint."""
-    checkpoint = run_dir.newest_checkpoint()
+    checkpoint = checkpoints.newest(worker)
     if checkpoint is None:
         return TrainingCurve(), [], 0.0
     engine.load_checkpoint(checkpoint)
-    document = json.loads((checkpoint / "progress.json").read_text())
+    document = json.loads((checkpoint / "worker-0" / "progress.json").read_text())
     log.info("resumed at step %d from %s", engine.steps_done, checkpoint)
     return TrainingCurve(**document["curve"]), document["batch_losses"], document["seconds"]
 
@@ -185,11 +200,10 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _diverged(
-    error: FloatingPointError, step: Step, data: TrainingData, run_dir: RunDir
+    error: FloatingPointError, step: Step, data: TrainingData, checkpoint: Path | None
 ) -> DivergedError:
     ids = data.pair_ids(step.rows[:8])
     more = f" (+{len(step.rows) - 8} more)" if len(step.rows) > 8 else ""
-    checkpoint = run_dir.newest_checkpoint()
     return DivergedError(
         f"training stopped at step {step.number}: {error}",
         [

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-import scpo_ray.launch.local
+import scpo_ray.launch.runs
 from scpo_ray.config import METHODS, LoraConfig, RunConfig
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
-from scpo_ray.launch.local import train_locally
+from scpo_ray.launch.runs import start_run
 from scpo_ray.models import load_exported, model_fingerprint
 from scpo_ray.records import InputError, Worker
 from scpo_ray.scoring import score_tokens
@@ -38,7 +38,7 @@ def prepared(config):
 def finished(tiny_reward_model, tmp_path_factory):
     """A run of scpo on North alone: its config, result and folder."""
     config = tiny_config(tiny_reward_model, tmp_path_factory.mktemp("runs"))
-    return config, *train_locally(config)
+    return config, *start_run(config)
 
 
 def test_a_run_leaves_model_result_and_report_and_no_checkpoint(finished):
@@ -88,15 +88,15 @@ def test_a_finished_run_is_read_and_not_run_again(finished, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("the run was run again")
 
-    monkeypatch.setattr(scpo_ray.launch.local, "prepare_run", refuse)
+    monkeypatch.setattr(scpo_ray.launch.runs, "prepare_run", refuse)
 
-    assert train_locally(config) == (result, folder)
+    assert start_run(config) == (result, folder)
 
 
 def test_the_same_run_elsewhere_has_the_same_weights(finished, tmp_path):
     config, result, folder = finished
 
-    again, other = train_locally(config.model_copy(update={"output_dir": tmp_path}))
+    again, other = start_run(config.model_copy(update={"output_dir": tmp_path}))
 
     ours, theirs = (p / "model" / "model.safetensors" for p in (other, folder))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -108,7 +108,7 @@ def test_the_same_run_elsewhere_has_the_same_weights(finished, tmp_path):
 def test_the_global_method_needs_no_training(tiny_reward_model, tmp_path):
     config = tiny_config(tiny_reward_model, tmp_path, method="global")
 
-    result, folder = train_locally(config)
+    result, folder = start_run(config)
 
     assert (result.num_steps, result.num_pairs_seen, result.curve.step) == (0, 0, [])
     assert result.model_dir == str(tiny_reward_model)
@@ -150,7 +150,7 @@ def test_a_global_model_is_made_from_a_plain_backbone(tiny_backbone, tmp_path):
         culture_weights={"North": 1.0, "South": 1.0},
     )
 
-    result, folder = train_locally(with_model(config, new_head=True))
+    result, folder = start_run(with_model(config, new_head=True))
 
     for evaluation in result.evaluation.values():
         assert list(evaluation.after) == ["all"]
@@ -158,7 +158,7 @@ def test_a_global_model_is_made_from_a_plain_backbone(tiny_backbone, tmp_path):
         assert "global_noise" not in evaluation.controls
     assert result.examples == []
     next_config = tiny_config(folder / "model", tmp_path / "runs")
-    following, _ = train_locally(next_config)
+    following, _ = start_run(next_config)
     for culture, evaluation in following.evaluation.items():
         assert evaluation.before["all"].value == result.evaluation[culture].after["all"].value
 
@@ -169,7 +169,7 @@ def test_a_culture_at_weight_0_is_left_out(finished, tmp_path):
         update={"output_dir": tmp_path, "culture_weights": {"North": 1.0, "South": 0.0}}
     )
 
-    zero, other = train_locally(without)
+    zero, other = start_run(without)
 
     ours, theirs = (load_file(p / "model" / "model.safetensors") for p in (other, folder))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
@@ -222,7 +222,7 @@ def test_a_data_fraction_trains_on_fewer_users_and_tests_on_the_same(tiny_reward
 def test_adapters_train_evaluate_and_load_again(tiny_reward_model, tmp_path):
     config = with_model(tiny_config(tiny_reward_model, tmp_path), lora=LoraConfig(rank=4))
 
-    _, folder = train_locally(config)
+    _, folder = start_run(config)
 
     run = prepared(config)
     model = load_exported(folder / "model", device="cpu")
@@ -239,7 +239,7 @@ def test_a_run_that_diverges_leaves_no_result_and_can_be_tried_again(tiny_reward
 
     for _ in range(2):
         with pytest.raises(DivergedError, match="training stopped at step"):
-            train_locally(config)
+            start_run(config)
 
     assert not list(tmp_path.rglob("result.json"))
     assert not list(tmp_path.rglob("*.part"))
@@ -250,7 +250,7 @@ def test_a_run_that_another_process_holds_is_refused(tiny_reward_model, tmp_path
 
     with open_run_dir(config).locked():
         with pytest.raises(InputError, match="another process is running this run"):
-            train_locally(config)
+            start_run(config)
 
 
 def test_no_pair_after_the_filter_names_every_such_culture(tiny_reward_model, tmp_path):
@@ -274,17 +274,17 @@ def test_a_global_model_that_changes_under_a_run_is_refused(tiny_reward_model, t
     model = tmp_path / "global"
     shutil.copytree(tiny_reward_model, model)
     config = tiny_config(model, tmp_path / "runs")
-    _, folder = train_locally(config)
+    _, folder = start_run(config)
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
 
     with pytest.raises(InputError, match="began with other input\n  model fingerprint then"):
-        train_locally(config)
+        start_run(config)
 
     (folder / "result.json").unlink()
     with pytest.raises(InputError, match="model fingerprint then .*\n  scores fingerprint then"):
-        train_locally(config)
+        start_run(config)
 
 
 @pytest.mark.slow
@@ -299,11 +299,11 @@ def test_a_run_that_ended_without_its_store_is_tracked_when_found_again(
     config = tiny_config(
         tiny_reward_model, tmp_path, tracking={"tracker": "mlflow", "log_model": False}
     )
-    result, folder = train_locally(config)
+    result, folder = start_run(config)
     point = {"key": "late", "value": 0.5, "timestamp": 1_700_000_000_000, "step": 12}
     (folder / SPOOL_FILE).write_text(json.dumps(point) + "\n")
 
-    assert train_locally(config) == (result, folder)
+    assert start_run(config) == (result, folder)
 
     assert not (folder / SPOOL_FILE).exists()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:

@@ -1,0 +1,106 @@
+"""A Ray cluster: connected to (or started here), and asked whether it can hold a run."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+import ray
+
+from scpo_ray.config import RunConfig
+from scpo_ray.records import InputError
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Reports and lost workers are noticed at this interval; the default of 2 s is what a report
+    # would cost.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker reserves."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.cpus:g} CPU{gpus}"
+
+
+def connect(config: RunConfig) -> None:
+    """Joins the cluster that is named, or starts a Ray on this machine that ends with us.
+
+    Raises: InputError if there is no cluster at the address, or it does not let us in.
+    """
+    if ray.is_initialized():
+        return
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    address = config.launch.address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False} if address == "local" else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Our own lines come by another way; see `relay.py`.
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"launch.address = {address}: no Ray cluster can be joined there",
+            [reason, "start one (cluster/local.md), or leave the address out"],
+        ) from None
+
+
+def worker_resources(config: RunConfig) -> Resources:
+    """What a worker of the run reserves on the cluster joined."""
+    gpus = config.launch.gpus_per_worker
+    if gpus is None:
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = 1.0 if config.device == "cuda" or (config.device == "auto" and has_gpus) else 0.0
+    return Resources(config.launch.cpus_per_worker, gpus)
+
+
+def check_resources(config: RunConfig) -> None:
+    """Raises: InputError, at once, if the cluster cannot hold the run's workers, naming what is
+    asked for and what is there; nothing with `launch.wait_for_resources`."""
+    each = worker_resources(config)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    room = [_room(node["Resources"], each) for node in nodes]
+    fitting = {
+        "STRICT_PACK": max(room, default=0),
+        "STRICT_SPREAD": sum(n > 0 for n in room),
+    }.get(config.launch.placement, sum(room))
+    needed = config.train.min_workers
+    if fitting >= needed:
+        return
+    there = [
+        f"there: {node['NodeManagerHostname']} with {node['Resources'].get('CPU', 0):g} CPU and "
+        f"{node['Resources'].get('GPU', 0):g} GPU"
+        for node in nodes
+    ]
+    if config.launch.wait_for_resources:
+        log.info("waiting for room for %d workers of %s each", needed, each)
+        return
+    raise InputError(
+        f"train.num_workers = {needed}, each with {each} ({config.launch.placement}): the cluster "
+        f"has room for {fitting}",
+        [
+            *there,
+            "lower train.num_workers, launch.cpus_per_worker or launch.gpus_per_worker, or set "
+            "launch.wait_for_resources where an autoscaler adds machines",
+        ],
+    )
+
+
+def _room(resources: dict[str, float], each: Resources) -> int:
+    # A hair more than what is there, so that three thirds make a whole.
+    room = int(resources.get("CPU", 0) / each.cpus + 1e-6)
+    if each.gpus:
+        room = min(room, int(resources.get("GPU", 0) / each.gpus + 1e-6))
+    return room

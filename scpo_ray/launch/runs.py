@@ -1,0 +1,108 @@
+"""Runs started where the config says: in this process, on Ray; one, or a comparison's in turn."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch.distributed
+
+from scpo_ray.comparison import ComparedRun, PairOutcomes, compare_runs
+from scpo_ray.config import ComparisonConfig, RunConfig
+from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
+from scpo_ray.launch.worker import local_worker, torchrun_worker, work
+from scpo_ray.naming import run_name
+from scpo_ray.records import ComparisonResult, InputError, RunResult
+from scpo_ray.report import write_report
+from scpo_ray.storage import load_result, load_test_pairs, save_comparison_result
+from scpo_ray.sweep import comparison_trials
+from scpo_ray.workers import join_group
+
+log = logging.getLogger(__name__)
+
+
+def start_run(config: RunConfig) -> tuple[RunResult, Path]:
+    """One run to its end, and its folder; a run that has ended is read, not run again.
+
+    Under torchrun this process is one of the run's workers, whatever `train.num_workers` says.
+
+    Raises: InputError for faults of the input; the folder stays resumable.
+    """
+    worker = torchrun_worker(config)
+    if worker is None:
+        return _run(config, load_inputs(config, open_run_dir(config)))
+    join_group(worker)
+    try:
+        path = work(config, worker)
+    finally:
+        torch.distributed.destroy_process_group()
+    return load_result(path), path
+
+
+def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
+    run_dir = open_run_dir(config)
+    if _is_for_ray(config) and not run_dir.result_path.is_file():
+        # Ray takes seconds to load, and a run in this process needs none of it.
+        from scpo_ray.launch.ray_train import train_on_ray
+
+        path = train_on_ray(config, inputs)
+    else:
+        if config.train.min_workers > 1 and not run_dir.result_path.is_file():
+            raise InputError(
+                f"train.num_workers = {config.train.min_workers}: a process is one worker",
+                ['leave launch.on out (or "ray"), or start scpo with torchrun'],
+            )
+        path = work(config, local_worker(config), inputs=inputs)
+    return load_result(path), path
+
+
+def _is_for_ray(config: RunConfig) -> bool:
+    if config.launch.on != "auto":
+        return config.launch.on == "ray"
+    named = config.launch.address or os.environ.get("RAY_ADDRESS")
+    return config.train.max_workers > 1 or bool(named)
+
+
+def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
+    """Every run of a comparison, its summary and its report; the experiment's folder.
+
+    A run that fails is named in the summary's failures, and the others go on.
+    """
+    run = comparison.run
+    # Read once, and before any run: what is wrong with the input is said once.
+    inputs = load_inputs(run, open_run_dir(run))
+    trials = comparison_trials(comparison, inputs.data.cultures)
+    log.info("%d runs; method, seed and culture_weights come from the space", len(trials))
+    compared: list[ComparedRun] = []
+    failures: dict[str, str] = {}
+    for number, trial in enumerate(trials, start=1):
+        name = run_name(trial.config)
+        log.info("run %d of %d: %s", number, len(trials), name)
+        try:
+            result, path = _run(trial.config, inputs)
+            compared.append(compared_run(trial.culture, result, path))
+        except InputError as error:
+            log.error("%s: %s", name, error)
+            failures[name] = " ".join(str(error).split())
+    if not compared:
+        raise InputError("no run of the comparison came to its end", list(failures.values()))
+    folder = run.output_dir / run.experiment
+    summary = compare_runs(compared, run.experiment, failures)
+    save_comparison_result(folder, summary)
+    write_report([c.result for c in compared], summary, folder / "report.html")
+    return summary, folder
+
+
+def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
+    """A finished run with its test pairs' outcomes, read from its folder."""
+    columns = load_test_pairs(path)
+    return ComparedRun(
+        result=result,
+        culture=culture,
+        outcomes=PairOutcomes(
+            culture=columns["culture"],
+            pair_id=columns["pair_id"],
+            cluster=columns["cluster"],
+            ref_margin=columns.get("ref_margin"),
+            margin=columns["margin"],
+        ),
+    )

@@ -1,0 +1,176 @@
+"""What each worker of a run does, whoever started it: from a config to a saved result."""
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+
+import scpo_ray
+from scpo_ray.config import RunConfig
+from scpo_ray.experiment import (
+    RunInputs,
+    load_inputs,
+    open_run_dir,
+    prepare_run,
+    run_experiment,
+)
+from scpo_ray.models import resolve_device
+from scpo_ray.records import InputError, RunResult, Worker
+from scpo_ray.report import write_pictures, write_report
+from scpo_ray.storage import RunDir, disk_errors, load_result
+from scpo_ray.tracking import SilentTracker, Tracker, has_unsent_points, start_tracker
+from scpo_ray.workers import check_alike, first_worker_first, from_first, together
+
+log = logging.getLogger(__name__)
+
+
+def local_worker(config: RunConfig) -> Worker:
+    """This process, by itself."""
+    return Worker(rank=0, world_size=1, device=resolve_device(config.device))
+
+
+def torchrun_worker(config: RunConfig) -> Worker | None:
+    """This process as one of those that torchrun started; None where it did not."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    device = resolve_device(config.device)
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    return Worker(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+
+
+def work(
+    config: RunConfig,
+    worker: Worker,
+    *,
+    inputs: RunInputs | None = None,
+    lock_wait_s: float = 0.0,
+    tracked_by: Callable[[Tracker], Tracker] = lambda tracker: tracker,
+) -> Path:
+    """One run to its end, on this worker and all others of it; the run's folder.
+
+    A run that has ended is left as it is. The first worker alone tracks and writes results.
+
+    Args:
+        inputs: where they have been read already.
+        lock_wait_s: how long to wait for a process that is running the run.
+        tracked_by: what to put around the tracker.
+
+    Raises: InputError for faults of the input; the folder stays resumable.
+    """
+    run_dir = open_run_dir(config)
+    with _held_by_first(run_dir, worker, lock_wait_s):
+        check_alike(library_versions(), "library versions", worker)
+        if inputs is None:
+            with first_worker_first(worker):
+                inputs = load_inputs(config, run_dir)
+        check_alike(inputs.fingerprints, "fingerprints", worker)
+        if from_first(lambda: _has_ended(config, inputs, run_dir), worker):
+            return run_dir.path
+        prepared = prepare_run(config, inputs, worker, run_dir)
+        with _tracked(config, worker, run_dir) as tracker:
+            result = run_experiment(config, prepared, worker, tracked_by(tracker), run_dir)
+            if result is not None:
+                _log_report(result, run_dir, tracker)
+        with together(worker):
+            if result is not None:
+                # Last: from now on the run has ended. A crash before this line repeats what came
+                # before.
+                run_dir.save_result(result)
+                run_dir.remove_checkpoints()
+    return run_dir.path
+
+
+def library_versions() -> dict[str, str]:
+    """What two workers must have alike to compute alike."""
+    return {
+        "scpo_ray": scpo_ray.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "deepspeed")},
+    }
+
+
+@contextmanager
+def _held_by_first(run_dir: RunDir, worker: Worker, wait_s: float) -> Iterator[None]:
+    """The run's folder, locked by the first worker and seen by all."""
+    with ExitStack() as stack:
+        note = None
+        with together(worker):
+            if worker.rank == 0:
+                stack.enter_context(run_dir.locked(wait_s=wait_s))
+                if worker.world_size > 1:
+                    note = run_dir.path / f".seen-{uuid4().hex}"
+                    with disk_errors(note):
+                        note.touch()
+        if worker.world_size > 1:
+            name = from_first(lambda: note and note.name, worker)
+            try:
+                with together(worker):
+                    _check_sees(run_dir, str(name), worker)
+            finally:
+                if note is not None:
+                    note.unlink(missing_ok=True)
+        yield
+
+
+def _check_sees(run_dir: RunDir, name: str, worker: Worker) -> None:
+    # A listing, since a network file system may remember that a name was not there.
+    if not run_dir.path.is_dir() or name not in os.listdir(run_dir.path):
+        raise InputError(
+            f"{run_dir.path}: worker {worker.rank} on {platform.node()} does not see this folder "
+            "as worker 0 does",
+            ["put output_dir on a file system that all machines mount, or set launch.storage"],
+        )
+
+
+def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
+    run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
+    if not run_dir.result_path.is_file():
+        return False
+    result = load_result(run_dir.path)
+    if has_unsent_points(run_dir.path):
+        log.info("%s: has ended before; tracking it, which failed then", run_dir.path)
+        tracker = start_tracker(config, run_dir.path)
+        tracker.log_result(result, run_dir.path)
+        _log_report(result, run_dir, tracker)
+        tracker.finish("FINISHED")
+    else:
+        log.info("%s: has ended before, nothing to do", run_dir.path)
+    return True
+
+
+@contextmanager
+def _tracked(config: RunConfig, worker: Worker, run_dir: RunDir) -> Iterator[Tracker]:
+    """The first worker's tracker, told how the run ends; a silent one for the others."""
+    tracker: Tracker = SilentTracker()
+    with together(worker):
+        if worker.rank == 0:
+            tracker = start_tracker(config, run_dir.path)
+    try:
+        yield tracker
+    except torch.OutOfMemoryError:
+        tracker.finish("FAILED")
+        raise InputError(
+            f"{run_dir.path}: the GPU's memory is used up",
+            ["lower train.micro_batch_tokens or model.inference_batch_tokens"],
+        ) from None
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")
+
+
+def _log_report(result: RunResult, run_dir: RunDir, tracker: Tracker) -> None:
+    tracker.log_artifact(write_report([result], None, run_dir.path / "report.html"))
+    write_pictures([result], None, run_dir.path / "pictures")
+    tracker.log_artifact(run_dir.path / "pictures")
