@@ -9,33 +9,55 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from scpo_ray.records import Worker
-from scpo_ray.storage import MANIFEST, disk_errors, file_digest, folder_fault, sync
+from scpo_ray.remote import RemoteFolder
+from scpo_ray.storage import MANIFEST, RunDir, disk_errors, file_digest, folder_fault, sync
 from scpo_ray.workers import from_first, gathered, together
 
 log = logging.getLogger(__name__)
 
 _FACTS = "checkpoint.json"
+_REMOTE = "checkpoints"
 
 
-class Checkpoints:
-    """One run's checkpoints, in a folder that all its workers see."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @contextmanager
-    def saving(self, step: int, loss: float, *, keep: int, worker: Worker) -> Iterator[Path]:
+class CheckpointStore(Protocol):
+    def saving(
+        self, step: int, loss: float, *, keep: int, worker: Worker
+    ) -> AbstractContextManager[Path]:
         """A folder of the worker's own to write step `step`'s checkpoint into.
 
         Afterwards the `keep` newest checkpoints and the one of the lowest loss remain.
 
         Raises: InputError on every worker, and there is no checkpoint, if one cannot write.
         """
+
+    def newest(self, worker: Worker) -> Path | None:
+        """The newest checkpoint that is whole, as a folder on this machine; None without one.
+
+        A damaged one is passed over, and said so.
+        """
+
+
+def open_checkpoints(run_dir: RunDir) -> CheckpointStore:
+    """Where the run keeps its checkpoints: in its folder, or at the URI that it has besides."""
+    if run_dir.remote is None:
+        return Checkpoints(run_dir.checkpoints_dir)
+    return RemoteCheckpoints(run_dir.remote, run_dir.checkpoints_dir)
+
+
+class Checkpoints:
+    """Checkpoints in a folder that all workers see: one takes its name when it is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def saving(self, step: int, loss: float, *, keep: int, worker: Worker) -> Iterator[Path]:
         path = self.folder / f"step-{step:08d}"
         part = self.folder / f".{path.name}.part"
         try:
@@ -55,9 +77,7 @@ class Checkpoints:
             with together(worker), disk_errors(path):
                 if worker.rank == 0:
                     (part / _FACTS).write_text(json.dumps({"step": step, "loss": loss}))
-                    manifest = {_FACTS: file_digest(part / _FACTS)}
-                    for each in everyones:
-                        manifest |= each
+                    manifest = {_FACTS: file_digest(part / _FACTS), **_merged(everyones)}
                     (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
                     for file in (part / _FACTS, part / MANIFEST, part):
                         sync(file)
@@ -70,7 +90,6 @@ class Checkpoints:
                 shutil.rmtree(part, ignore_errors=True)
 
     def newest(self, worker: Worker) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is passed over, and said so."""
         return from_first(self._newest, worker)
 
     def _newest(self) -> Path | None:
@@ -85,15 +104,105 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def _forget_old(self, keep: int) -> None:
-        paths = self._by_age()
-        best = min(paths, key=_loss)
-        for path in paths[keep:]:
-            if path != best:
-                shutil.rmtree(path, ignore_errors=True)
+        facts = {path.name: _read(path / _FACTS) for path in self._by_age()}
+        for name in _superfluous(facts, keep):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
-def _loss(path: Path) -> float:
+class RemoteCheckpoints:
+    """Checkpoints at a URI: one is whole when its manifest is there, which is written last.
+
+    `scratch`: a folder on this machine through which they pass.
+    """
+
+    def __init__(self, remote: RemoteFolder, scratch: Path) -> None:
+        self.remote = remote
+        self.scratch = scratch
+
+    @contextmanager
+    def saving(self, step: int, loss: float, *, keep: int, worker: Worker) -> Iterator[Path]:
+        name = f"{_REMOTE}/step-{step:08d}"
+        mine = self.scratch / f".saving-{worker.rank}"
+        try:
+            with together(worker), disk_errors(mine):
+                shutil.rmtree(mine, ignore_errors=True)
+                mine.mkdir(parents=True)
+                yield mine
+                files = {f"worker-{worker.rank}/{f.relative_to(mine)}": f for f in _files(mine)}
+                for below, file in files.items():
+                    self.remote.upload(file, f"{name}/{below}")
+                digests = {below: file_digest(file) for below, file in files.items()}
+            everyones = gathered(digests, worker)
+            with together(worker):
+                if worker.rank == 0:
+                    facts = json.dumps({"step": step, "loss": loss}).encode()
+                    self.remote.write(f"{name}/{_FACTS}", facts)
+                    manifest = json.dumps(_merged(everyones), indent=1).encode()
+                    self.remote.write(f"{name}/{MANIFEST}", manifest)
+                    self._forget_old(keep)
+        finally:
+            shutil.rmtree(mine, ignore_errors=True)
+
+    def newest(self, worker: Worker) -> Path | None:
+        for name in from_first(self._by_age, worker):
+            # One each: workers on one machine do not wait for each other's downloads.
+            folder = self.scratch / f"fetched-{worker.rank}"
+            with together(worker), disk_errors(folder):
+                fault = self._fetch(name, folder)
+            faults = [found for found in gathered(fault, worker) if found is not None]
+            if not faults:
+                return folder
+            log.warning("checkpoint %s is damaged (%s): trying the one before", name, faults[0])
+        return None
+
+    def _fetch(self, name: str, folder: Path) -> str | None:
+        """Copies a checkpoint to `folder`; what is wrong with it, if anything is."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        manifest = self.remote.read(f"{_REMOTE}/{name}/{MANIFEST}") or b""
+        (folder / MANIFEST).write_bytes(manifest)
+        try:
+            files = list(json.loads(manifest))
+        except ValueError:
+            return "its manifest is missing or unreadable"
+        for file in files:
+            if not self.remote.has(f"{_REMOTE}/{name}/{file}"):
+                return f"{file} is missing"
+            self.remote.download(f"{_REMOTE}/{name}/{file}", folder / file)
+        return folder_fault(folder)
+
+    def _by_age(self) -> list[str]:
+        names = self.remote.names(_REMOTE)
+        whole = [n for n in names if self.remote.has(f"{_REMOTE}/{n}/{MANIFEST}")]
+        return sorted(whole, reverse=True)
+
+    def _forget_old(self, keep: int) -> None:
+        facts = {n: self.remote.read(f"{_REMOTE}/{n}/{_FACTS}") or b"" for n in self._by_age()}
+        for name in _superfluous(facts, keep):
+            self.remote.remove(f"{_REMOTE}/{name}")
+
+
+def _superfluous(facts: dict[str, bytes], keep: int) -> list[str]:
+    """Which checkpoints (newest first, with what their facts file holds) go."""
+    names = list(facts)
+    best = min(names, key=lambda name: _loss(facts[name]))
+    return [name for name in names[keep:] if name != best]
+
+
+def _loss(facts: bytes) -> float:
     try:
-        return float(json.loads((path / _FACTS).read_text())["loss"])
-    except (OSError, ValueError, KeyError):
+        return float(json.loads(facts)["loss"])
+    except (ValueError, KeyError):
         return float("inf")
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _merged(everyones: Sequence[dict[str, str]]) -> dict[str, str]:
+    return {name: digest for each in everyones for name, digest in each.items()}

@@ -426,6 +426,15 @@ class LaunchConfig(Section):
     score_on_ray_above: int = Field(200_000, ge=0)
     """Texts above which a run on Ray has the global model's scores computed by all machines."""
 
+    @field_validator("storage")
+    @classmethod
+    def storage_is_a_uri(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError(
+                f"must be a URI such as s3://bucket/runs or file:///mnt/runs, got {value!r}"
+            )
+        return value
+
 
 class EvaluationConfig(Section):
     distinctive_threshold: float = Field(0.5, gt=0, le=1)
@@ -498,6 +507,11 @@ class RunConfig(Section):
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
         _check_head(self.method, self.model)
+        if self.launch.storage and self.tracking.tracker == "mlflow" and not self.tracking.uri:
+            raise ValueError(
+                "launch.storage is for machines without a common disk, and so without a common "
+                "mlflow.db: set tracking.uri to a server, or tracking.tracker to jsonl"
+            )
         if self.train.micro_batch_tokens < 2 * self.model.max_length:
             raise ValueError(
                 f"train.micro_batch_tokens {self.train.micro_batch_tokens} must hold one pair: "

@@ -147,7 +147,7 @@ class DeepSpeedEngine:
             else:
                 continue  # wholly another worker's
             if length > 0:
-                yield _Part(name, start, length, flat.detach(), offset)
+                yield _Part(name, start, length, flat, offset)
 
     def _pieces(self) -> Iterator[Piece]:
         states = self._engine.basic_optimizer.state

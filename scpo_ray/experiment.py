@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import scpo_ray
-from scpo_ray.checkpoints import Checkpoints
+from scpo_ray.checkpoints import open_checkpoints
 from scpo_ray.config import METHODS, RunConfig
 from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.loading import load_preferences
@@ -38,6 +38,7 @@ from scpo_ray.records import (
     TrainingCurve,
     Worker,
 )
+from scpo_ray.remote import RemoteFolder
 from scpo_ray.rendering import Renderer, load_renderer
 from scpo_ray.scoring import reference_rewards, score_key, score_tokens, tokenize
 from scpo_ray.selection import Selection, select_pairs
@@ -86,8 +87,10 @@ class PreparedRun:
 
 def open_run_dir(config: RunConfig) -> RunDir:
     """The run's folder: the same config finds the same one, and so resumes or is done."""
-    path = config.output_dir / config.experiment / f"{run_name(config)}-{config.run_id}"
-    return RunDir(path, config.output_dir / "cache")
+    below = Path(config.experiment) / f"{run_name(config)}-{config.run_id}"
+    storage = config.launch.storage
+    remote = None if storage is None else RemoteFolder(f"{storage.rstrip('/')}/{below}")
+    return RunDir(config.output_dir / below, config.output_dir / "cache", remote)
 
 
 def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
@@ -281,7 +284,7 @@ def _trained_model(
         ),
         config.train,
         tracker,
-        Checkpoints(run_dir.checkpoints_dir),
+        open_checkpoints(run_dir),
         worker,
         seed=config.seed,
         normalize_weights=config.selection.normalize_weights,

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from scpo_ray.records import ComparisonResult, InputError, RunResult, Tokens
+from scpo_ray.remote import RemoteFolder
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,14 @@ class RunDir:
 
     <output_dir>/cache/                      tables, tokens, scores: by content, shared
     <output_dir>/<experiment>/<run name>/    everything else of one run
+
+    With `remote` the folder is this machine's alone, and what outlasts it is kept there too.
     """
 
-    def __init__(self, path: Path, cache: Path) -> None:
+    def __init__(self, path: Path, cache: Path, remote: RemoteFolder | None = None) -> None:
         self.path = path
         self.cache = cache
+        self.remote = remote
         self.token_store = TokenStore(cache / "tokens")
         self.score_store = ScoreStore(cache / "scores")
 
@@ -162,6 +166,31 @@ class RunDir:
 
     def remove_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
+        if self.remote is not None:
+            self.remote.remove(self.checkpoints_dir.name)
+
+    def fetch(self) -> None:
+        """Takes what `remote` has of the run, but its checkpoints, where this machine has not.
+
+        The result comes last: with it the run has ended here too.
+        """
+        if self.remote is None or self.result_path.is_file():
+            return
+        result = self.result_path.name
+        names = [n for n in self.remote.files() if n.split("/")[0] != self.checkpoints_dir.name]
+        with disk_errors(self.path):
+            for name in sorted(names, key=lambda name: name == result):
+                with whole_file(self.path / name) as part:
+                    self.remote.download(name, part)
+
+    def keep(self) -> None:
+        """Copies the run, but its checkpoints, to `remote`; the result last."""
+        if self.remote is None:
+            return
+        files = [f for f in self.path.rglob("*") if f.is_file() and not f.name.startswith(".")]
+        for file in sorted(files, key=lambda file: file == self.result_path):
+            if self.checkpoints_dir not in file.parents:
+                self.remote.upload(file, file.relative_to(self.path).as_posix())
 
     def save_result(self, result: RunResult) -> None:
         write_json(self.result_path, asdict(result))

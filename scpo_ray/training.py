@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scpo_ray.checkpoints import Checkpoints
+from scpo_ray.checkpoints import CheckpointStore
 from scpo_ray.config import TrainConfig
 from scpo_ray.engine import Engine
 from scpo_ray.loss import weighted_bradley_terry_loss
@@ -55,7 +55,7 @@ def train(
     data: TrainingData,
     config: TrainConfig,
     tracker: Tracker,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     worker: Worker,
     *,
     seed: int,
@@ -141,7 +141,7 @@ def step_loss(
 
 
 def _resume(
-    engine: Engine, checkpoints: Checkpoints, worker: Worker
+    engine: Engine, checkpoints: CheckpointStore, worker: Worker
 ) -> tuple[TrainingCurve, list[float], float]:
     """The curve, the losses since its last point and the seconds spent, as of the checkpoint."""
     checkpoint = checkpoints.newest(worker)

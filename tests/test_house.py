@@ -23,6 +23,7 @@ ORDER = [
     "metrics",
     "plan",
     "sweep",
+    "remote",
     "storage",
     "workers",
     "checkpoints",

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -49,12 +50,20 @@ def connect(config: RunConfig) -> None:
             warnings.simplefilter("ignore")
             # Our own lines come by another way; see `relay.py`.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        _hide_token()
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"launch.address = {address}: no Ray cluster can be joined there",
             [reason, "start one (cluster/local.md), or leave the address out"],
         ) from None
+
+
+def _hide_token() -> None:
+    """Ray writes the token that lets anyone run code on the cluster for all users to read."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if path.is_file() and path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
 
 
 def worker_resources(config: RunConfig) -> Resources:

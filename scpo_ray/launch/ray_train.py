@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from scpo_ray.launch.ray_cluster import check_resources, connect, worker_resourc
 from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, report_error
 from scpo_ray.launch.worker import work
 from scpo_ray.records import InputError, RunResult, Worker
+from scpo_ray.remote import RemoteFolder
 from scpo_ray.tracking import Status, Tracker
 from scpo_ray.workers import BACKENDS, TIMEOUT
 
@@ -37,7 +37,8 @@ def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
     connect(config)
     check_resources(config)
     run_dir = open_run_dir(config)
-    folder = (config.output_dir / "cache" / "ray").resolve()
+    # Ray notes there which attempt it is at; all machines must see it.
+    folder = config.launch.storage or str((config.output_dir / "cache").resolve())
     name = f"{run_dir.path.name}-{uuid4().hex[:8]}"
     with relayed_to_here() as relay:
         trainer = ray.train.torch.TorchTrainer(
@@ -52,7 +53,7 @@ def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
             run_config=ray.train.RunConfig(
                 # A name is never used twice: Ray takes a known one for a run that has ended.
                 name=name,
-                storage_path=str(folder),
+                storage_path=f"{folder}/ray",
                 failure_config=ray.train.FailureConfig(
                     max_failures=config.launch.max_failures,
                     controller_failure_limit=_CONTROLLER_FAILURES,
@@ -66,10 +67,11 @@ def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
         except ray.train.TrainingFailedError as failure:
             raise first_error(relay) or _given_up(config, run_dir.path, failure) from None
         finally:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            RemoteFolder(folder).remove(f"ray/{name}")
         error = first_error(relay)
         if error is not None:
             raise error
+    run_dir.fetch()
     return run_dir.path
 
 

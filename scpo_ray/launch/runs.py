@@ -40,6 +40,7 @@ def start_run(config: RunConfig) -> tuple[RunResult, Path]:
 
 def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     run_dir = open_run_dir(config)
+    run_dir.fetch()
     if _is_for_ray(config) and not run_dir.result_path.is_file():
         # Ray takes seconds to load, and a run in this process needs none of it.
         from scpo_ray.launch.ray_train import train_on_ray

@@ -84,6 +84,7 @@ def work(
                 # Last: from now on the run has ended. A crash before this line repeats what came
                 # before.
                 run_dir.save_result(result)
+                run_dir.keep()
                 run_dir.remove_checkpoints()
     return run_dir.path
 
@@ -105,11 +106,12 @@ def _held_by_first(run_dir: RunDir, worker: Worker, wait_s: float) -> Iterator[N
         with together(worker):
             if worker.rank == 0:
                 stack.enter_context(run_dir.locked(wait_s=wait_s))
-                if worker.world_size > 1:
+                run_dir.fetch()
+                if worker.world_size > 1 and run_dir.remote is None:
                     note = run_dir.path / f".seen-{uuid4().hex}"
                     with disk_errors(note):
                         note.touch()
-        if worker.world_size > 1:
+        if worker.world_size > 1 and run_dir.remote is None:
             name = from_first(lambda: note and note.name, worker)
             try:
                 with together(worker):
