@@ -112,6 +112,10 @@ def _work_in_ray(settings: dict[str, Any]) -> None:
     package_log.addHandler(RelayHandler(relay, worker))
     # What there is to say of the data has been said where the command was given.
     logging.getLogger("scpo_ray.data").setLevel(logging.ERROR)
+    if worker.rank == 0:
+        starts = ray.get(relay.start.remote())
+        if starts > 1:
+            log.warning("a worker was lost or joined: start %d, with %d", starts, worker.world_size)
     try:
         work(config, worker, lock_wait_s=_LOCK_WAIT_S, tracked_by=ReportingTracker)
     except InputError as error:

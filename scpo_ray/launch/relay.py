@@ -27,6 +27,12 @@ class Relay:
     def __init__(self) -> None:
         self._lines: list[tuple[int, str]] = []
         self._errors: dict[int, tuple[str, tuple[str, ...]]] = {}
+        self._starts = 0
+
+    def start(self) -> int:
+        """How often the run's workers have been started, this time included."""
+        self._starts += 1
+        return self._starts
 
     def add(self, level: int, line: str) -> None:
         self._lines.append((level, line))
