@@ -128,7 +128,8 @@ def test_a_damaged_result_is_refused(scpo, place):
 
 def test_a_score_store_that_a_crash_damaged_is_made_anew(scpo, place):
     config = place.write()
-    path = Path(json.loads(scpo("score", config, "--json").out)["path"])
+    folder = Path(json.loads(scpo("score", config, "--json").out)["path"])
+    [path] = folder.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     (path.parent / f".{path.name}.1.part").write_bytes(b"left by a crash")

@@ -10,6 +10,7 @@ from scpo_ray.config import (
     SyntheticConfig,
 )
 from scpo_ray.config_file import load_config
+from scpo_ray.records import InputError
 
 
 def test_the_paper_preset_has_the_papers_settings():
@@ -44,7 +45,16 @@ def test_the_paper_preset_has_the_papers_settings():
     assert config.evaluation.distinctive_threshold == 0.5
 
 
-KEPT = ["output_dir=elsewhere", "tracking.tracker=none", "device=cpu", "experiment=other"]
+KEPT = [
+    "output_dir=elsewhere",
+    "tracking.tracker=none",
+    "device=cpu",
+    "experiment=other",
+    "launch={max_failures: 7}",
+    "train.num_workers=2",
+    "train={engine: deepspeed, zero_stage: 3, offload_optimizer: true}",
+    "train={engine: deepspeed, deepspeed_config: more.json}",
+]
 
 
 @pytest.mark.parametrize("override", KEPT)
@@ -138,3 +148,71 @@ def test_the_methods_are_the_papers_points_of_the_settings():
     assert [name for name, method in METHODS.items() if method.needs_global_model] == [
         *("filter", "weight", "inverse", "scpo")
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["train.num_workers=0"], "train: num_workers must be at least 1, got 0"),
+        (["train.num_workers=-1"], "train: num_workers must be at least 1, got -1"),
+        (["train.num_workers=[0, 2]"], "train: num_workers must be at least 1, got 0"),
+        (["train.num_workers=[2, 1]"], "train: num_workers [min, max] must rise, got [2, 1]"),
+        (
+            ["train.num_workers=two"],
+            "train.num_workers: must be a whole number or [min, max], got 'two'",
+        ),
+        (
+            ["train.num_workers=[1, 2, 3]"],
+            "train.num_workers: must be a whole number or [min, max], got [1, 2, 3]",
+        ),
+        (
+            ["train.num_workers=true"],
+            "train.num_workers: must be a whole number or [min, max], got True",
+        ),
+        (
+            ["train.num_workers=9"],
+            "train: num_workers 9 must not exceed batch_size 8: a worker without a pair has "
+            "nothing to do",
+        ),
+        (
+            ["train.engine=deepspeed", "train.zero_stage=4"],
+            "train.zero_stage = 4: must be less than or equal to 3",
+        ),
+        (
+            ["train.zero_stage=2"],
+            'train: zero_stage needs engine "deepspeed", got engine "torch"',
+        ),
+        (
+            ["train.deepspeed_config=ds.json"],
+            'train: deepspeed_config needs engine "deepspeed", got engine "torch"',
+        ),
+        (
+            ["train.engine=deepspeed", "train.offload_optimizer=true"],
+            "train: offload_optimizer needs zero_stage 1, 2 or 3, got 0",
+        ),
+        (
+            ["launch.storage=runs/shared", "tracking.tracker=jsonl"],
+            "launch.storage: must be a URI such as s3://bucket/runs or file:///mnt/runs, got "
+            "'runs/shared'",
+        ),
+        (
+            ["launch.storage=s3://bucket/runs"],
+            "launch.storage is for machines without a common disk, and so without a common "
+            "mlflow.db: set tracking.uri to a server, or tracking.tracker to jsonl",
+        ),
+        (["launch.cpus_per_worker=0"], "launch.cpus_per_worker = 0: must be greater than 0"),
+        (["launch.placement=NEAR"], "launch.placement = NEAR: must be 'PACK', 'SPREAD'"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused_with_the_rule_and_the_value(overrides, problem):
+    with pytest.raises(InputError) as error:
+        load_config("paper", overrides)
+
+    assert error.value.problems[0].startswith(problem)
+
+
+def test_workers_between_two_numbers():
+    train = load_config("paper", ["train.num_workers=[1, 4]"]).train
+
+    assert (train.min_workers, train.max_workers) == (1, 4)
+    assert load_config("paper", ["train.num_workers=3"]).train.worker_range == (3, 3)

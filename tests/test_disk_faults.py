@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from scpo_ray.checkpoints import open_checkpoints
 from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.records import InputError
-from scpo_ray.storage import ScoreStore, TokenStore, whole_file, whole_folder, write_json
+from scpo_ray.records import ALONE, InputError
+from scpo_ray.storage import ScorePart, ScoreStore, TokenStore, whole_file, whole_folder, write_json
 from tests.test_run_dir import run_dir, write_checkpoint
-from tests.test_storage import everything_below, scores, tokens
+from tests.test_storage import everything_below, put_scores, scores, tokens
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def write_large_weights(disk: Path) -> None:
 
 
 def write_large_checkpoint(disk: Path) -> None:
-    with run_dir(disk).new_checkpoint(5, keep=2) as part:
+    checkpoints = open_checkpoints(run_dir(disk))
+    with checkpoints.saving(5, 1.0, keep=2, worker=ALONE) as part:
         save_file({"w": torch.zeros(600_000)}, part / "weights.safetensors")
 
 
@@ -70,7 +72,9 @@ def write_many_short_texts(disk: Path) -> None:
 
 
 def write_many_scores(disk: Path) -> None:
-    ScoreStore(disk / "scores").put("large", *scores(200_000))
+    hashes, rewards = scores(200_000)
+    part = ScorePart(0, np.arange(200_000))
+    ScoreStore(disk / "scores").put("large", part, hashes, rewards)
 
 
 def write_large_result(disk: Path) -> None:
@@ -120,14 +124,14 @@ def test_a_full_disk_leaves_the_older_files_as_they_were(small_disk):
             write(small_disk)
 
     assert json.loads((small_disk / "result.json").read_text()) == {"old": 1}
-    assert run_dir(small_disk).newest_checkpoint() == checkpoint
+    assert open_checkpoints(run_dir(small_disk)).newest(ALONE) == checkpoint
 
 
 # A folder that cannot be written
 
 
 def hold_run_folder(disk: Path) -> None:
-    with run_dir(disk).locked():
+    with run_dir(disk).locked(wait_s=0):
         pass
 
 
@@ -147,7 +151,7 @@ def test_what_lies_in_a_read_only_cache_is_used(small_disk):
     token_store, score_store = TokenStore(small_disk / "t"), ScoreStore(small_disk / "s")
     hashes, rewards = scores(10)
     token_store.put("key", iter([tokens(2, 3)]))
-    score_store.put("key", hashes, rewards)
+    put_scores(score_store, "key", hashes, rewards)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
 
     found = token_store.get("key")

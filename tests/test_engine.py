@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from scpo_ray.config import LoraConfig, ModelConfig, TrainConfig
-from scpo_ray.engine import TorchEngine, learning_rate
+from scpo_ray.engine import TorchEngine
 from scpo_ray.models import load_reward_model
-from scpo_ray.records import Text
+from scpo_ray.optimization import learning_rate
+from scpo_ray.records import ALONE, Text
 from scpo_ray.rendering import load_renderer
 from scpo_ray.scoring import pad_texts
 
@@ -20,7 +21,8 @@ def engine_on(folder, *, lora=None, **settings) -> TorchEngine:
     config = ModelConfig(path=str(folder), max_length=48, lora=lora)
     renderer = load_renderer(folder, config)
     model = load_reward_model(folder, config, renderer, device="cpu", seed=0)
-    return TorchEngine(model, TrainConfig(**{"learning_rate": 1e-2, "max_steps": 8} | settings))
+    settings = {"learning_rate": 1e-2, "max_steps": 8} | settings
+    return TorchEngine(model, TrainConfig(**settings), ALONE)
 
 
 def inputs_of(engine: TorchEngine) -> dict[str, torch.Tensor]:
@@ -29,7 +31,8 @@ def inputs_of(engine: TorchEngine) -> dict[str, torch.Tensor]:
 
 
 def backward(engine: TorchEngine) -> None:
-    engine.backward((engine.rewards(inputs_of(engine)) * torch.tensor([1.0, -2.0, 3.0])).sum())
+    loss = (engine.rewards(inputs_of(engine)) * torch.tensor([1.0, -2.0, 3.0])).sum()
+    engine.backward(loss, last=True)
 
 
 def weights_of(engine: TorchEngine) -> dict[str, torch.Tensor]:
@@ -167,7 +170,8 @@ def test_a_checkpoint_goes_on_to_the_bit(tiny_reward_model, tmp_path, lora, step
         torch.manual_seed(step)
         backward(engine)
         engine.step()
-    engine.save_checkpoint(tmp_path)
+    (tmp_path / "worker-0").mkdir()
+    engine.save_checkpoint(tmp_path / "worker-0")
     other = engine_on(tiny_reward_model, lora=lora)
     if steps:
         backward(other)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-import scpo_ray.launch.runs
+import scpo_ray.launch.worker
 from scpo_ray.config import METHODS, LoraConfig, RunConfig
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import start_run
@@ -88,7 +88,7 @@ def test_a_finished_run_is_read_and_not_run_again(finished, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("the run was run again")
 
-    monkeypatch.setattr(scpo_ray.launch.runs, "prepare_run", refuse)
+    monkeypatch.setattr(scpo_ray.launch.worker, "prepare_run", refuse)
 
     assert start_run(config) == (result, folder)
 
@@ -248,7 +248,7 @@ def test_a_run_that_diverges_leaves_no_result_and_can_be_tried_again(tiny_reward
 def test_a_run_that_another_process_holds_is_refused(tiny_reward_model, tmp_path):
     config = tiny_config(tiny_reward_model, tmp_path)
 
-    with open_run_dir(config).locked():
+    with open_run_dir(config).locked(wait_s=0):
         with pytest.raises(InputError, match="another process is running this run"):
             start_run(config)
 

@@ -23,7 +23,7 @@ from scpo_ray.models import (
     resolve_model_dir,
     save_reward_model,
 )
-from scpo_ray.records import InputError, Text
+from scpo_ray.records import ALONE, InputError, Text
 from scpo_ray.rendering import load_renderer
 from scpo_ray.scoring import pad_texts, score_texts, score_tokens
 from tests.test_rendering import CHAT_TEMPLATE, changed_tokenizer
@@ -156,7 +156,7 @@ def folders(
 def train_a_little(model: RewardModel, steps: int = 3) -> None:
     """A few large optimizer steps, so that what is not saved shows."""
     config = TrainConfig(learning_rate=1e-2, max_steps=steps, dropout=False)
-    engine = TorchEngine(model, config)
+    engine = TorchEngine(model, config, ALONE)
     inputs = pad_texts(
         model.renderer.encode(TEXTS), np.arange(len(TEXTS)), model.renderer.pad_id, "cpu"
     )
@@ -165,7 +165,7 @@ def train_a_little(model: RewardModel, steps: int = 3) -> None:
         loss = weighted_bradley_terry_loss(
             engine.rewards(inputs), pairs, torch.ones(3), normalizer=3.0
         )
-        engine.backward(loss)
+        engine.backward(loss, last=True)
         engine.step()
 
 

@@ -75,7 +75,11 @@ def test_params_are_dotted_settings_without_places():
 
     assert params["train.learning_rate"] == "1e-06"
     assert params["culture_weights"] == '{"Korea, Republic of": 1.0}'
-    assert not [name for name in params if name.startswith(("output_dir", "tracking", "device"))]
+    assert not [
+        name for name in params if name.startswith(("output_dir", "tracking", "device", "launch"))
+    ]
+    assert "train.batch_size" in params
+    assert not {"train.num_workers", "train.engine", "train.zero_stage"} & params.keys()
 
 
 def test_a_long_param_is_cut_and_a_change_in_the_rest_still_shows():

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scpo_ray.records import InputError
+from scpo_ray.checkpoints import open_checkpoints
+from scpo_ray.records import ALONE, InputError
 from scpo_ray.storage import (
     RunDir,
     load_comparison_result,
@@ -30,43 +31,46 @@ def run_dir(folder: Path) -> RunDir:
 # Checkpoints
 
 
-def write_checkpoint(run: RunDir, step: int, keep: int = 5) -> Path:
-    with run.new_checkpoint(step, keep=keep) as folder:
-        save_file({"w": torch.full((100,), float(step))}, folder / "weights.safetensors")
+def write_checkpoint(run: RunDir, step: int, keep: int = 5, loss: float = 1.0) -> Path:
+    with open_checkpoints(run).saving(step, loss, keep=keep, worker=ALONE) as folder:
+        save_file({"w": torch.full((100,), float(step))}, folder / "state.safetensors")
     return run.path / "checkpoints" / f"step-{step:08d}"
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path):
+def test_the_newest_checkpoints_and_the_one_of_the_lowest_loss_stay(tmp_path):
     run = run_dir(tmp_path)
 
-    for step in (5, 10, 99, 100):
-        write_checkpoint(run, step, keep=2)
+    for step, loss in ((5, 0.9), (10, 0.2), (98, 0.5), (99, 0.4), (100, 0.3)):
+        write_checkpoint(run, step, keep=2, loss=loss)
 
     kept = sorted(p.name for p in (run.path / "checkpoints").iterdir())
-    assert kept == ["step-00000099", "step-00000100"]
-    newest = run.newest_checkpoint()
+    assert kept == ["step-00000010", "step-00000099", "step-00000100"]
+    newest = open_checkpoints(run).newest(ALONE)
     assert newest is not None
     assert newest.name == "step-00000100"
 
 
 def test_without_checkpoints_there_is_no_newest(tmp_path):
     run = run_dir(tmp_path)
-    assert run.newest_checkpoint() is None
+    assert open_checkpoints(run).newest(ALONE) is None
 
     write_checkpoint(run, 5)
     run.remove_checkpoints()
-    assert run.newest_checkpoint() is None
+    assert open_checkpoints(run).newest(ALONE) is None
 
 
 def truncate(checkpoint: Path) -> None:
-    os.truncate(checkpoint / "weights.safetensors", 50)
+    os.truncate(checkpoint / "worker-0" / "state.safetensors", 50)
 
 
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (truncate, "weights.safetensors is not what was written"),
-        (lambda c: (c / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+        (truncate, "worker-0/state.safetensors is not what was written"),
+        (
+            lambda c: (c / "worker-0" / "state.safetensors").unlink(),
+            "worker-0/state.safetensors is missing",
+        ),
         (lambda c: (c / "manifest.json").unlink(), "its manifest is missing or unreadable"),
         (lambda c: (c / "manifest.json").write_text(""), "its manifest is missing or unreadable"),
     ],
@@ -77,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, caplog, damag
 
     damage(bad)
 
-    assert run.newest_checkpoint() == good
+    assert open_checkpoints(run).newest(ALONE) == good
     assert f"checkpoint {bad} is damaged ({fault}): trying the one before" in caplog.messages
 
 
@@ -88,7 +92,7 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
     part.mkdir()
     (part / "weights.safetensors").write_bytes(b"half")
 
-    assert run.newest_checkpoint() == good
+    assert open_checkpoints(run).newest(ALONE) == good
 
     write_checkpoint(run, 10)
     assert not part.exists()
@@ -99,7 +103,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(tmp_path):
     for step in (5, 10):
         truncate(write_checkpoint(run, step))
 
-    assert run.newest_checkpoint() is None
+    assert open_checkpoints(run).newest(ALONE) is None
 
 
 # Run folders
@@ -111,28 +115,28 @@ def test_a_run_folder_is_held_by_one_process_and_free_after_its_death(tmp_path):
     code = """
 from pathlib import Path
 from scpo_ray.storage import RunDir
-with RunDir(Path(sys.argv[1]), Path(sys.argv[2])).locked():
+with RunDir(Path(sys.argv[1]), Path(sys.argv[2])).locked(wait_s=0):
     ready()
     time.sleep(60)
 """
     with child(code, run.path, run.cache) as process:
         with pytest.raises(InputError, match="run: another process is running this run"):
-            with run.locked():
+            with run.locked(wait_s=0):
                 pass
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    with run.locked():
+    with run.locked(wait_s=0):
         assert run.path.is_dir()
 
 
 def test_a_run_folder_is_free_again_after_an_exception(tmp_path):
     run = run_dir(tmp_path)
 
-    with pytest.raises(RuntimeError), run.locked():
+    with pytest.raises(RuntimeError), run.locked(wait_s=0):
         raise RuntimeError
 
-    with run.locked():
+    with run.locked(wait_s=0):
         assert run.path.is_dir()
 
 
@@ -168,7 +172,7 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "run").write_text("in the way")
 
     with pytest.raises(InputError, match="run: cannot be written\n  a file stands where a folder"):
-        with run_dir(tmp_path).locked():
+        with run_dir(tmp_path).locked(wait_s=0):
             pass
     with pytest.raises(InputError, match="cannot be written\n  a part of the path is a file"):
         write_json(tmp_path / "run" / "below" / "a.json", {})

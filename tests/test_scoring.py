@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import scpo_ray.scoring
 from scpo_ray.config import LoraConfig, ModelConfig
 from scpo_ray.models import load_reward_model
-from scpo_ray.records import Text, TextSource, Tokens
+from scpo_ray.records import ALONE, Text, TextSource, Tokens
 from scpo_ray.rendering import Renderer, load_renderer
 from scpo_ray.scoring import (
     length_batches,
@@ -57,7 +57,7 @@ def rewards_of(folder: Path, texts: TextSource, cache: Path, **settings):
     config, renderer = parts(folder, **settings)
     tokens = tokenize(renderer, texts, TokenStore(cache / "tokens"))
     store = ScoreStore(cache / "scores")
-    return reference_rewards(folder, config, renderer, texts, tokens, store, device="cpu")
+    return reference_rewards(folder, config, renderer, texts, tokens, store, ALONE)
 
 
 def no_loading(*arguments, **settings):
@@ -92,7 +92,7 @@ def test_the_stored_rewards_are_the_models(tiny_reward_model, tmp_path):
 @pytest.mark.parametrize("spoil", ["cut", "empty", "garbage"])
 def test_a_store_that_a_crash_damaged_is_computed_again(tiny_reward_model, tmp_path, caplog, spoil):
     rewards = rewards_of(tiny_reward_model, ListedTexts(*TEXTS), tmp_path)
-    [file] = (tmp_path / "scores").glob("*.parquet")
+    [file] = (tmp_path / "scores").glob("*/part-*.parquet")
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 99}[spoil])
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpo_ray.records import Tokens
+from scpo_ray.records import InputError, Tokens
 from scpo_ray.storage import (
     ScoreStore,
     TokenStore,
@@ -280,65 +280,95 @@ TokenStore(Path(sys.argv[1])).put("key", chunks())
 # Scores
 
 
-def test_scores_are_read_back_for_the_same_texts(tmp_path):
-    store, (hashes, rewards) = ScoreStore(tmp_path), scores(100)
+def put_scores(store: ScoreStore, key: str, hashes: np.ndarray, rewards: np.ndarray) -> None:
+    for part in store.missing_parts(key, hashes):
+        store.put(key, part, hashes, rewards[part.ids])
 
-    store.put("key", hashes, rewards)
 
+def part_path(store: ScoreStore) -> Path:
+    return store.path("key") / "part-000000.parquet"
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr("scpo_ray.storage._TEXTS_PER_PART", 40)
+
+
+@pytest.mark.parametrize("number", [0, 1, 39, 40, 41, 100])
+def test_scores_are_read_back_for_the_same_texts(tmp_path, small_parts, number):
+    store, (hashes, rewards) = ScoreStore(tmp_path), scores(number)
+
+    put_scores(store, "key", hashes, rewards)
+
+    assert store.missing_parts("key", hashes) == []
     found = store.get("key", hashes)
-    assert found is not None
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, rewards)
-    assert store.get("other", hashes) is None
+    assert len(store.missing_parts("other", hashes)) == -(-number // 40)
+
+
+def test_a_stopped_scoring_lacks_only_the_parts_that_it_did_not_reach(tmp_path, small_parts):
+    store, (hashes, rewards) = ScoreStore(tmp_path), scores(100)
+    first, second, third = store.missing_parts("key", hashes)
+    store.put("key", second, hashes, rewards[second.ids])
+
+    assert [part.number for part in store.missing_parts("key", hashes)] == [0, 2]
+    with pytest.raises(InputError, match="key: 2 of 3 parts cannot be read"):
+        store.get("key", hashes)
+    np.testing.assert_array_equal(
+        np.concatenate([first.ids, second.ids, third.ids]), np.arange(100)
+    )
 
 
 @pytest.mark.parametrize("change", [lambda h: h[:-1], lambda h: h[::-1], lambda h: h + 1])
 def test_scores_of_other_texts_are_not_trusted(tmp_path, caplog, change):
     store, (hashes, rewards) = ScoreStore(tmp_path), scores(100)
-    store.put("key", hashes, rewards)
+    put_scores(store, "key", hashes, rewards)
 
-    assert store.get("key", change(hashes)) is None
+    assert store.missing_parts("key", change(hashes))
     assert "are of other texts: computing again" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
 def test_a_file_that_is_no_score_table_is_computed_again(tmp_path, caplog, content):
     store = ScoreStore(tmp_path)
-    store.path("key").write_bytes(content)
+    part_path(store).parent.mkdir()
+    part_path(store).write_bytes(content)
 
-    assert store.get("key", scores(3)[0]) is None
+    assert store.missing_parts("key", scores(3)[0])
     assert "are damaged" in caplog.text
 
 
 def test_a_score_table_without_its_columns_is_computed_again(tmp_path):
     store = ScoreStore(tmp_path)
-    pq.write_table(pa.table({"reward": [0.5]}), store.path("key"))
+    part_path(store).parent.mkdir()
+    pq.write_table(pa.table({"reward": [0.5]}), part_path(store))
 
-    assert store.get("key", scores(1)[0]) is None
+    assert store.missing_parts("key", scores(1)[0])
 
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.3, 0.9, 0.999])
 def test_a_torn_score_file_is_computed_again(tmp_path, kept_share):
     store, (hashes, rewards) = ScoreStore(tmp_path), scores(5_000)
-    store.put("key", hashes, rewards)
+    put_scores(store, "key", hashes, rewards)
 
-    path = store.path("key")
+    path = part_path(store)
     os.truncate(path, int(path.stat().st_size * kept_share))
 
-    assert store.get("key", hashes) is None
+    assert store.missing_parts("key", hashes)
 
 
 def test_a_hole_of_zeros_in_a_score_file_never_reads_as_rewards(tmp_path):
     store, (hashes, rewards) = ScoreStore(tmp_path), scores(2_000)
-    store.put("key", hashes, rewards)
-    path, whole = store.path("key"), store.path("key").read_bytes()
+    put_scores(store, "key", hashes, rewards)
+    path = part_path(store)
+    whole = path.read_bytes()
 
     trusted = 0
     for start in range(0, len(whole) - 64, 499):
         path.write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
-        found = store.get("key", hashes)
-        if found is not None:
+        if not store.missing_parts("key", hashes):
             # The hole fell on bytes that say nothing of the numbers.
-            np.testing.assert_array_equal(found, rewards)
+            np.testing.assert_array_equal(store.get("key", hashes), rewards)
             trusted += 1
     assert trusted < 5

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from scpo_ray.checkpoints import Checkpoints
 from scpo_ray.config import RunConfig
 from scpo_ray.engine import TorchEngine
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
 from scpo_ray.models import load_reward_model
 from scpo_ray.records import Worker
-from scpo_ray.storage import RunDir
 from scpo_ray.training import DivergedError, TrainingData, TrainingSummary, step_loss, train
 from tests.tiny import tiny_config
 
@@ -94,7 +94,7 @@ def attempt(
     model = load_reward_model(
         reference.model_dir, config.model, reference.renderer, device="cpu", seed=config.seed
     )
-    engine = StoppingEngine(model, config.train)
+    engine = StoppingEngine(model, config.train, WORKER)
     prepare(engine)
     assert prepared.plan is not None
     summary = train(
@@ -107,7 +107,7 @@ def attempt(
         ),
         config.train,
         tracker or RecordingTracker(),
-        RunDir(folder, folder / "cache"),
+        Checkpoints(folder / "checkpoints"),
         WORKER,
         seed=config.seed,
         normalize_weights=config.selection.normalize_weights,
@@ -214,7 +214,10 @@ def test_a_run_stopped_twice_ends_as_an_undisturbed_one(config, prepared, undist
     assert_same_end(attempt(config, prepared, tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "progress.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["worker-0/state.safetensors", "worker-0/progress.json", "checkpoint.json", "manifest.json"],
+)
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     config, prepared, undisturbed, tmp_path, caplog, file
 ):
@@ -223,18 +226,19 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
 
     with pytest.raises(Stopped):
         attempt(config, prepared, tmp_path, prepare=prepare)
-    damaged = tmp_path / "checkpoints" / "step-00000010" / file
+    checkpoint = tmp_path / "checkpoints" / "step-00000010"
+    damaged = checkpoint / file
     damaged.write_bytes(damaged.read_bytes()[:-20])
     caplog.set_level("INFO", logger="scpo_ray")
 
     end = attempt(config, prepared, tmp_path)
 
-    assert f"checkpoint {damaged.parent} is damaged" in caplog.text
+    assert f"checkpoint {checkpoint} is damaged" in caplog.text
     assert "resumed at step 5" in caplog.text
     assert_same_end(end, undisturbed)
 
 
-def test_only_the_newest_checkpoints_stay(config, prepared, tmp_path):
+def test_the_newest_checkpoints_and_the_best_stay(config, prepared, tmp_path):
     often = config.model_copy(
         update={"train": config.train.model_copy(update={"checkpoint_every": 2})}
     )
@@ -282,7 +286,7 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
         model = load_reward_model(
             reference.model_dir, config.model, reference.renderer, device="cpu", seed=0
         )
-        engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}))
+        engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
         plan = replace(prepared.plan, micro_batch_tokens=micro_batch_tokens)
         step = next(plan.steps_from(0))
         losses.append(
@@ -315,7 +319,7 @@ def test_a_steps_loss_is_over_its_pairs_or_over_their_weights(config, prepared, 
     model = load_reward_model(
         reference.model_dir, config.model, reference.renderer, device="cpu", seed=0
     )
-    engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}))
+    engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
     step = next(prepared.plan.steps_from(0))
     data = TrainingData(reference.tokens, prepared.weights, lambda rows: [])
 
@@ -345,7 +349,7 @@ def test_the_time_of_all_attempts_counts(config, prepared, tmp_path):
 
     with pytest.raises(Stopped):
         attempt(config, prepared, tmp_path, prepare=prepare)
-    progress = tmp_path / "checkpoints" / "step-00000005" / "progress.json"
+    progress = tmp_path / "checkpoints" / "step-00000005" / "worker-0" / "progress.json"
     earlier = json.loads(progress.read_text())["seconds"]
 
     _, summary = attempt(config, prepared, tmp_path)

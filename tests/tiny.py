@@ -28,7 +28,7 @@ def write_tiny_reward_model(folder: Path) -> Path:
     return folder
 
 
-def tiny_document(model: Path, output_dir: Path, **sections: Any) -> dict[str, Any]:
+def tiny_document(model: Path, output_dir: Path, /, **sections: Any) -> dict[str, Any]:
     """A run's settings as in a YAML file; `sections` are laid over them, one level deep."""
     document: dict[str, Any] = {
         "experiment": "tiny",
@@ -58,5 +58,5 @@ def tiny_document(model: Path, output_dir: Path, **sections: Any) -> dict[str, A
     return document
 
 
-def tiny_config(model: Path, output_dir: Path, **sections: Any) -> RunConfig:
+def tiny_config(model: Path, output_dir: Path, /, **sections: Any) -> RunConfig:
     return RunConfig.model_validate(tiny_document(model, output_dir, **sections))
