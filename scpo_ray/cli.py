@@ -67,13 +67,20 @@ def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOptio
 
 
 @app.command()
-def score(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def score(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Compute them on all machines of a Ray cluster.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Compute the global model's rewards once and keep them in the score store."""
     from scpo_ray import tables
     from scpo_ray.commands import global_scores
     from scpo_ray.config_file import load_config
 
-    scores = global_scores(load_config(config, overrides or []))
+    scores = global_scores(load_config(config, overrides or []), on_ray=on_ray)
     _show(as_json, asdict(scores), [tables.score_table(scores)])
     _say(f"scores: {scores.path}")
 

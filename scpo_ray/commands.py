@@ -106,12 +106,16 @@ def data_health(config: RunConfig) -> DataHealth:
     )
 
 
-def global_scores(config: RunConfig) -> GlobalScores:
-    """Computes the global model's rewards, or finds them in the score store."""
+def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
+    """Computes the global model's rewards, here or on Ray, or finds them in the score store."""
     if config.model.new_head:
         raise InputError("model.new_head = true: an untrained head has no scores worth keeping")
     run_dir = open_run_dir(config)
     inputs = load_inputs(config, run_dir)
+    if on_ray:
+        from scpo_ray.launch.ray_score import score_on_ray
+
+        score_on_ray(config, inputs)
     rewards = global_rewards(config, inputs, local_worker(config), run_dir)
     if rewards is None:
         raise ValueError("a model with a trained head must have rewards")

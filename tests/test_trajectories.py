@@ -110,7 +110,7 @@ def test_micro_batches_clipping_and_a_users_json_change_no_trajectory(
     [
         {"train": {"max_grad_norm": 0.05}},
         {"selection": {"normalize_weights": True}},
-        {"model": {"lora": {"rank": 4}}, "train": {"learning_rate": 1e-2}},
+        {"model": {"lora": {"rank": 4}}, "train": {"learning_rate": 2e-3}},
     ],
     ids=["clipping", "normalized weights", "adapters"],
 )

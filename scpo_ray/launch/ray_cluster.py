@@ -5,6 +5,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -75,11 +76,14 @@ def worker_resources(config: RunConfig) -> Resources:
     return Resources(config.launch.cpus_per_worker, gpus)
 
 
-def check_resources(config: RunConfig) -> None:
-    """Raises: InputError, at once, if the cluster cannot hold the run's workers, naming what is
-    asked for and what is there; nothing with `launch.wait_for_resources`."""
+def check_resources(config: RunConfig) -> Resources:
+    """What each worker of the run reserves.
+
+    Raises: InputError, at once, if the cluster cannot hold the run's workers, naming what is asked
+    for and what is there; with `launch.wait_for_resources` it is only said.
+    """
     each = worker_resources(config)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     room = [_room(node["Resources"], each) for node in nodes]
     fitting = {
         "STRICT_PACK": max(room, default=0),
@@ -87,7 +91,7 @@ def check_resources(config: RunConfig) -> None:
     }.get(config.launch.placement, sum(room))
     needed = config.train.min_workers
     if fitting >= needed:
-        return
+        return each
     there = [
         f"there: {node['NodeManagerHostname']} with {node['Resources'].get('CPU', 0):g} CPU and "
         f"{node['Resources'].get('GPU', 0):g} GPU"
@@ -95,7 +99,7 @@ def check_resources(config: RunConfig) -> None:
     ]
     if config.launch.wait_for_resources:
         log.info("waiting for room for %d workers of %s each", needed, each)
-        return
+        return each
     raise InputError(
         f"train.num_workers = {needed}, each with {each} ({config.launch.placement}): the cluster "
         f"has room for {fitting}",
@@ -105,6 +109,15 @@ def check_resources(config: RunConfig) -> None:
             "launch.wait_for_resources where an autoscaler adds machines",
         ],
     )
+
+
+def room_for(each: Resources) -> int:
+    """How many workers the cluster can hold, at least 1."""
+    return max(1, sum(_room(node["Resources"], each) for node in _nodes()))
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _room(resources: dict[str, float], each: Resources) -> int:

@@ -13,7 +13,7 @@ from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.naming import run_name
 from scpo_ray.records import ComparisonResult, InputError, RunResult
 from scpo_ray.report import write_report
-from scpo_ray.storage import load_result, load_test_pairs, save_comparison_result
+from scpo_ray.storage import RunDir, load_result, load_test_pairs, save_comparison_result
 from scpo_ray.sweep import comparison_trials
 from scpo_ray.workers import join_group
 
@@ -45,6 +45,10 @@ def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
         # Ray takes seconds to load, and a run in this process needs none of it.
         from scpo_ray.launch.ray_train import train_on_ray
 
+        if _has_many_to_score(config, inputs, run_dir):
+            from scpo_ray.launch.ray_score import score_on_ray
+
+            score_on_ray(config, inputs)
         path = train_on_ray(config, inputs)
     else:
         if config.train.min_workers > 1 and not run_dir.result_path.is_file():
@@ -61,6 +65,14 @@ def _is_for_ray(config: RunConfig) -> bool:
         return config.launch.on == "ray"
     named = config.launch.address or os.environ.get("RAY_ADDRESS")
     return config.train.max_workers > 1 or bool(named)
+
+
+def _has_many_to_score(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
+    if config.model.new_head:
+        return False
+    key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
+    parts = run_dir.score_store.missing_parts(key, hashes)
+    return sum(len(part.ids) for part in parts) > config.launch.score_on_ray_above
 
 
 def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
