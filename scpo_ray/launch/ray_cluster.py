@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from scpo_ray.records import InputError
 
 log = logging.getLogger(__name__)
 
+_LISTENS_S = 10.0
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Reports and lost workers are noticed at this interval; the default of 2 s is what a report
@@ -45,6 +47,7 @@ def connect(config: RunConfig) -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     address = config.launch.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_listens(address)
     local = {"include_dashboard": False} if address == "local" else {}
     try:
         with warnings.catch_warnings():
@@ -53,11 +56,25 @@ def connect(config: RunConfig) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         _hide_token()
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"launch.address = {address}: no Ray cluster can be joined there",
-            [reason, "start one (cluster/local.md), or leave the address out"],
-        ) from None
+        raise _no_cluster(address, str(error).strip().splitlines()[0]) from None
+
+
+def _check_listens(address: str) -> None:
+    # Ray itself tries for minutes.
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_LISTENS_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
+    return InputError(
+        f"launch.address = {address}: no Ray cluster can be joined there",
+        [reason, "start one (cluster/local.md), or leave the address out"],
+    )
 
 
 def _hide_token() -> None:
