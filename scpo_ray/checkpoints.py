@@ -31,7 +31,8 @@ class CheckpointStore(Protocol):
     ) -> AbstractContextManager[Path]:
         """A folder of the worker's own to write step `step`'s checkpoint into.
 
-        Afterwards the `keep` newest checkpoints and the one of the lowest loss remain.
+        Afterwards the `keep` newest checkpoints and the one of the lowest loss remain, and none
+        of a later step: such a one was damaged, or the run would have gone on from it.
 
         Raises: InputError on every worker, and there is no checkpoint, if one cannot write.
         """
@@ -84,7 +85,7 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
                     os.replace(part, path)
                     sync(self.folder)
-                    self._forget_old(keep)
+                    self._forget_old(path.name, keep)
         finally:
             if worker.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)
@@ -103,9 +104,9 @@ class Checkpoints:
     def _by_age(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
-    def _forget_old(self, keep: int) -> None:
+    def _forget_old(self, newest: str, keep: int) -> None:
         facts = {path.name: _read(path / _FACTS) for path in self._by_age()}
-        for name in _superfluous(facts, keep):
+        for name in _superfluous(facts, newest, keep):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
@@ -139,7 +140,7 @@ class RemoteCheckpoints:
                     self.remote.write(f"{name}/{_FACTS}", facts)
                     manifest = json.dumps(_merged(everyones), indent=1).encode()
                     self.remote.write(f"{name}/{MANIFEST}", manifest)
-                    self._forget_old(keep)
+                    self._forget_old(Path(name).name, keep)
         finally:
             shutil.rmtree(mine, ignore_errors=True)
 
@@ -163,7 +164,7 @@ class RemoteCheckpoints:
         (folder / MANIFEST).write_bytes(manifest)
         try:
             files = list(json.loads(manifest))
-        except ValueError:
+        except (ValueError, TypeError):
             return "its manifest is missing or unreadable"
         for file in files:
             if not self.remote.has(f"{_REMOTE}/{name}/{file}"):
@@ -176,23 +177,24 @@ class RemoteCheckpoints:
         whole = [n for n in names if self.remote.has(f"{_REMOTE}/{n}/{MANIFEST}")]
         return sorted(whole, reverse=True)
 
-    def _forget_old(self, keep: int) -> None:
+    def _forget_old(self, newest: str, keep: int) -> None:
         facts = {n: self.remote.read(f"{_REMOTE}/{n}/{_FACTS}") or b"" for n in self._by_age()}
-        for name in _superfluous(facts, keep):
+        for name in _superfluous(facts, newest, keep):
             self.remote.remove(f"{_REMOTE}/{name}")
 
 
-def _superfluous(facts: dict[str, bytes], keep: int) -> list[str]:
+def _superfluous(facts: dict[str, bytes], newest: str, keep: int) -> list[str]:
     """Which checkpoints (newest first, with what their facts file holds) go."""
-    names = list(facts)
+    later = [name for name in facts if name > newest]
+    names = [name for name in facts if name <= newest]
     best = min(names, key=lambda name: _loss(facts[name]))
-    return [name for name in names[keep:] if name != best]
+    return later + [name for name in names[keep:] if name != best]
 
 
 def _loss(facts: bytes) -> float:
     try:
         return float(json.loads(facts)["loss"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")
 
 

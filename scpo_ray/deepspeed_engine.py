@@ -197,8 +197,8 @@ def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
     theirs: dict[str, Any] = {}
     if config.deepspeed_config is not None:
         theirs = dict(_flattened(_read_json(config.deepspeed_config), ""))
-        _check_agreement(config.deepspeed_config, theirs, ours)
-        theirs = {key: value for key, value in theirs.items() if value != "auto"}
+        _check_agreement(config.deepspeed_config, theirs, ours, defaults)
+        theirs = {k: v for k, v in theirs.items() if v not in ("auto", {})}
     plain = {key: value for key, (value, _) in ours.items() if value is not _ABSENT}
     return _nested({**defaults, **theirs, **plain})
 
@@ -229,10 +229,19 @@ def _following(config: TrainConfig) -> dict[str, tuple[Any, str]]:
 
 
 def _check_agreement(
-    path: Path, theirs: Mapping[str, Any], ours: Mapping[str, tuple[Any, str]]
+    path: Path,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, tuple[Any, str]],
+    defaults: Mapping[str, Any],
 ) -> None:
     problems = []
     for key, value in theirs.items():
+        if value not in ("auto", {}) and any(k.startswith(f"{key}.") for k in (*ours, *defaults)):
+            problems.append(f"{key} = {json.dumps(value)}: must be an object of settings")
+            continue
+        if any(key.startswith(f"{k}.") for k in defaults):
+            problems.append(f"{key} = {json.dumps(value)}: there are no settings below this one")
+            continue
         ruled = next((k for k in ours if key == k or key.startswith(f"{k}.")), None)
         if ruled is None or value == "auto":
             continue

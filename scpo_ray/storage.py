@@ -80,6 +80,8 @@ def folder_fault(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
+        manifest = None
+    if not manifest or not isinstance(manifest, dict):
         return "its manifest is missing or unreadable"
     for name, digest in manifest.items():
         file = path / name

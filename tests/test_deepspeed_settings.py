@@ -118,6 +118,36 @@ def test_a_key_that_contradicts_a_setting_is_named_with_both(tmp_path, document,
     assert error.value.problems == (problem,)
 
 
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ({"optimizer": "Adam"}, 'optimizer = "Adam": must be an object of settings'),
+        ({"optimizer": {"params": None}}, "optimizer.params = null: must be an object of settings"),
+        ({"zero_optimization": True}, "zero_optimization = true: must be an object of settings"),
+        ({"bf16": [1]}, "bf16 = [1]: must be an object of settings"),
+        (
+            {"gradient_clipping": {"value": 1}},
+            "gradient_clipping.value = 1: contradicts train.max_grad_norm; there it is 1.0",
+        ),
+        (
+            {"steps_per_print": {"every": 1}},
+            "steps_per_print.every = 1: there are no settings below this one",
+        ),
+    ],
+)
+def test_a_value_where_a_section_stands_and_the_other_way_are_named(tmp_path, document, problem):
+    with pytest.raises(InputError) as error:
+        settings_with(tmp_path, document)
+
+    assert error.value.problems == (problem,)
+
+
+@pytest.mark.parametrize("nothing", ["auto", {}])
+@pytest.mark.parametrize("section", ["optimizer", "zero_optimization", "torch_autocast"])
+def test_a_section_left_open_is_as_if_it_were_not_there(tmp_path, section, nothing):
+    assert settings_with(tmp_path, {section: nothing}) == settings_with(tmp_path)
+
+
 def test_every_contradiction_is_named_at_once(tmp_path):
     with pytest.raises(InputError) as error:
         settings_with(tmp_path, {"gradient_clipping": 2, "zero_optimization": {"stage": 1}})

@@ -16,7 +16,8 @@ from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.records import ALONE, InputError
 from scpo_ray.storage import ScorePart, ScoreStore, TokenStore, whole_file, whole_folder, write_json
-from tests.test_run_dir import run_dir, write_checkpoint
+from tests.test_checkpoints import write_checkpoint
+from tests.test_run_dir import run_dir
 from tests.test_storage import everything_below, put_scores, scores, tokens
 
 
@@ -117,7 +118,7 @@ def test_a_full_disk_is_told_with_the_path_and_leaves_nothing_half_written(small
 
 def test_a_full_disk_leaves_the_older_files_as_they_were(small_disk):
     write_json(small_disk / "result.json", {"old": 1})
-    checkpoint = write_checkpoint(run_dir(small_disk), 4)
+    checkpoint = write_checkpoint(small_disk, 4)
 
     for write in (write_large_result, write_large_checkpoint):
         with pytest.raises(InputError):

@@ -1,17 +1,13 @@
-"""A run's folder: its checkpoints, its lock, its result."""
+"""A run's folder: its lock, its input, its result."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from scpo_ray.checkpoints import open_checkpoints
-from scpo_ray.records import ALONE, InputError
+from scpo_ray.records import InputError
 from scpo_ray.storage import (
     RunDir,
     load_comparison_result,
@@ -26,84 +22,6 @@ from tests.test_storage import child
 
 def run_dir(folder: Path) -> RunDir:
     return RunDir(folder / "run", folder / "cache")
-
-
-# Checkpoints
-
-
-def write_checkpoint(run: RunDir, step: int, keep: int = 5, loss: float = 1.0) -> Path:
-    with open_checkpoints(run).saving(step, loss, keep=keep, worker=ALONE) as folder:
-        save_file({"w": torch.full((100,), float(step))}, folder / "state.safetensors")
-    return run.path / "checkpoints" / f"step-{step:08d}"
-
-
-def test_the_newest_checkpoints_and_the_one_of_the_lowest_loss_stay(tmp_path):
-    run = run_dir(tmp_path)
-
-    for step, loss in ((5, 0.9), (10, 0.2), (98, 0.5), (99, 0.4), (100, 0.3)):
-        write_checkpoint(run, step, keep=2, loss=loss)
-
-    kept = sorted(p.name for p in (run.path / "checkpoints").iterdir())
-    assert kept == ["step-00000010", "step-00000099", "step-00000100"]
-    newest = open_checkpoints(run).newest(ALONE)
-    assert newest is not None
-    assert newest.name == "step-00000100"
-
-
-def test_without_checkpoints_there_is_no_newest(tmp_path):
-    run = run_dir(tmp_path)
-    assert open_checkpoints(run).newest(ALONE) is None
-
-    write_checkpoint(run, 5)
-    run.remove_checkpoints()
-    assert open_checkpoints(run).newest(ALONE) is None
-
-
-def truncate(checkpoint: Path) -> None:
-    os.truncate(checkpoint / "worker-0" / "state.safetensors", 50)
-
-
-@pytest.mark.parametrize(
-    ("damage", "fault"),
-    [
-        (truncate, "worker-0/state.safetensors is not what was written"),
-        (
-            lambda c: (c / "worker-0" / "state.safetensors").unlink(),
-            "worker-0/state.safetensors is missing",
-        ),
-        (lambda c: (c / "manifest.json").unlink(), "its manifest is missing or unreadable"),
-        (lambda c: (c / "manifest.json").write_text(""), "its manifest is missing or unreadable"),
-    ],
-)
-def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, caplog, damage, fault):
-    run = run_dir(tmp_path)
-    good, bad = write_checkpoint(run, 5), write_checkpoint(run, 10)
-
-    damage(bad)
-
-    assert open_checkpoints(run).newest(ALONE) == good
-    assert f"checkpoint {bad} is damaged ({fault}): trying the one before" in caplog.messages
-
-
-def test_a_half_written_checkpoint_is_none(tmp_path):
-    run = run_dir(tmp_path)
-    good = write_checkpoint(run, 5)
-    part = good.with_name(".step-00000010.part")
-    part.mkdir()
-    (part / "weights.safetensors").write_bytes(b"half")
-
-    assert open_checkpoints(run).newest(ALONE) == good
-
-    write_checkpoint(run, 10)
-    assert not part.exists()
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(tmp_path):
-    run = run_dir(tmp_path)
-    for step in (5, 10):
-        truncate(write_checkpoint(run, step))
-
-    assert open_checkpoints(run).newest(ALONE) is None
 
 
 # Run folders

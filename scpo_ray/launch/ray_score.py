@@ -1,20 +1,24 @@
 """The global model's rewards of large data, computed by all machines of a Ray cluster."""
 
+import json
 import logging
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
+import torch
 from numpy.typing import NDArray
 
 from scpo_ray.config import RunConfig
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for
-from scpo_ray.launch.relay import first_error, relayed_to_here
-from scpo_ray.records import InputError
+from scpo_ray.launch.relay import relayed_to_here
+from scpo_ray.models import RewardModel
+from scpo_ray.records import InputError, Tokens
 from scpo_ray.scoring import check_finite, load_frozen_model, score_tokens
 from scpo_ray.storage import ScorePart
 
@@ -27,8 +31,8 @@ def score_on_ray(config: RunConfig, inputs: RunInputs) -> None:
     Each part is computed by one worker, with the same batches as in one process (so the same
     values, to the bit on a CPU), and written here as it comes.
 
-    Raises: InputError if the model or the data cannot be used on a machine of the cluster, or a
-    reward is not finite.
+    Raises: InputError if the model or the data cannot be used on a machine of the cluster, a
+    reward is not finite, or workers are lost more than `launch.max_failures` times.
     """
     run_dir = open_run_dir(config)
     key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
@@ -37,22 +41,20 @@ def score_on_ray(config: RunConfig, inputs: RunInputs) -> None:
         log.info("scores: %d texts read from %s", len(hashes), run_dir.score_store.path(key))
         return
     connect(config)
-    each = check_resources(config)
+    # Room for one is enough: any number of workers can share the parts.
+    one = config.train.model_copy(update={"num_workers": 1})
+    each = check_resources(config.model_copy(update={"train": one}))
     with relayed_to_here() as relay:
-        rewards = _dataset(config, inputs, each, list(missing.values()), relay)
-        try:
-            for done, row in enumerate(rewards.iter_rows(), start=1):
-                part = missing[int(row["number"])]
-                values = np.asarray(row["rewards"], dtype=np.float32)
-                check_finite(values, config.model)
-                run_dir.score_store.put(key, part, hashes, values)
-                if done * 10 // len(missing) > (done - 1) * 10 // len(missing):
-                    log.info("scores: %d of %d parts", done, len(missing))
-        except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
-            told = first_error(relay)
-            if told is None:
-                raise
-            raise told from error
+        rows = _dataset(config, inputs, each, list(missing.values()), relay).iter_rows()
+        for done, row in enumerate(rows, start=1):
+            if row["fault"]:
+                raise InputError(*json.loads(row["fault"]))
+            part = missing[int(row["number"])]
+            rewards = np.asarray(row["rewards"], dtype=np.float32)
+            check_finite(rewards, config.model)
+            run_dir.score_store.put(key, part, hashes, rewards)
+            if done * 10 // len(missing) > (done - 1) * 10 // len(missing):
+                log.info("scores: %d of %d parts", done, len(missing))
     log.info("scores: %d texts computed, kept in %s", len(hashes), run_dir.score_store.path(key))
 
 
@@ -66,10 +68,12 @@ def _dataset(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What it has to say of a failure comes as an exception as well.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     rows = [
         {"number": part.number, "start": part.ids[0], "stop": part.ids[-1] + 1} for part in parts
     ]
+    num_workers = min(len(parts), room_for(each))
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Scorer,
         fn_constructor_kwargs={
@@ -78,16 +82,21 @@ def _dataset(
             "working_dir": os.getcwd(),
             "device": "cuda" if each.gpus else "cpu",
             "relay": relay,
+            "max_starts": num_workers + config.launch.max_failures,
         },
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(len(parts), room_for(each))),
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
         num_cpus=each.cpus,
         num_gpus=each.gpus,
     )
 
 
 class _Scorer:
-    """One of the workers: the data and the model are read once."""
+    """One of the workers: the data and the model are read once.
+
+    A fault of the input is an answer like any other: an exception Ray would print, each time with
+    all of its own stack.
+    """
 
     def __init__(
         self,
@@ -96,29 +105,65 @@ class _Scorer:
         working_dir: str,
         device: str,
         relay: Any,
+        max_starts: int,
     ) -> None:
         settings = RunConfig.model_validate_json(config)
         if Path(working_dir).is_dir():
+            # Paths in the config are relative to where the command was given.
             os.chdir(working_dir)
         logging.getLogger("scpo_ray").setLevel(logging.ERROR)
+        self._fault = ""
+        self._settings = settings
         try:
-            inputs = load_inputs(settings, open_run_dir(settings))
-            changed = [
-                f"{name} fingerprint here {inputs.fingerprints[name]}, there {value}"
-                for name, value in fingerprints.items()
-                if inputs.fingerprints[name] != value
-            ]
-            if changed:
-                raise InputError(f"{os.uname().nodename}: other data or model files", changed)
-            self._model = load_frozen_model(
-                inputs.model_dir, settings.model, inputs.renderer, device=device
-            )
+            # Ray starts for ever again what is killed, for want of memory, say.
+            if ray.get(relay.start.remote()) > max_starts:
+                raise InputError(
+                    "workers were lost more often than launch.max_failures = "
+                    f"{settings.launch.max_failures}",
+                    ["the same command goes on with the missing parts"],
+                )
+            self._model, self._tokens = _read(settings, fingerprints, device)
         except InputError as error:
-            ray.get(relay.fail.remote(0, error.title, error.problems))
-            raise
-        self._tokens = inputs.tokens
+            self._fault = _told(error)
+        except torch.OutOfMemoryError:
+            self._fault = _told(_out_of_memory(settings))
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-        ids = np.arange(int(batch["start"][0]), int(batch["stop"][0]))
-        rewards = score_tokens(self._model, self._tokens, text_ids=ids)
-        return {"number": batch["number"], "rewards": [rewards]}
+        fault, rewards = self._fault, np.empty(0, np.float32)
+        if not fault:
+            ids = np.arange(int(batch["start"][0]), int(batch["stop"][0]))
+            try:
+                rewards = score_tokens(self._model, self._tokens, text_ids=ids)
+            except torch.OutOfMemoryError:
+                fault = _told(_out_of_memory(self._settings))
+        return {"number": batch["number"], "rewards": [rewards], "fault": [fault]}
+
+
+def _read(
+    config: RunConfig, fingerprints: dict[str, str], device: str
+) -> tuple[RewardModel, Tokens]:
+    """Model and tokens as this machine has them. Raises: InputError if they are not the same."""
+    inputs = load_inputs(config, open_run_dir(config))
+    changed = [
+        f"{name} fingerprint {inputs.fingerprints[name][:12]}, not {value[:12]}"
+        for name, value in fingerprints.items()
+        if inputs.fingerprints[name] != value
+    ]
+    if changed:
+        raise InputError("other data or model files than where the command was given", changed)
+    model = load_frozen_model(inputs.model_dir, config.model, inputs.renderer, device=device)
+    return model, inputs.tokens
+
+
+def _out_of_memory(config: RunConfig) -> InputError:
+    return InputError(
+        "the GPU's memory is used up",
+        [
+            f"lower model.inference_batch_tokens = {config.model.inference_batch_tokens}",
+            "or have each worker reserve more of a GPU (launch.gpus_per_worker)",
+        ],
+    )
+
+
+def _told(error: InputError) -> str:
+    return json.dumps([f"{platform.node()}: {error.title}", error.problems])

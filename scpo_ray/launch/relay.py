@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scpo_ray.records import InputError, Worker
 
@@ -52,7 +53,9 @@ class Relay:
 def relayed_to_here() -> Iterator[Any]:
     """A relay whose lines are logged in this process while the context lasts."""
     actor: Any = ray.remote(num_cpus=0)(Relay)
-    relay = actor.remote()
+    # Beside us: a machine that is lost takes no line and no error with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    relay = actor.options(scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def listen() -> None:

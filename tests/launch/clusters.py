@@ -79,6 +79,21 @@ def workers_below(pid: int) -> list[int]:
     return sorted(found)
 
 
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while any(_lives(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"processes {pids} live on"
+        time.sleep(0.1)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
+
+
 def kill_a_worker(process: "subprocess.Popen[str]") -> None:
     workers = workers_below(process.pid)
     assert len(workers) == 2

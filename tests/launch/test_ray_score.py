@@ -1,19 +1,19 @@
 """The global model's rewards computed by Ray Data's workers, against those of one process."""
-# ruff: noqa: F401, F811 (the fixtures are imported)
 
 import os
-import re
+import platform
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import ray
+from safetensors.torch import load_file, save_file
 
 import scpo_ray.storage
 from scpo_ray.config import RunConfig
@@ -22,8 +22,8 @@ from scpo_ray.launch.ray_cluster import connect
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.records import InputError
-from tests.test_bad_places import spoil_with_nan
-from tests.test_cli import Outcome, scpo, start_process, write_yaml
+from tests.test_bad_places import cut_weights, spoil_with_nan
+from tests.test_cli import in_process, start_process, write_yaml
 from tests.tiny import tiny_config, tiny_document
 
 pytestmark = [
@@ -60,7 +60,7 @@ class Scoring(NamedTuple):
     @property
     def parts(self) -> list[Path]:
         folder = open_run_dir(self.config).score_store.path(self.inputs.fingerprints["scores"])
-        return sorted(folder.glob("*"))
+        return sorted(folder.glob("part-*.parquet"))
 
     def contents(self) -> dict[str, bytes]:
         return {part.name: part.read_bytes() for part in self.parts}
@@ -70,8 +70,8 @@ class Scoring(NamedTuple):
         return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in self.parts}
 
 
-def scoring(model: Path, folder: Path) -> Scoring:
-    config = tiny_config(model, folder / "runs", data=DATA)
+def scoring(model: Path, folder: Path, **sections: Any) -> Scoring:
+    config = tiny_config(model, folder / "runs", data=DATA, **sections)
     return Scoring(config, load_inputs(config, open_run_dir(config)))
 
 
@@ -81,11 +81,14 @@ def local(tiny_reward_model, tmp_path_factory) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scpo_ray.storage, "_TEXTS_PER_PART", TEXTS_PER_PART)
         alone = scoring(tiny_reward_model, tmp_path_factory.mktemp("local"))
-        global_rewards(
-            alone.config, alone.inputs, local_worker(alone.config), open_run_dir(alone.config)
-        )
+        score_here(alone)
         assert len(alone.parts) == NUM_PARTS
         return alone.contents()
+
+
+def score_here(scoring: Scoring) -> None:
+    config = scoring.config
+    global_rewards(config, scoring.inputs, local_worker(config), open_run_dir(config))
 
 
 @pytest.fixture
@@ -103,7 +106,8 @@ def test_ray_writes_the_parts_that_one_process_writes(
         score_on_ray(ours.config, ours.inputs)
 
     assert ours.contents() == local
-    told = [r.getMessage() for r in caplog.records if "parts" in r.getMessage()]
+    lines = [record.getMessage() for record in caplog.records]
+    told = [line for line in lines if line.endswith(f"of {NUM_PARTS} parts")]
     assert len(told) == 10
     assert told[0] == "scores: 2 of 17 parts" and told[-1] == "scores: 17 of 17 parts"
 
@@ -112,7 +116,7 @@ def test_only_what_is_missing_or_damaged_is_computed(
     cluster, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
-    score_on_ray(ours.config, ours.inputs)
+    score_here(ours)
     before = ours.written()
     damaged, gone = ours.parts[3], ours.parts[16]
     damaged.write_bytes(damaged.read_bytes()[:-20])
@@ -122,15 +126,13 @@ def test_only_what_is_missing_or_damaged_is_computed(
 
     assert ours.contents() == local
     after = ours.written()
-    assert {n for n in after if after[n] != before[n]} == {damaged.name, gone.name}
+    assert {name for name in after if after[name] != before[name]} == {damaged.name, gone.name}
 
 
-def test_what_is_all_there_needs_no_ray(small_parts, tiny_reward_model, tmp_path, monkeypatch):
-    ours = scoring(tiny_reward_model, tmp_path)
-    worker = local_worker(ours.config)
-    global_rewards(ours.config, ours.inputs, worker, open_run_dir(ours.config))
+def test_what_is_all_there_needs_no_ray(small_parts, tiny_reward_model, tmp_path):
     # Nothing answers there: joining it would be an error.
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    ours = scoring(tiny_reward_model, tmp_path, launch={"address": "127.0.0.1:1"})
+    score_here(ours)
     before = ours.written()
 
     score_on_ray(ours.config, ours.inputs)
@@ -138,70 +140,177 @@ def test_what_is_all_there_needs_no_ray(small_parts, tiny_reward_model, tmp_path
     assert ours.written() == before
 
 
+# Lost workers and commands
+
+
+def scorers_of_this_process() -> list[int]:
+    """The scoring processes of the Ray that this process has started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            scores = b"_Scorer" in (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # It has just ended.
+        parents[int(folder.name)] = int(fields[1]), scores
+    raylets = {pid for pid, (parent, _) in parents.items() if parent == os.getpid()}
+    return [pid for pid, (parent, scores) in parents.items() if scores and parent in raylets]
+
+
+@contextmanager
+def one_killed_midway(scoring: Scoring) -> Iterator[list[int]]:
+    """Kills a scoring process as soon as a part is there."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not killed and not over.wait(0.002):
+            if scoring.parts:
+                killed.append(scorers_of_this_process()[0])
+                os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        killer.join()
+
+
 def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_model, tmp_path):
     ours = scoring(tiny_reward_model, tmp_path)
-    killed: list[int] = []
 
-    def kill_one() -> None:
-        while not ours.parts:
-            time.sleep(0.005)
-        killed.append(scorers_below(os.getpid())[0])
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    score_on_ray(ours.config, ours.inputs)
-    killer.join()
+    with one_killed_midway(ours) as killed:
+        score_on_ray(ours.config, ours.inputs)
 
     assert killed
     assert ours.contents() == local
 
 
-def scorers_below(ancestor: int) -> list[int]:
-    """The scoring processes that descend from a process."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rsplit(")")[-1].split()[1]
-            )
-        except OSError:
-            continue  # It has just ended.
-    found = []
-    for pid in parents:
-        above = pid
-        while above not in (0, ancestor):
-            above = parents.get(above, 0)
-        if above == ancestor and b"_Scorer" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(pid)
-    return found
+def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has(
+    cluster, local, small_parts, tiny_reward_model, tmp_path
+):
+    ours = scoring(tiny_reward_model, tmp_path, launch={"max_failures": 0})
+
+    with (
+        one_killed_midway(ours) as killed,
+        pytest.raises(InputError, match="lost more often than launch.max_failures = 0") as told,
+    ):
+        score_on_ray(ours.config, ours.inputs)
+
+    assert killed
+    assert "the same command goes on with the missing parts" in str(told.value)
+    assert 0 < len(ours.parts) < NUM_PARTS
+    assert ours.contents().items() <= local.items()
 
 
-def test_a_killed_scoring_goes_on_with_what_is_missing(
+def test_a_killed_command_goes_on_with_what_is_missing(
     cluster, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
     document = tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA)
     config = write_yaml(tmp_path / "run.yaml", document)
-    driver = start_process(
-        code=f"import sys; sys.argv = ['scpo', 'score', {str(config)!r}, '--ray']\n"
-        f"import scpo_ray.storage; scpo_ray.storage._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
-        f"from scpo_ray.config import LaunchConfig\n"
-        f"import os; os.environ['RAY_ADDRESS'] = {cluster!r}\n"
-        "from scpo_ray.cli import main\n"
-        "main()\n"
+    arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={cluster}"]
+    command = start_process(
+        code=f"import sys, scpo_ray.cli, scpo_ray.storage; sys.argv = {arguments}\n"
+        f"scpo_ray.storage._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
+        "scpo_ray.cli.main()\n"
     )
     deadline = time.monotonic() + 120
     while not ours.parts:
-        assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1]
+        assert command.poll() is None and time.monotonic() < deadline, command.communicate()[1]
         time.sleep(0.001)
-    driver.kill()
-    driver.communicate(timeout=30)
-    before = {name: at for name, at in ours.written().items() if not name.startswith(".")}
+    command.kill()
+    command.communicate(timeout=30)
+    before = ours.written()
     assert 0 < len(before) < NUM_PARTS
 
     score_on_ray(ours.config, ours.inputs)
 
-    assert {name: at for name, at in ours.written().items() if name in before} == before
-    contents = {n: c for n, c in ours.contents().items() if not n.startswith(".")}
-    assert contents == local
+    assert ours.contents() == local
+    assert before.items() <= ours.written().items()
+
+
+# Faults of the input
+
+
+def change_weights(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["classifier.bias"] += 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (shutil.rmtree, ["model.path = ", "neither a folder nor a hub model"]),
+        (cut_weights, ["other data or model files than where the command", "model fingerprint"]),
+        (change_weights, ["other data or model files", "model fingerprint", "scores fingerprint"]),
+    ],
+    ids=["gone", "half of it", "another"],
+)
+def test_a_machine_whose_model_is_not_the_commands_is_named(
+    cluster, own_model, tmp_path, spoil, expected, capfd
+):
+    ours = scoring(own_model, tmp_path)
+    spoil(own_model)
+
+    with pytest.raises(InputError) as told:
+        score_on_ray(ours.config, ours.inputs)
+
+    assert str(told.value).startswith(f"{platform.node()}: ")
+    assert [text for text in expected if text not in str(told.value)] == []
+    assert not ours.parts
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_rewards_that_are_no_numbers_end_the_command_with_2_and_are_not_kept(
+    cluster, own_model, tmp_path
+):
+    spoil_with_nan(own_model)
+    document = tiny_document(own_model, tmp_path / "runs")
+
+    outcome = in_process(
+        "score",
+        write_yaml(tmp_path / "run.yaml", document),
+        "--ray",
+        "--set",
+        f"launch.address={cluster}",
+    )
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "the global model gives rewards that are not finite" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not list(tmp_path.rglob("*.parquet.*")) and not list(tmp_path.rglob("part-*"))
+
+
+# Commands
+
+
+def test_score_on_ray_prints_what_score_prints(cluster, tiny_reward_model, tmp_path):
+    config = write_yaml(
+        tmp_path / "run.yaml", tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA)
+    )
+    alone = in_process("score", config, "--set", f"output_dir={tmp_path / 'alone'}")
+
+    ours = in_process("score", config, "--ray", "--set", f"launch.address={cluster}")
+
+    assert (ours.code, ours.out) == (0, alone.out)
+    assert "scores: 1 of 1 parts\n" in ours.err
+    assert not [noise for noise in ("(pid=", "INFO", "Traceback") if noise in ours.err]
+
+
+def test_a_run_on_ray_has_many_texts_scored_by_all_machines(cluster, tiny_reward_model, tmp_path):
+    document = tiny_document(
+        tiny_reward_model,
+        tmp_path / "runs",
+        train={"max_steps": 2},
+        launch={"on": "ray", "address": cluster, "score_on_ray_above": 50},
+    )
+
+    outcome = in_process("train", write_yaml(tmp_path / "run.yaml", document))
+
+    assert outcome.code == 0, outcome.err
+    computed, read = outcome.err.index("texts computed"), outcome.err.index("texts read from")
+    assert outcome.err.index("scores: 1 of 1 parts") < computed < read

@@ -1,0 +1,135 @@
+"""What is lost on the way: afterwards the run ends as if nothing had been."""
+
+import json
+import os
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.launch.clusters import (
+    TWO,
+    assert_ends_alike,
+    checkpoints,
+    ended,
+    kill_a_worker,
+    ray_config,
+    run_dir,
+    start,
+    two_nodes,
+    wait_for_checkpoint,
+    wait_until,
+    wait_until_gone,
+    workers_below,
+)
+from tests.test_disk_faults import mounted_tmpfs
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    # Ray warns of settings of its own, and leaves files to the collector.
+    pytest.mark.filterwarnings("ignore:::ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_reward_model, tmp_path_factory) -> Path:
+    """Two workers to the end, with nothing in the way."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    outcome = ended(start(ray_config(folder, tiny_reward_model)))
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def test_a_killed_worker_costs_a_start_and_nothing_else(tiny_reward_model, tmp_path, undisturbed):
+    config = ray_config(tmp_path, tiny_reward_model, tracking={"tracker": "mlflow"})
+    process = start(config)
+    wait_for_checkpoint(tmp_path, process)
+
+    kill_a_worker(process)
+
+    outcome = ended(process)
+    assert outcome.code == 0, outcome.err
+    assert "a worker was lost or joined: start 2, with 2" in outcome.err
+    assert "resumed at step" in outcome.err
+    assert_ends_alike(tmp_path, undisturbed)
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        runs = store.execute("SELECT status FROM runs").fetchall()
+        steps = store.execute("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step")
+        assert [step for (step,) in steps] == list(range(10, 301, 10))
+    assert runs == [("FINISHED",)]
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["alone", "and a checkpoint damaged"])
+def test_a_killed_driver_goes_on_when_started_again(
+    tiny_reward_model, tmp_path, undisturbed, damage
+):
+    config = ray_config(tmp_path, tiny_reward_model)
+    process = start(config)
+    wait_until(lambda: len(checkpoints(tmp_path)) >= 2, process, "two checkpoints")
+    workers = workers_below(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # They write on for a moment.
+    wait_until_gone(workers)
+    if damage:
+        newest = checkpoints(tmp_path)[-1]
+        os.truncate(newest / "worker-1" / "state.safetensors", 1_000)
+
+    outcome = ended(start(config))
+
+    assert outcome.code == 0, outcome.err
+    assert "resumed at step" in outcome.err
+    damaged = "is damaged (worker-1/state.safetensors is not what was written): trying the one"
+    assert (damaged in outcome.err) == damage
+    assert_ends_alike(tmp_path, undisturbed)
+
+
+def test_a_full_disk_stops_the_run_until_there_is_room(tiny_reward_model, tmp_path, undisturbed):
+    with mounted_tmpfs(tmp_path / "disk", size="40m") as disk:
+        config = ray_config(disk, tiny_reward_model)
+        process = start(config)
+        wait_for_checkpoint(disk, process)
+        filler = disk / "filler"
+        with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:
+            while True:
+                file.write(bytes(100_000))
+                file.flush()
+
+        outcome = ended(process)
+
+        assert outcome.code == 2, outcome.err
+        assert "no space left" in outcome.err.lower()
+        assert "Traceback" not in outcome.err
+        assert not list(disk.rglob("result.json"))
+        filler.unlink()
+        again = ended(start(config))
+        assert again.code == 0, again.err
+        assert_ends_alike(disk, undisturbed)
+
+
+@pytest.mark.parametrize("workers", [2, [1, 2]], ids=["as many", "fewer"])
+def test_a_lost_node_is_replaced_or_done_without(tiny_reward_model, tmp_path, undisturbed, workers):
+    with two_nodes() as cluster:
+        launch = {"address": cluster.address, "placement": "SPREAD"}
+        train = {**TWO, "num_workers": workers}
+        process = start(ray_config(tmp_path, tiny_reward_model, launch=launch, train=train))
+        wait_for_checkpoint(tmp_path, process)
+
+        lost = next(node for node in cluster.list_all_nodes() if not node.head)
+        cluster.remove_node(lost, allow_graceful=False)
+        if workers == 2:
+            cluster.add_node(num_cpus=1)
+
+        outcome = ended(process)
+    assert outcome.code == 0, outcome.err
+    assert "resumed at step" in outcome.err
+    result = json.loads((run_dir(tmp_path) / "result.json").read_text())
+    if workers == 2:
+        assert_ends_alike(tmp_path, undisturbed)
+    else:
+        # Dropout is drawn per worker: with one the run is another from there on.
+        assert result["num_workers"] == 1
+        assert result["num_steps"] == 300
