@@ -192,6 +192,8 @@ def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
         # Otherwise its own kernels, which are compiled for minutes when a run starts.
         "optimizer.params.torch_adam": True,
         "zero_force_ds_cpu_optimizer": False,
+        # Otherwise ZeRO 3 hands its weights on in bf16: they would be evaluated and saved rounded.
+        "torch_autocast.lower_precision_safe_modules": [],
         "steps_per_print": _NEVER,
     }
     theirs: dict[str, Any] = {}
@@ -234,21 +236,26 @@ def _check_agreement(
     ours: Mapping[str, tuple[Any, str]],
     defaults: Mapping[str, Any],
 ) -> None:
+    plain = [*defaults, *(k for k, (value, _) in ours.items() if value is not _ABSENT)]
     problems = []
     for key, value in theirs.items():
-        if value not in ("auto", {}) and any(k.startswith(f"{key}.") for k in (*ours, *defaults)):
-            problems.append(f"{key} = {json.dumps(value)}: must be an object of settings")
+        if value in ("auto", {}):
             continue
-        if any(key.startswith(f"{k}.") for k in defaults):
-            problems.append(f"{key} = {json.dumps(value)}: there are no settings below this one")
+        found = f"{key} = {json.dumps(value)}"
+        if any(k.startswith(f"{key}.") for k in plain):
+            problems.append(f"{found}: must be an object of settings")
+            continue
+        whole = next((k for k in plain if key.startswith(f"{k}.")), None)
+        if whole is not None:
+            problems.append(f"{found}: there are no settings below {whole}")
             continue
         ruled = next((k for k in ours if key == k or key.startswith(f"{k}.")), None)
-        if ruled is None or value == "auto":
+        if ruled is None:
             continue
         expected, setting = ours[ruled]
         if expected is _ABSENT or value != expected:
             said = "is set" if expected is _ABSENT else f"is {json.dumps(expected)}"
-            problems.append(f"{key} = {json.dumps(value)}: contradicts {setting}; there it {said}")
+            problems.append(f"{found}: contradicts {setting}; there it {said}")
     if problems:
         raise InputError(f"{path}: {len(problems)} keys contradict the run's settings", problems)
 

@@ -18,6 +18,8 @@ LONG = {"max_steps": 300, "checkpoint_every": 30, "log_every": 10, "keep_checkpo
 TWO = {**LONG, "num_workers": 2, "engine": "deepspeed", "zero_stage": 2}
 TIMEOUT_S = 240
 
+_started: "list[subprocess.Popen[str]]" = []
+
 
 def ray_config(folder: Path, model: Path, **sections: Any) -> Path:
     """A run on two workers whose output lies in `folder`."""
@@ -33,7 +35,7 @@ def ended(process: "subprocess.Popen[str]") -> Outcome:
         out, err = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise
+        raise AssertionError(f"it does not end: {process.communicate()[1]}") from None
     return Outcome(process.returncode, out, err)
 
 
@@ -101,7 +103,18 @@ def kill_a_worker(process: "subprocess.Popen[str]") -> None:
 
 
 def start(config: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return start_process("train", config, *arguments)
+    process = start_process("train", config, *arguments)
+    _started.append(process)
+    return process
+
+
+def end_all_started() -> None:
+    """Ends what a failed test has left running."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def run_dir(folder: Path) -> Path:

@@ -1,19 +1,22 @@
 """What is lost on the way: afterwards the run ends as if nothing had been."""
 
-import json
 import os
 import signal
 import sqlite3
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from scpo_ray.storage import load_result, load_test_pairs
 from tests.launch.clusters import (
     TWO,
     assert_ends_alike,
     checkpoints,
     ended,
     kill_a_worker,
+    logged_steps,
     ray_config,
     run_dir,
     start,
@@ -23,6 +26,7 @@ from tests.launch.clusters import (
     wait_until_gone,
     workers_below,
 )
+from tests.test_cli import in_process
 from tests.test_disk_faults import mounted_tmpfs
 
 pytestmark = [
@@ -62,9 +66,8 @@ def test_a_killed_worker_costs_a_start_and_nothing_else(tiny_reward_model, tmp_p
     assert runs == [("FINISHED",)]
 
 
-@pytest.mark.parametrize("damage", [False, True], ids=["alone", "and a checkpoint damaged"])
-def test_a_killed_driver_goes_on_when_started_again(
-    tiny_reward_model, tmp_path, undisturbed, damage
+def test_a_killed_driver_goes_on_from_the_newest_checkpoint_that_is_whole(
+    tiny_reward_model, tmp_path, undisturbed
 ):
     config = ray_config(tmp_path, tiny_reward_model)
     process = start(config)
@@ -74,16 +77,15 @@ def test_a_killed_driver_goes_on_when_started_again(
     process.communicate()
     # They write on for a moment.
     wait_until_gone(workers)
-    if damage:
-        newest = checkpoints(tmp_path)[-1]
-        os.truncate(newest / "worker-1" / "state.safetensors", 1_000)
+    before, newest = checkpoints(tmp_path)[-2:]
+    os.truncate(newest / "worker-1" / "state.safetensors", 1_000)
 
     outcome = ended(start(config))
 
     assert outcome.code == 0, outcome.err
-    assert "resumed at step" in outcome.err
-    damaged = "is damaged (worker-1/state.safetensors is not what was written): trying the one"
-    assert (damaged in outcome.err) == damage
+    damaged = f"{newest} is damaged (worker-1/state.safetensors is not what was written)"
+    assert f"{damaged}: trying the one before" in outcome.err
+    assert f"resumed at step {int(before.name.partition('-')[2])} from {before}" in outcome.err
     assert_ends_alike(tmp_path, undisturbed)
 
 
@@ -110,26 +112,43 @@ def test_a_full_disk_stops_the_run_until_there_is_room(tiny_reward_model, tmp_pa
         assert_ends_alike(disk, undisturbed)
 
 
-@pytest.mark.parametrize("workers", [2, [1, 2]], ids=["as many", "fewer"])
-def test_a_lost_node_is_replaced_or_done_without(tiny_reward_model, tmp_path, undisturbed, workers):
+def lose_a_node(model: Path, folder: Path, train: dict[str, Any], replaced: bool) -> Path:
+    """A run on two nodes, one of which is killed on the way; its folder."""
     with two_nodes() as cluster:
         launch = {"address": cluster.address, "placement": "SPREAD"}
-        train = {**TWO, "num_workers": workers}
-        process = start(ray_config(tmp_path, tiny_reward_model, launch=launch, train=train))
-        wait_for_checkpoint(tmp_path, process)
+        process = start(ray_config(folder, model, launch=launch, train=train))
+        wait_for_checkpoint(folder, process)
 
         lost = next(node for node in cluster.list_all_nodes() if not node.head)
         cluster.remove_node(lost, allow_graceful=False)
-        if workers == 2:
+        if replaced:
             cluster.add_node(num_cpus=1)
 
         outcome = ended(process)
     assert outcome.code == 0, outcome.err
+    assert f"a worker was lost or joined: start 2, with {2 if replaced else 1}" in outcome.err
     assert "resumed at step" in outcome.err
-    result = json.loads((run_dir(tmp_path) / "result.json").read_text())
-    if workers == 2:
-        assert_ends_alike(tmp_path, undisturbed)
-    else:
-        # Dropout is drawn per worker: with one the run is another from there on.
-        assert result["num_workers"] == 1
-        assert result["num_steps"] == 300
+    return run_dir(folder)
+
+
+def test_a_lost_node_is_replaced_by_another(tiny_reward_model, tmp_path, undisturbed):
+    lose_a_node(tiny_reward_model, tmp_path, TWO, replaced=True)
+
+    assert_ends_alike(tmp_path, undisturbed)
+
+
+def test_a_lost_node_is_done_without_where_fewer_workers_will_do(tiny_reward_model, tmp_path):
+    # Dropout is drawn per worker: with it, fewer workers make another run from there on.
+    train = {**TWO, "num_workers": [1, 2], "dropout": False}
+
+    run = lose_a_node(tiny_reward_model, tmp_path / "lost", train, replaced=False)
+
+    one = {**train, "num_workers": 1}
+    alone = in_process("train", ray_config(tmp_path / "alone", tiny_reward_model, train=one))
+    assert alone.code == 0, alone.err
+    result, expected = load_result(run), load_result(run_dir(tmp_path / "alone"))
+    assert (result.num_workers, result.num_steps) == (1, 300)
+    np.testing.assert_allclose(result.curve.loss, expected.curve.loss, rtol=1e-3)
+    margins = [load_test_pairs(r)["margin"] for r in (run, run_dir(tmp_path / "alone"))]
+    np.testing.assert_allclose(*margins, rtol=1e-3, atol=1e-3)
+    assert logged_steps(run) == list(range(10, 301, 10))

@@ -1,21 +1,14 @@
 """What a cluster cannot do is said within seconds, and says what is missing."""
 
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.launch.clusters import ended, ray_config, start, two_nodes
+from tests.launch.clusters import ended, ray_config, start
 from tests.test_cli import Outcome
-from tests.tiny import write_tiny_reward_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,75 +93,3 @@ def test_waiting_for_resources_waits(tiny_reward_model, tmp_path):
         process.kill()
         _, err = process.communicate()
     assert "waiting for room for 2 workers of 1000 CPU each" in err
-
-
-@contextmanager
-def node_with_other_files(address: str, mount: list[str]) -> Iterator[None]:
-    """A node whose file system is not the head's: `mount` is done for its processes alone."""
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("mount namespaces are not allowed here")
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = f'{" ".join(mount)} && exec "{ray}" start --address={address} --num-cpus=1 --block'
-    process = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "RAY_AUTH_MODE": "token"},
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-
-
-@contextmanager
-def head_and(mount: list[str]) -> Iterator[str]:
-    """A head, and a second node with `mount`; the head's address."""
-    with two_nodes() as cluster:
-        ordinary = next(node for node in cluster.list_all_nodes() if not node.head)
-        cluster.remove_node(ordinary)
-        with node_with_other_files(cluster.address, mount):
-            yield cluster.address
-
-
-def test_a_folder_that_a_node_does_not_see_is_named_with_the_node(tiny_reward_model, tmp_path):
-    config = ray_config(tmp_path, tiny_reward_model)
-    (tmp_path / "runs").mkdir()
-    with head_and(["mount", "-t", "tmpfs", "none", str(tmp_path / "runs")]) as address:
-        process = start(
-            config,
-            *("--set", f"launch.address={address}", "--set", "launch.placement=STRICT_SPREAD"),
-            *("--set", "launch.wait_for_resources=true"),
-        )
-        outcome = ended(process)
-
-    assert outcome.code == 2, outcome.err
-    assert "does not see" in outcome.err
-    assert "put output_dir on a file system that all machines mount" in outcome.err
-
-
-def test_a_node_with_another_model_is_named_with_both_fingerprints(tmp_path):
-    models = tmp_path / "models"
-    models.mkdir()
-    ours = write_tiny_reward_model(models / "ours")
-    other = shutil.copytree(ours, models / "other")
-    (other / "config.json").write_text((ours / "config.json").read_text() + "\n")
-    config = ray_config(tmp_path, ours)
-    with head_and(["mount", "--bind", str(other), str(ours)]) as address:
-        process = start(
-            config,
-            *("--set", f"launch.address={address}", "--set", "launch.placement=STRICT_SPREAD"),
-            *("--set", "launch.wait_for_resources=true"),
-        )
-        outcome = ended(process)
-
-    assert outcome.code == 2, outcome.err
-    assert "the workers' fingerprints differ" in outcome.err
-    assert "worker 1 on " in outcome.err
-    assert ": model " in outcome.err

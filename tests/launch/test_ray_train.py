@@ -31,17 +31,36 @@ def on_ray(tiny_reward_model, tmp_path_factory):
     return folder, outcome
 
 
-def test_two_workers_on_ray_end_as_one_process_does(on_ray, tiny_reward_model, tmp_path):
-    config = ray_config(tmp_path, tiny_reward_model, train=STEADY)
+@pytest.fixture(scope="module")
+def alone(tiny_reward_model, tmp_path_factory) -> Path:
+    """The run in one process, with plain PyTorch."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = ray_config(folder, tiny_reward_model, train=STEADY)
+    outcome = in_process("train", config, "--set", f"train={json.dumps(single())}")
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def test_two_workers_on_ray_end_as_one_process_does(on_ray, alone):
+    np.testing.assert_allclose(curve(on_ray[0]), curve(alone), rtol=1e-4)
+    results = [json.loads((run_dir(f) / "result.json").read_text()) for f in (on_ray[0], alone)]
+    assert [r["num_workers"] for r in results] == [2, 1]
+    assert [r["engine"] for r in results] == ["deepspeed ZeRO 2", "torch"]
+    assert results[0]["run_id"] == results[1]["run_id"]
+
+
+def test_one_worker_on_ray_is_the_run_of_one_process_to_the_byte(
+    alone, tiny_reward_model, tmp_path
+):
+    config = ray_config(tmp_path, tiny_reward_model, train=STEADY, launch={"on": "ray"})
 
     outcome = in_process("train", config, "--set", f"train={json.dumps(single())}")
 
     assert outcome.code == 0, outcome.err
-    np.testing.assert_allclose(curve(on_ray[0]), curve(tmp_path), rtol=1e-4)
-    results = [json.loads((run_dir(f) / "result.json").read_text()) for f in (on_ray[0], tmp_path)]
-    assert [r["num_workers"] for r in results] == [2, 1]
-    assert [r["engine"] for r in results] == ["deepspeed ZeRO 2", "torch"]
-    assert results[0]["run_id"] == results[1]["run_id"]
+    assert "starting on Ray" in outcome.err
+    ours, theirs = (run_dir(f) / "model" / "model.safetensors" for f in (tmp_path, alone))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert curve(tmp_path) == curve(alone)
 
 
 def single() -> dict[str, object]:
