@@ -7,8 +7,8 @@ start: seconds from the command to the first step and to its end, the same tiny 
 this process, on Ray with one worker and with two.
 
 steps: seconds per step (mean of the second half, generated texts) of every engine in one process
-and on two of Ray's workers, as a ratio to PyTorch on as many; and what telling Ray of a point costs,
-as a share of a step at the default of a point every ten steps.
+and on two of Ray's workers, as a ratio to PyTorch on as many; and what telling Ray of a point
+costs, as a share of a step at the default of a point every ten steps.
 """
 
 import json

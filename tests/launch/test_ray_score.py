@@ -33,9 +33,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
 ]
 
-# Some 4,200 texts: 17 parts of the size below.
+# Some 4,200 texts in 66 small parts, and small batches: long enough to be killed midway.
 DATA = {"users": {"Majority": 10, "North": 70, "South": 70}, "interactions_per_user": 10}
-TEXTS_PER_PART, NUM_PARTS = 256, 17
+MODEL = {"inference_batch_tokens": 256}
+TEXTS_PER_PART, NUM_PARTS = 64, 66
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ class Scoring(NamedTuple):
 
 
 def scoring(model: Path, folder: Path, **sections: Any) -> Scoring:
-    config = tiny_config(model, folder / "runs", data=DATA, **sections)
+    config = tiny_config(model, folder / "runs", data=DATA, model=MODEL, **sections)
     return Scoring(config, load_inputs(config, open_run_dir(config)))
 
 
@@ -80,10 +81,10 @@ def local(tiny_reward_model, tmp_path_factory) -> dict[str, bytes]:
     """The parts as one process writes them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scpo_ray.storage, "_TEXTS_PER_PART", TEXTS_PER_PART)
-        alone = scoring(tiny_reward_model, tmp_path_factory.mktemp("local"))
-        score_here(alone)
-        assert len(alone.parts) == NUM_PARTS
-        return alone.contents()
+        here = scoring(tiny_reward_model, tmp_path_factory.mktemp("local"))
+        score_here(here)
+        assert len(here.parts) == NUM_PARTS
+        return here.contents()
 
 
 def score_here(scoring: Scoring) -> None:
@@ -109,7 +110,7 @@ def test_ray_writes_the_parts_that_one_process_writes(
     lines = [record.getMessage() for record in caplog.records]
     told = [line for line in lines if line.endswith(f"of {NUM_PARTS} parts")]
     assert len(told) == 10
-    assert told[0] == "scores: 2 of 17 parts" and told[-1] == "scores: 17 of 17 parts"
+    assert told[0] == "scores: 7 of 66 parts" and told[-1] == "scores: 66 of 66 parts"
 
 
 def test_only_what_is_missing_or_damaged_is_computed(
@@ -157,6 +158,11 @@ def scorers_of_this_process() -> list[int]:
     return [pid for pid, (parent, scores) in parents.items() if scores and parent in raylets]
 
 
+def alone() -> dict[str, Any]:
+    """What lets one worker have the whole machine: it is at work when a part is there."""
+    return {"cpus_per_worker": ray.cluster_resources()["CPU"]}
+
+
 @contextmanager
 def one_killed_midway(scoring: Scoring) -> Iterator[list[int]]:
     """Kills a scoring process as soon as a part is there."""
@@ -179,7 +185,7 @@ def one_killed_midway(scoring: Scoring) -> Iterator[list[int]]:
 
 
 def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_model, tmp_path):
-    ours = scoring(tiny_reward_model, tmp_path)
+    ours = scoring(tiny_reward_model, tmp_path, launch=alone())
 
     with one_killed_midway(ours) as killed:
         score_on_ray(ours.config, ours.inputs)
@@ -191,7 +197,7 @@ def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_
 def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has(
     cluster, local, small_parts, tiny_reward_model, tmp_path
 ):
-    ours = scoring(tiny_reward_model, tmp_path, launch={"max_failures": 0})
+    ours = scoring(tiny_reward_model, tmp_path, launch={**alone(), "max_failures": 0})
 
     with (
         one_killed_midway(ours) as killed,
@@ -209,7 +215,7 @@ def test_a_killed_command_goes_on_with_what_is_missing(
     cluster, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
-    document = tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA)
+    document = tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA, model=MODEL)
     config = write_yaml(tmp_path / "run.yaml", document)
     arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={cluster}"]
     command = start_process(
