@@ -1,5 +1,6 @@
 """A run stopped on some workers goes on on others, of any engine, along the same trajectory."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from scpo_ray.launch.worker import work
 from scpo_ray.records import Worker
 from scpo_ray.storage import load_result, load_test_pairs
 from scpo_ray.tracking import SilentTracker, Tracker
-from tests.group import in_group
+from tests.group import Groups
 from tests.tiny import tiny_document
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,15 @@ class StoppingTracker(SilentTracker):
             raise Stopped
 
 
+class FirstStep(SilentTracker):
+    """Knows where a run began or went on."""
+
+    step: int | None = None
+
+    def log(self, metrics, step):
+        self.step = self.step or step
+
+
 def stopped(worker: Worker, documents: list[dict[str, Any]]) -> None:
     for document in documents:
         try:
@@ -44,9 +54,12 @@ def stopped(worker: Worker, documents: list[dict[str, Any]]) -> None:
         raise AssertionError("the run was not stopped")
 
 
-def ended(worker: Worker, documents: list[dict[str, Any]]) -> None:
-    for document in documents:
-        work(RunConfig.model_validate(document), worker)
+def ended(worker: Worker, documents: list[dict[str, Any]]) -> list[int | None]:
+    """The first step that each run made here."""
+    trackers = [FirstStep() for _ in documents]
+    for document, tracker in zip(documents, trackers, strict=True):
+        work(RunConfig.model_validate(document), worker, tracked_by=lambda _, own=tracker: own)
+    return [tracker.step for tracker in trackers]
 
 
 def document(model: Path, output_dir: Path, engine: dict[str, Any], *, dropout: bool):
@@ -64,35 +77,47 @@ def run_path(document: dict[str, Any]) -> Path:
     return open_run_dir(RunConfig.model_validate(document)).path
 
 
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Groups]:
+    with Groups() as groups:
+        yield groups
+
+
 PAIRINGS = [
     # begun on (workers, engine), ended on (workers, engine)
+    ((2, TORCH), (3, ZERO[3])),
+    ((2, ZERO[0]), (1, ZERO[3])),
+    ((2, ZERO[1]), (3, ZERO[2])),
     ((2, ZERO[2]), (1, TORCH)),
     ((2, ZERO[3]), (1, ZERO[1])),
-    ((2, TORCH), (3, ZERO[3])),
-    ((2, ZERO[1]), (3, ZERO[2])),
     ((2, ZERO[3]), (3, ZERO[0])),
-    ((2, ZERO[0]), (1, ZERO[3])),
+    ((3, ZERO[1]), (2, ZERO[0])),
+    ((3, ZERO[3]), (1, ZERO[2])),
 ]
 
 
 def test_a_run_goes_on_on_other_workers_and_engines_along_its_trajectory(
-    tiny_reward_model, tmp_path
+    groups, tiny_reward_model, tmp_path
 ):
     undisturbed = document(tiny_reward_model, tmp_path / "whole", TORCH, dropout=False)
-    begun, going_on = [], {1: [], 3: []}
-    for number, ((_, first), (workers, second)) in enumerate(PAIRINGS):
+    begun: dict[int, list[Any]] = {2: [], 3: []}
+    going_on: dict[int, list[Any]] = {1: [], 2: [], 3: []}
+    for number, ((before, first), (after, second)) in enumerate(PAIRINGS):
         place = tmp_path / str(number)
-        begun.append(document(tiny_reward_model, place, first, dropout=False))
-        going_on[workers].append(document(tiny_reward_model, place, second, dropout=False))
-        assert run_path(begun[-1]) == run_path(going_on[workers][-1])
+        begun[before].append(document(tiny_reward_model, place, first, dropout=False))
+        going_on[after].append(document(tiny_reward_model, place, second, dropout=False))
+        assert run_path(begun[before][-1]) == run_path(going_on[after][-1])
 
-    in_group(2, stopped, begun)
-    in_group(1, ended, [undisturbed, *going_on[1]])
-    in_group(3, ended, going_on[3])
+    assert groups.run(1, ended, [undisturbed]) == [[1]]
+    for workers, documents in begun.items():
+        groups.run(workers, stopped, documents)
+    for workers, documents in going_on.items():
+        first_steps = groups.run(workers, ended, documents)[0]
+        assert first_steps == [CHECKPOINT + 1] * len(documents)
 
     theirs = load_result(run_path(undisturbed))
     margins = load_test_pairs(run_path(undisturbed))["margin"]
-    for run in map(run_path, begun):
+    for run in [run_path(document) for documents in begun.values() for document in documents]:
         ours = load_result(run)
         assert ours.curve.step == list(range(1, STEPS + 1))
         np.testing.assert_allclose(ours.curve.loss, theirs.curve.loss, rtol=1e-4)
@@ -100,7 +125,7 @@ def test_a_run_goes_on_on_other_workers_and_engines_along_its_trajectory(
 
 
 def test_on_as_many_workers_of_the_same_engine_it_ends_as_undisturbed_to_the_bit(
-    tiny_reward_model, tmp_path
+    groups, tiny_reward_model, tmp_path
 ):
     engines = [TORCH, *ZERO]
 
@@ -110,9 +135,9 @@ def test_on_as_many_workers_of_the_same_engine_it_ends_as_undisturbed_to_the_bit
             for number, engine in enumerate(engines)
         ]
 
-    in_group(2, ended, documents("whole"))
-    in_group(2, stopped, documents("stopped"))
-    in_group(2, ended, documents("stopped"))
+    groups.run(2, ended, documents("whole"))
+    groups.run(2, stopped, documents("stopped"))
+    assert groups.run(2, ended, documents("stopped"))[0] == [CHECKPOINT + 1] * len(engines)
 
     for ours, theirs in zip(documents("stopped"), documents("whole"), strict=True):
         weights = [run_path(d) / "model" / "model.safetensors" for d in (ours, theirs)]
