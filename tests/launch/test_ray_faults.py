@@ -148,7 +148,8 @@ def test_a_lost_node_is_done_without_where_fewer_workers_will_do(tiny_reward_mod
     assert alone.code == 0, alone.err
     result, expected = load_result(run), load_result(run_dir(tmp_path / "alone"))
     assert (result.num_workers, result.num_steps) == (1, 300)
-    np.testing.assert_allclose(result.curve.loss, expected.curve.loss, rtol=1e-3)
+    # One worker adds up in another order than two, and small losses show it.
+    np.testing.assert_allclose(result.curve.loss, expected.curve.loss, rtol=1e-3, atol=1e-3)
     margins = [load_test_pairs(r)["margin"] for r in (run, run_dir(tmp_path / "alone"))]
-    np.testing.assert_allclose(*margins, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(*margins, rtol=1e-2, atol=1e-2)
     assert logged_steps(run) == list(range(10, 301, 10))
