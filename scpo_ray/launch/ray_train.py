@@ -23,9 +23,11 @@ from scpo_ray.workers import BACKENDS, TIMEOUT
 
 log = logging.getLogger(__name__)
 
+# Ray gives up a start of the workers after a minute without room for them; so often it tries again.
+_CONTROLLER_FAILURES = 2
+_FOR_EVER = -1
 # A worker group that was killed may hold the run's folder for a moment after the next has begun.
 _LOCK_WAIT_S = 60.0
-_CONTROLLER_FAILURES = 2
 
 
 def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
@@ -56,7 +58,9 @@ def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
                 storage_path=f"{folder}/ray",
                 failure_config=ray.train.FailureConfig(
                     max_failures=config.launch.max_failures,
-                    controller_failure_limit=_CONTROLLER_FAILURES,
+                    controller_failure_limit=_FOR_EVER
+                    if config.launch.wait_for_resources
+                    else _CONTROLLER_FAILURES,
                 ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),

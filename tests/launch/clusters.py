@@ -139,15 +139,32 @@ def logged_steps(run: Path) -> list[int]:
     return [line["step"] for line in lines if "train/loss" in line]
 
 
+def lines_until(text: str, process: "subprocess.Popen[str]") -> Iterator[str]:
+    """What the command says, up to the first line with `text`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        yield line
+        if text in line:
+            return
+    raise AssertionError(f"ended without {text!r}")
+
+
 @contextmanager
-def two_nodes(**second: Any) -> Iterator[Any]:
-    """A cluster on this machine: two nodes of one CPU each."""
+def one_node() -> Iterator[Any]:
+    """A cluster on this machine: a head of one CPU, to which nodes can be added."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        cluster.add_node(num_cpus=1, **second)
-        cluster.wait_for_nodes()
         yield cluster
     finally:
         cluster.shutdown()
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A cluster on this machine: two nodes of one CPU each."""
+    with one_node() as cluster:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster
