@@ -7,22 +7,29 @@ step-00000200/manifest.json    the hash of every file
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from scpo_ray.disk import (
+    MANIFEST,
+    disk_errors,
+    file_digest,
+    folder_fault,
+    put_in_place,
+    sync,
+    synced_digests,
+)
 from scpo_ray.records import Worker
 from scpo_ray.remote import RemoteFolder
-from scpo_ray.storage import MANIFEST, RunDir, disk_errors, file_digest, folder_fault, sync
+from scpo_ray.storage import RunDir
 from scpo_ray.workers import from_first, gathered, together
 
 log = logging.getLogger(__name__)
 
 _FACTS = "checkpoint.json"
-_REMOTE = "checkpoints"
 
 
 class CheckpointStore(Protocol):
@@ -48,7 +55,8 @@ def open_checkpoints(run_dir: RunDir) -> CheckpointStore:
     """Where the run keeps its checkpoints: in its folder, or at the URI that it has besides."""
     if run_dir.remote is None:
         return Checkpoints(run_dir.checkpoints_dir)
-    return RemoteCheckpoints(run_dir.remote, run_dir.checkpoints_dir)
+    remote = run_dir.remote.below(run_dir.checkpoints_dir.name)
+    return RemoteCheckpoints(remote, run_dir.checkpoints_dir)
 
 
 class Checkpoints:
@@ -70,21 +78,14 @@ class Checkpoints:
                 mine = part / f"worker-{worker.rank}"
                 mine.mkdir()
                 yield mine
-                written = {mine: "", **dict.fromkeys(mine.rglob("*"), "")}
-                digests = {str(f.relative_to(part)): file_digest(f) for f in written if f.is_file()}
-                for file in written:
-                    sync(file)
+                digests = synced_digests(mine, part)
             everyones = gathered(digests, worker)
             with together(worker), disk_errors(path):
                 if worker.rank == 0:
                     (part / _FACTS).write_text(json.dumps({"step": step, "loss": loss}))
-                    manifest = {_FACTS: file_digest(part / _FACTS), **_merged(everyones)}
-                    (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
-                    for file in (part / _FACTS, part / MANIFEST, part):
-                        sync(file)
-                    shutil.rmtree(path, ignore_errors=True)
-                    os.replace(part, path)
-                    sync(self.folder)
+                    sync(part / _FACTS)
+                    facts = {_FACTS: file_digest(part / _FACTS)}
+                    put_in_place(part, path, facts | _merged(everyones))
                     self._forget_old(path.name, keep)
         finally:
             if worker.rank == 0:
@@ -122,17 +123,18 @@ class RemoteCheckpoints:
 
     @contextmanager
     def saving(self, step: int, loss: float, *, keep: int, worker: Worker) -> Iterator[Path]:
-        name = f"{_REMOTE}/step-{step:08d}"
-        mine = self.scratch / f".saving-{worker.rank}"
+        name = f"step-{step:08d}"
+        # Each its own: two workers on one machine share the scratch.
+        part = self.scratch / f".{name}.{worker.rank}.part"
         try:
-            with together(worker), disk_errors(mine):
-                shutil.rmtree(mine, ignore_errors=True)
+            with together(worker), disk_errors(part):
+                shutil.rmtree(part, ignore_errors=True)
+                mine = part / f"worker-{worker.rank}"
                 mine.mkdir(parents=True)
                 yield mine
-                files = {f"worker-{worker.rank}/{f.relative_to(mine)}": f for f in _files(mine)}
-                for below, file in files.items():
-                    self.remote.upload(file, f"{name}/{below}")
-                digests = {below: file_digest(file) for below, file in files.items()}
+                digests = synced_digests(mine, part)
+                for file in digests:
+                    self.remote.upload(part / file, f"{name}/{file}")
             everyones = gathered(digests, worker)
             with together(worker):
                 if worker.rank == 0:
@@ -140,9 +142,9 @@ class RemoteCheckpoints:
                     self.remote.write(f"{name}/{_FACTS}", facts)
                     manifest = json.dumps(_merged(everyones), indent=1).encode()
                     self.remote.write(f"{name}/{MANIFEST}", manifest)
-                    self._forget_old(Path(name).name, keep)
+                    self._forget_old(name, keep)
         finally:
-            shutil.rmtree(mine, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
 
     def newest(self, worker: Worker) -> Path | None:
         for name in from_first(self._by_age, worker):
@@ -160,27 +162,26 @@ class RemoteCheckpoints:
         """Copies a checkpoint to `folder`; what is wrong with it, if anything is."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        manifest = self.remote.read(f"{_REMOTE}/{name}/{MANIFEST}") or b""
+        manifest = self.remote.read(f"{name}/{MANIFEST}") or b""
         (folder / MANIFEST).write_bytes(manifest)
         try:
             files = list(json.loads(manifest))
         except (ValueError, TypeError):
             return "its manifest is missing or unreadable"
         for file in files:
-            if not self.remote.has(f"{_REMOTE}/{name}/{file}"):
+            if not self.remote.has(f"{name}/{file}"):
                 return f"{file} is missing"
-            self.remote.download(f"{_REMOTE}/{name}/{file}", folder / file)
+            self.remote.download(f"{name}/{file}", folder / file)
         return folder_fault(folder)
 
     def _by_age(self) -> list[str]:
-        names = self.remote.names(_REMOTE)
-        whole = [n for n in names if self.remote.has(f"{_REMOTE}/{n}/{MANIFEST}")]
+        whole = [n for n in self.remote.names() if self.remote.has(f"{n}/{MANIFEST}")]
         return sorted(whole, reverse=True)
 
     def _forget_old(self, newest: str, keep: int) -> None:
-        facts = {n: self.remote.read(f"{_REMOTE}/{n}/{_FACTS}") or b"" for n in self._by_age()}
+        facts = {n: self.remote.read(f"{n}/{_FACTS}") or b"" for n in self._by_age()}
         for name in _superfluous(facts, newest, keep):
-            self.remote.remove(f"{_REMOTE}/{name}")
+            self.remote.remove(name)
 
 
 def _superfluous(facts: dict[str, bytes], newest: str, keep: int) -> list[str]:
@@ -200,10 +201,6 @@ def _loss(facts: bytes) -> float:
 
 def _read(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _merged(everyones: Sequence[dict[str, str]]) -> dict[str, str]:

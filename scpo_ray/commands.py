@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scpo_ray.config import ComparisonConfig, RunConfig
+from scpo_ray.disk import whole_folder
 from scpo_ray.engine import TorchEngine
 from scpo_ray.evaluation import evaluate_pairs
 from scpo_ray.experiment import (
@@ -40,7 +41,7 @@ from scpo_ray.records import (
 from scpo_ray.report import write_report
 from scpo_ray.scoring import score_tokens, tokenize
 from scpo_ray.selection import disagreement_mask
-from scpo_ray.storage import load_comparison_result, load_result, whole_folder
+from scpo_ray.storage import load_comparison_result, load_result
 from scpo_ray.sweep import comparison_trials
 from scpo_ray.training import TrainingData, step_loss
 

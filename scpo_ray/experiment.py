@@ -16,6 +16,7 @@ from scpo_ray.checkpoints import open_checkpoints
 from scpo_ray.config import METHODS, RunConfig
 from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids
 from scpo_ray.models import (
@@ -42,7 +43,7 @@ from scpo_ray.remote import RemoteFolder
 from scpo_ray.rendering import Renderer, load_renderer
 from scpo_ray.scoring import reference_rewards, score_key, score_tokens, tokenize
 from scpo_ray.selection import Selection, select_pairs
-from scpo_ray.storage import RunDir, whole_folder
+from scpo_ray.storage import RunDir
 from scpo_ray.tracking import Tracker
 from scpo_ray.training import TrainingData, TrainingSummary, train
 from scpo_ray.workers import together

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from scpo_ray.config import RunConfig
+from scpo_ray.disk import write_json
 from scpo_ray.naming import config_params, model_name, run_name, version_tags
 from scpo_ray.records import InputError, RunResult
-from scpo_ray.storage import write_json
 
 CANDIDATE = "candidate"
 _DEFAULTS = {

@@ -13,9 +13,9 @@ from scpo_ray.config import (
     TrainConfig,
 )
 from scpo_ray.data.synthetic import best_accuracy, vocabulary
+from scpo_ray.disk import whole_folder
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.records import ComparisonResult
-from scpo_ray.storage import whole_folder
 from scpo_ray.tiny import make_tiny_backbone
 
 MAJORITY = "Majority"

@@ -22,6 +22,9 @@ class RemoteFolder:
         with self._errors():
             self._files, self._root = _opened(self.uri)
 
+    def below(self, name: str) -> "RemoteFolder":
+        return RemoteFolder(f"{self.uri}/{name}")
+
     def upload(self, file: Path, name: str) -> None:
         """Copies a local file to `name`. Raises: InputError if it cannot be written there."""
         path = self._path(name)
@@ -59,9 +62,9 @@ class RemoteFolder:
         with self._errors():
             return bool(self._files.get_file_info(self._path(name)).type == fs.FileType.File)
 
-    def names(self, name: str) -> list[str]:
-        """What lies right below the folder `name`; nothing where there is no such folder."""
-        selector = fs.FileSelector(self._path(name), allow_not_found=True)
+    def names(self) -> list[str]:
+        """What lies right below the folder; nothing where there is no such folder."""
+        selector = fs.FileSelector(self._root, allow_not_found=True)
         with self._errors():
             return sorted(info.base_name for info in self._files.get_file_info(selector))
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scpo_ray import pictures
+from scpo_ray.disk import whole_file
 from scpo_ray.pictures import controls, in_order, label, order, trained_on, within_noise
 from scpo_ray.records import (
     LAYERS,
@@ -25,7 +26,6 @@ from scpo_ray.records import (
     RunResult,
     SelectionSummary,
 )
-from scpo_ray.storage import whole_file
 
 log = logging.getLogger(__name__)
 

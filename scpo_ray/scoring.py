@@ -19,7 +19,7 @@ from scpo_ray.models import (
 )
 from scpo_ray.records import ALONE, InputError, Text, TextSource, Tokens, Worker
 from scpo_ray.rendering import Renderer
-from scpo_ray.storage import ScoreStore, TokenStore
+from scpo_ray.stores import ScoreStore, TokenStore
 from scpo_ray.workers import from_first, together, total_array
 
 log = logging.getLogger(__name__)

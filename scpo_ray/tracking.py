@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from scpo_ray.config import RunConfig
+from scpo_ray.disk import write_json
 from scpo_ray.mlflow_store import (
     first_line,
     log_batches,
@@ -23,7 +24,6 @@ from scpo_ray.mlflow_store import (
 )
 from scpo_ray.naming import MODEL_PREFIX, result_metrics, result_tags
 from scpo_ray.records import LAYERS, InputError, Layer, RunResult
-from scpo_ray.storage import write_json
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from scpo_ray.checkpoints import CheckpointStore
 from scpo_ray.config import TrainConfig
 from scpo_ray.engine import Engine
 from scpo_ray.loss import weighted_bradley_terry_loss
+from scpo_ray.optimization import StepStats
 from scpo_ray.plan import Plan, Step
 from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
 from scpo_ray.scoring import pad_texts
@@ -81,9 +82,7 @@ def train(
             mine = step_loss(engine, step, data, worker, normalize_weights=normalize_weights)
             loss = total(mine, worker)
             try:
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss}")
-                stats = engine.step()
+                stats = _update(engine, loss)
             except FloatingPointError as error:
                 raise _diverged(error, step, data, checkpoints.newest(worker)) from None
             batch_losses.append(loss)
@@ -138,6 +137,12 @@ def step_loss(
         engine.backward(loss, last=number == len(micro_batches))
         step_total += loss.item()
     return step_total
+
+
+def _update(engine: Engine, loss: float) -> StepStats:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}")
+    return engine.step()
 
 
 def _resume(

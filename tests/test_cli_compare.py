@@ -80,6 +80,16 @@ def test_a_comparison_of_which_every_run_fails_has_no_summary(scpo, comparison, 
     assert not (tmp_path / "runs" / "tiny" / "comparison.json").exists()
 
 
+def test_a_comparison_under_torchrun_is_refused(scpo, comparison, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+    outcome = scpo("compare", comparison)
+
+    assert outcome.code == 2
+    assert "call it without torchrun" in outcome.err
+
+
 def test_a_dry_comparison_plans_every_run(scpo, comparison, tmp_path):
     document = json.loads(scpo("compare", comparison, "--dry-run", "--json").out)
 

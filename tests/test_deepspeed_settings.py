@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scpo_ray.config import TrainConfig
-from scpo_ray.deepspeed_engine import deepspeed_settings
+from scpo_ray.deepspeed_settings import deepspeed_settings
 from scpo_ray.records import InputError
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from scpo_ray.checkpoints import open_checkpoints
 from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.disk import whole_file, whole_folder, write_json
 from scpo_ray.records import ALONE, InputError
-from scpo_ray.storage import ScorePart, ScoreStore, TokenStore, whole_file, whole_folder, write_json
+from scpo_ray.stores import ScorePart, ScoreStore, TokenStore
 from tests.test_checkpoints import write_checkpoint
 from tests.test_run_dir import run_dir
 from tests.test_storage import everything_below, put_scores, scores, tokens

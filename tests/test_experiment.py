@@ -93,6 +93,13 @@ def test_a_finished_run_is_read_and_not_run_again(finished, monkeypatch):
     assert start_run(config) == (result, folder)
 
 
+def test_a_run_that_ended_is_read_where_it_could_not_be_made(finished):
+    config, result, folder = finished
+    elsewhere = {"device": "cuda", "launch": config.launch.model_copy(update={"on": "ray"})}
+
+    assert start_run(config.model_copy(update=elsewhere)) == (result, folder)
+
+
 def test_the_same_run_elsewhere_has_the_same_weights(finished, tmp_path):
     config, result, folder = finished
 

@@ -29,9 +29,14 @@ def plans(draw, **fixed):
 
 def small_plan(num_pairs=6, **settings) -> Plan:
     """Pair p has the texts 2p and 2p + 1; text t has t + 1 tokens."""
+    lengths = np.arange(1, 2 * num_pairs + 1)
+    return plan_of(np.arange(2 * num_pairs).reshape(-1, 2), lengths, **settings)
+
+
+def plan_of(pairs, lengths, **settings) -> Plan:
     return plan_steps(
-        np.arange(2 * num_pairs).reshape(-1, 2),
-        np.arange(1, 2 * num_pairs + 1),
+        np.array(pairs),
+        np.array(lengths),
         **{
             "batch_size": 4,
             "num_steps": 3,
@@ -190,15 +195,9 @@ def test_few_long_texts_are_dealt_one_pair_to_each_worker():
 
 def test_a_worker_without_a_pair_passes_the_shortest_text_and_adds_nothing():
     # Four pairs, each alone within the budget, for three workers: two passes each.
-    plan = plan_steps(
-        np.arange(8).reshape(-1, 2),
-        np.array([8, 3, 8, 8, 8, 8, 8, 8]),
-        batch_size=4,
-        num_steps=1,
-        micro_batch_tokens=16,
-        num_workers=3,
-        seed=0,
-    )
+    lengths = [8, 3, 8, 8, 8, 8, 8, 8]
+    pairs = np.arange(8).reshape(-1, 2)
+    plan = plan_of(pairs, lengths, num_steps=1, micro_batch_tokens=16, num_workers=3)
     (step,) = plan.steps_from(0)
 
     sizes = [[len(batch.rows) for batch in batches] for batches in step.by_rank]
@@ -209,15 +208,8 @@ def test_a_worker_without_a_pair_passes_the_shortest_text_and_adds_nothing():
 
 def test_shared_texts_are_computed_once():
     # One prompt's three responses in three pairs.
-    plan = plan_steps(
-        np.array([[0, 1], [0, 2], [1, 2]]),
-        np.array([5, 5, 5]),
-        batch_size=3,
-        num_steps=1,
-        micro_batch_tokens=15,
-        num_workers=1,
-        seed=0,
-    )
+    pairs = [[0, 1], [0, 2], [1, 2]]
+    plan = plan_of(pairs, [5, 5, 5], batch_size=3, num_steps=1, micro_batch_tokens=15)
 
     (step,) = plan.steps_from(0)
 

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from scpo_ray.checkpoints import RemoteCheckpoints, open_checkpoints
 from scpo_ray.config import LaunchConfig
+from scpo_ray.disk import write_json
 from scpo_ray.records import ALONE, InputError
 from scpo_ray.remote import RemoteFolder
-from scpo_ray.storage import RunDir, write_json
+from scpo_ray.storage import RunDir
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -29,7 +30,7 @@ def save(checkpoints: RemoteCheckpoints, step: int, loss: float = 1.0, keep: int
 
 
 def names(remote: RemoteFolder) -> list[str]:
-    return remote.names("checkpoints")
+    return remote.names()
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(remote, tmp_path):
@@ -40,7 +41,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(remote, tmp_path):
     newest = checkpoints.newest(ALONE)
 
     assert newest is not None
-    assert json.loads(remote.read("checkpoints/step-00000010/checkpoint.json")) == {
+    assert json.loads(remote.read("step-00000010/checkpoint.json")) == {
         "step": 10,
         "loss": 1.0,
     }
@@ -76,12 +77,12 @@ def test_a_checkpoint_without_a_manifest_is_not_there(remote, tmp_path):
     ):
         (folder / "state.safetensors").write_bytes(b"half")
         raise Stopped
-    remote.write("checkpoints/step-00000015/worker-0/state.safetensors", b"no manifest")
+    remote.write("step-00000015/worker-0/state.safetensors", b"no manifest")
 
     newest = checkpoints.newest(ALONE)
 
     assert newest is not None
-    assert json.loads(remote.read("checkpoints/step-00000005/checkpoint.json"))["step"] == 5
+    assert json.loads(remote.read("step-00000005/checkpoint.json"))["step"] == 5
     assert torch.equal(_weights(newest), torch.full((100,), 5.0))
 
 
@@ -90,7 +91,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(remote, tmp_path, caplo
     checkpoints = RemoteCheckpoints(remote, tmp_path / "scratch")
     save(checkpoints, 5)
     save(checkpoints, 10)
-    newest = "checkpoints/step-00000010"
+    newest = "step-00000010"
     if fault == "truncated":
         remote.write(f"{newest}/worker-0/state.safetensors", b"short")
     elif fault == "missing":
@@ -124,8 +125,9 @@ def test_a_run_that_ended_elsewhere_is_fetched_without_its_checkpoints(remote, t
 
     found = sorted(str(p.relative_to(here.path)) for p in here.path.rglob("*") if p.is_file())
     assert found == ["model/config.json", "result.json", "run.json"]
+    assert names(remote.below("checkpoints")) == ["step-00000005"]
     there.remove_checkpoints()
-    assert names(remote) == []
+    assert names(remote.below("checkpoints")) == []
 
 
 def test_a_uri_of_no_known_kind_is_named():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scpo_ray.disk import write_json
 from scpo_ray.records import InputError
 from scpo_ray.storage import (
     RunDir,
@@ -14,7 +15,6 @@ from scpo_ray.storage import (
     load_result,
     load_test_pairs,
     save_comparison_result,
-    write_json,
 )
 from tests.results import comparison, run_result
 from tests.test_storage import child

@@ -24,7 +24,7 @@ from scpo_ray.scoring import (
     score_tokens,
     tokenize,
 )
-from scpo_ray.storage import ScoreStore, TokenStore
+from scpo_ray.stores import ScoreStore, TokenStore
 from tests.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 
 

@@ -14,15 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scpo_ray.disk import folder_fault, whole_file, whole_folder, write_json
 from scpo_ray.records import InputError, Tokens
-from scpo_ray.storage import (
-    ScoreStore,
-    TokenStore,
-    folder_fault,
-    whole_file,
-    whole_folder,
-    write_json,
-)
+from scpo_ray.stores import ScoreStore, TokenStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -133,7 +127,7 @@ def test_a_killed_process_leaves_the_old_content_or_nothing(tmp_path):
         (part / "a").write_text("old")
     code = """
 from pathlib import Path
-from scpo_ray.storage import whole_file, whole_folder
+from scpo_ray.disk import whole_file, whole_folder
 root = Path(sys.argv[1])
 with (
     whole_file(root / "old.txt") as a, whole_file(root / "new.txt") as b,
@@ -257,7 +251,7 @@ def test_a_failing_renderer_leaves_no_tokens(tmp_path):
 def test_of_two_processes_that_render_the_same_texts_one_waits_for_the_other(tmp_path):
     code = """
 from pathlib import Path
-from scpo_ray.storage import TokenStore
+from scpo_ray.stores import TokenStore
 from tests.test_storage import tokens
 def chunks():
     yield tokens(2, 3)
@@ -291,7 +285,7 @@ def part_path(store: ScoreStore) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("scpo_ray.storage._TEXTS_PER_PART", 40)
+    monkeypatch.setattr("scpo_ray.stores._TEXTS_PER_PART", 40)
 
 
 @pytest.mark.parametrize("number", [0, 1, 39, 40, 41, 100])

@@ -84,6 +84,12 @@ def _hide_token() -> None:
         path.chmod(0o600)
 
 
+def stand_where(working_dir: str) -> None:
+    """In a worker: paths in a config are relative to where the command was given."""
+    if Path(working_dir).is_dir():
+        os.chdir(working_dir)
+
+
 def worker_resources(config: RunConfig) -> Resources:
     """What a worker of the run reserves on the cluster joined."""
     gpus = config.launch.gpus_per_worker

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ from numpy.typing import NDArray
 
 from scpo_ray.config import RunConfig
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
-from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for
+from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for, stand_where
 from scpo_ray.launch.relay import relayed_to_here
 from scpo_ray.models import RewardModel
 from scpo_ray.records import InputError, Tokens
 from scpo_ray.scoring import check_finite, load_frozen_model, score_tokens
-from scpo_ray.storage import ScorePart
+from scpo_ray.stores import ScorePart
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +107,7 @@ class _Scorer:
         max_starts: int,
     ) -> None:
         settings = RunConfig.model_validate_json(config)
-        if Path(working_dir).is_dir():
-            # Paths in the config are relative to where the command was given.
-            os.chdir(working_dir)
+        stand_where(working_dir)
         logging.getLogger("scpo_ray").setLevel(logging.ERROR)
         self._fault = ""
         self._settings = settings

@@ -13,7 +13,7 @@ import ray.train.torch
 
 from scpo_ray.config import RunConfig
 from scpo_ray.experiment import RunInputs, open_run_dir
-from scpo_ray.launch.ray_cluster import check_resources, connect, worker_resources
+from scpo_ray.launch.ray_cluster import check_resources, connect, stand_where, worker_resources
 from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, report_error
 from scpo_ray.launch.worker import work
 from scpo_ray.records import InputError, RunResult, Worker
@@ -105,9 +105,7 @@ def _work_in_ray(settings: dict[str, Any]) -> None:
     if first_error(relay) is not None:
         return  # A start again after an error that no start can mend.
     config = RunConfig.model_validate_json(settings["config"])
-    if Path(settings["working_dir"]).is_dir():
-        # Paths in the config are relative to where the command was given.
-        os.chdir(settings["working_dir"])
+    stand_where(settings["working_dir"])
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     worker = Worker(context.get_world_rank(), context.get_world_size(), device)

@@ -8,10 +8,11 @@ import torch.distributed
 
 from scpo_ray.comparison import ComparedRun, PairOutcomes, compare_runs
 from scpo_ray.config import ComparisonConfig, RunConfig
+from scpo_ray.deepspeed_settings import deepspeed_settings
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.naming import run_name
-from scpo_ray.records import ComparisonResult, InputError, RunResult
+from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
 from scpo_ray.report import write_report
 from scpo_ray.storage import RunDir, load_result, load_test_pairs, save_comparison_result
 from scpo_ray.sweep import comparison_trials
@@ -41,7 +42,12 @@ def start_run(config: RunConfig) -> tuple[RunResult, Path]:
 def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     run_dir = open_run_dir(config)
     run_dir.fetch()
-    if _is_for_ray(config) and not run_dir.result_path.is_file():
+    if run_dir.result_path.is_file():
+        path = work(config, ALONE, inputs=inputs)
+    elif _is_for_ray(config):
+        if config.train.engine == "deepspeed":
+            # Said here and now, not by workers half a minute later.
+            deepspeed_settings(config.train)
         # Ray takes seconds to load, and a run in this process needs none of it.
         from scpo_ray.launch.ray_train import train_on_ray
 
@@ -50,12 +56,12 @@ def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
 
             score_on_ray(config, inputs)
         path = train_on_ray(config, inputs)
+    elif config.train.min_workers > 1:
+        raise InputError(
+            f"train.num_workers = {config.train.min_workers}: a process is one worker",
+            ['leave launch.on out (or "ray"), or start scpo with torchrun'],
+        )
     else:
-        if config.train.min_workers > 1 and not run_dir.result_path.is_file():
-            raise InputError(
-                f"train.num_workers = {config.train.min_workers}: a process is one worker",
-                ['leave launch.on out (or "ray"), or start scpo with torchrun'],
-            )
         path = work(config, local_worker(config), inputs=inputs)
     return load_result(path), path
 
@@ -81,6 +87,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     A run that fails is named in the summary's failures, and the others go on.
     """
     run = comparison.run
+    if torchrun_worker(run) is not None:
+        raise InputError("a comparison starts the workers of its runs: call it without torchrun")
     # Read once, and before any run: what is wrong with the input is said once.
     inputs = load_inputs(run, open_run_dir(run))
     trials = comparison_trials(comparison, inputs.data.cultures)

@@ -13,6 +13,7 @@ import torch
 
 import scpo_ray
 from scpo_ray.config import RunConfig
+from scpo_ray.disk import disk_errors
 from scpo_ray.experiment import (
     RunInputs,
     load_inputs,
@@ -23,7 +24,7 @@ from scpo_ray.experiment import (
 from scpo_ray.models import resolve_device
 from scpo_ray.records import InputError, RunResult, Worker
 from scpo_ray.report import write_pictures, write_report
-from scpo_ray.storage import RunDir, disk_errors, load_result
+from scpo_ray.storage import RunDir, load_result
 from scpo_ray.tracking import SilentTracker, Tracker, has_unsent_points, start_tracker
 from scpo_ray.workers import check_alike, first_worker_first, from_first, together
 
@@ -67,6 +68,7 @@ def work(
     """
     run_dir = open_run_dir(config)
     with _held_by_first(run_dir, worker, lock_wait_s):
+        _check_all_see(run_dir, worker)
         check_alike(library_versions(), "library versions", worker)
         if inputs is None:
             with first_worker_first(worker):
@@ -100,39 +102,37 @@ def library_versions() -> dict[str, str]:
 
 @contextmanager
 def _held_by_first(run_dir: RunDir, worker: Worker, wait_s: float) -> Iterator[None]:
-    """The run's folder, locked by the first worker and seen by all."""
+    """The run's folder, locked by the first worker."""
     with ExitStack() as stack:
-        note = None
         with together(worker):
             if worker.rank == 0:
                 stack.enter_context(run_dir.locked(wait_s=wait_s))
-                run_dir.fetch()
-                if worker.world_size > 1 and run_dir.remote is None:
-                    note = run_dir.path / f".seen-{uuid4().hex}"
-                    with disk_errors(note):
-                        note.touch()
-        if worker.world_size > 1 and run_dir.remote is None:
-            name = from_first(lambda: note and note.name, worker)
-            try:
-                with together(worker):
-                    _check_sees(run_dir, str(name), worker)
-            finally:
-                if note is not None:
-                    note.unlink(missing_ok=True)
         yield
 
 
-def _check_sees(run_dir: RunDir, name: str, worker: Worker) -> None:
-    # A listing, since a network file system may remember that a name was not there.
-    if not run_dir.path.is_dir() or name not in os.listdir(run_dir.path):
-        raise InputError(
-            f"{run_dir.path}: worker {worker.rank} on {platform.node()} does not see this folder "
-            "as worker 0 does",
-            ["put output_dir on a file system that all machines mount, or set launch.storage"],
-        )
+def _check_all_see(run_dir: RunDir, worker: Worker) -> None:
+    """Raises: InputError naming the worker that does not see what the first one writes."""
+    if worker.world_size == 1 or run_dir.remote is not None:
+        return
+    note = run_dir.path / from_first(lambda: f".seen-{uuid4().hex}", worker)
+    try:
+        with first_worker_first(worker), disk_errors(note):
+            if worker.rank == 0:
+                note.touch()
+            # A listing: a network file system may remember that a name was not there.
+            elif not run_dir.path.is_dir() or note.name not in os.listdir(run_dir.path):
+                raise InputError(
+                    f"{run_dir.path}: worker {worker.rank} on {platform.node()} does not see this "
+                    "folder as worker 0 does",
+                    ["put output_dir on a file system all machines mount, or set launch.storage"],
+                )
+    finally:
+        if worker.rank == 0:
+            note.unlink(missing_ok=True)
 
 
 def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
+    run_dir.fetch()
     run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
     if not run_dir.result_path.is_file():
         return False

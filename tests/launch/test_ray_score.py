@@ -15,7 +15,7 @@ import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-import scpo_ray.storage
+import scpo_ray.stores
 from scpo_ray.config import RunConfig
 from scpo_ray.experiment import RunInputs, global_rewards, load_inputs, open_run_dir
 from scpo_ray.launch.ray_cluster import connect
@@ -49,7 +49,7 @@ def cluster(tiny_reward_model, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(scpo_ray.storage, "_TEXTS_PER_PART", TEXTS_PER_PART)
+    monkeypatch.setattr(scpo_ray.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
 
 
 class Scoring(NamedTuple):
@@ -80,7 +80,7 @@ def scoring(model: Path, folder: Path, **sections: Any) -> Scoring:
 def local(tiny_reward_model, tmp_path_factory) -> dict[str, bytes]:
     """The parts as one process writes them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scpo_ray.storage, "_TEXTS_PER_PART", TEXTS_PER_PART)
+        patch.setattr(scpo_ray.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
         here = scoring(tiny_reward_model, tmp_path_factory.mktemp("local"))
         score_here(here)
         assert len(here.parts) == NUM_PARTS
@@ -219,8 +219,8 @@ def test_a_killed_command_goes_on_with_what_is_missing(
     config = write_yaml(tmp_path / "run.yaml", document)
     arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={cluster}"]
     command = start_process(
-        code=f"import sys, scpo_ray.cli, scpo_ray.storage; sys.argv = {arguments}\n"
-        f"scpo_ray.storage._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
+        code=f"import sys, scpo_ray.cli, scpo_ray.stores; sys.argv = {arguments}\n"
+        f"scpo_ray.stores._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
         "scpo_ray.cli.main()\n"
     )
     deadline = time.monotonic() + 120

@@ -46,7 +46,7 @@ def test_a_folder_that_a_worker_does_not_see_is_named_with_the_machine(tiny_rewa
 
     assert first == second
     assert re.search(r"/b/tiny/\S+: worker 1 on \S+ does not see this folder as worker 0", first)
-    assert "put output_dir on a file system that all machines mount" in first
+    assert "put output_dir on a file system all machines mount" in first
     assert not list(tmp_path.rglob(".seen-*"))
 
 
