@@ -28,7 +28,7 @@ def score_on_ray(config: RunConfig, inputs: RunInputs) -> None:
     """Fills the score store with what it lacks; a stopped scoring goes on with the rest.
 
     Each part is computed by one worker, with the same batches as in one process (so the same
-    values, to the bit on a CPU), and written here as it comes.
+    values, to the bit on a CPU with as many threads), and written here as it comes.
 
     Raises: InputError if the model or the data cannot be used on a machine of the cluster, a
     reward is not finite, or workers are lost more than `launch.max_failures` times.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import ray
+import torch
 from safetensors.torch import load_file, save_file
 
 import scpo_ray.stores
@@ -76,8 +77,17 @@ def scoring(model: Path, folder: Path, **sections: Any) -> Scoring:
     return Scoring(config, load_inputs(config, open_run_dir(config)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many threads as Ray gives a worker of one CPU: their number shows in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def local(tiny_reward_model, tmp_path_factory) -> dict[str, bytes]:
+def local(tiny_reward_model, tmp_path_factory, one_thread) -> dict[str, bytes]:
     """The parts as one process writes them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scpo_ray.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
