@@ -22,6 +22,8 @@ from scpo_ray.records import ComparisonResult, CultureEvaluation, Difference, Es
 
 MAX_CURVE_POINTS = 200
 MAX_LABEL = 26
+PANEL = (3.5, 2.7)
+"""Width and height of a panel, in inches."""
 STRONGEST_CHANGE = 0.15
 """The change in accuracy at which the matrix has its fullest colour."""
 
@@ -118,7 +120,9 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
             points += [("global", shared.before)] if shared else []
             own = [r for r in results if r.culture_weights.get(culture) and culture in r.evaluation]
             points += [(r.method, r.evaluation[culture].after) for r in own]
-        placed = [(name, e) for name, e in points if _has(e, "all") and _has(e, "distinctive")]
+        placed = [
+            (name, e) for name, e in points if has_number(e, "all") and has_number(e, "distinctive")
+        ]
         name = culture or "Macro mean over cultures"
         if placed:
             add("tradeoff", f"All against distinctive: {name}", tradeoff_figure(placed, title=name))
@@ -197,9 +201,9 @@ def tradeoff_figure(points: Sequence[Point], *, title: str) -> Figure:
 
     `points`: what to mark and its estimates, which have a number on both layers.
     """
-    figure, axes = _one_panel(title)
+    figure, axes = one_panel(title)
     for name, layers in points:
-        (x, *across), (y, *up) = _percentages(layers["distinctive"]), _percentages(layers["all"])
+        (x, *across), (y, *up) = percentages(layers["distinctive"]), percentages(layers["all"])
         line: dict[str, Any] = {"color": INKS[style_of(name).ink][0], "lw": 1, "alpha": 0.4}
         axes.hlines(y, *across, **line)
         axes.vlines(x, *up, **line)
@@ -213,7 +217,7 @@ def tradeoff_figure(points: Sequence[Point], *, title: str) -> Figure:
 
 def loss_figure(runs: Sequence[RunResult], *, title: str) -> Figure:
     """Training loss by step: a line per run, thinned to at most `MAX_CURVE_POINTS` points."""
-    figure, axes = _one_panel(title)
+    figure, axes = one_panel(title)
     for run in runs:
         style, rows = style_of(run.method), thinned(len(run.curve.step))
         steps, loss = [run.curve.step[i] for i in rows], [run.curve.loss[i] for i in rows]
@@ -354,19 +358,19 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="png", dpi=160, facecolor="white")
 
 
-def _one_panel(title: str) -> tuple[Figure, Axes]:
+def one_panel(title: str, size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(3.5, 2.7), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        axes.set_title(label(title))
+        axes.set_title(label(title, int(7.5 * size[0])))
     return figure, axes
 
 
-def _has(layers: Mapping[str, Estimate], layer: str) -> bool:
+def has_number(layers: Mapping[str, Estimate], layer: str) -> bool:
     return layer in layers and layers[layer].value is not None
 
 
-def _percentages(estimate: Estimate) -> list[float]:
+def percentages(estimate: Estimate) -> list[float]:
     """Value, low, high in %; NaN, which is not drawn, where there is no number."""
     numbers = (estimate.value, estimate.low, estimate.high)
     return [nan if number is None else 100 * number for number in numbers]

@@ -105,38 +105,43 @@ def write_pictures(
     return paths
 
 
-def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> str:
+def render(template: str, drawn: Sequence[pictures.Picture], **values: Any) -> str:
+    """A page of this package: `template` with its figures and `values`, which are escaped."""
     environment = Environment(
         loader=PackageLoader("scpo_ray", "."), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"label": label, "percent": _percent, "points": _points}
-    environment.filters |= {
-        "shortened": _shortened,
-        "trained_on": trained_on,
-        "yaml": yaml.safe_dump,
-    }
+    environment.filters |= {"label": label, "percent": percent, "points": points}
+    environment.filters |= {"shortened": shortened, "trained_on": trained_on}
+    environment.filters |= {"yaml": yaml.safe_dump}
+    page = environment.get_template(template).render(
+        figures=[
+            (p.section, Markup(pictures.to_svg(p.figure, title=p.title, key=p.name))) for p in drawn
+        ],
+        inks=pictures.INKS,
+        **values,
+    )
+    # HTML has no control characters and no lone surrogates; the texts of a data set may.
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", page)
+
+
+def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> str:
     methods = comparison.methods if comparison else {"global", *(r.method for r in results)}
     legend = pictures.legend_figure([*sorted(methods, key=order), *controls(results)])
-    page = environment.get_template("report.html.jinja").render(
+    return render(
+        "report.html.jinja",
+        pictures.draw(results, comparison),
         title=comparison.experiment if comparison else results[0].experiment,
         lead=_lead(results, comparison),
         results=results,
         comparison=comparison,
         tables=_comparison_tables(results, comparison) if comparison else _run_tables(results),
         selection=_selection_table(results),
-        figures=[
-            (p.section, Markup(pictures.to_svg(p.figure, title=p.title, key=p.name)))
-            for p in pictures.draw(results, comparison)
-        ],
         legend=Markup(pictures.to_svg(legend, title="Legend", key="legend")),
-        inks=pictures.INKS,
         examples=_examples(results),
         data=_data(results),
         warnings=list(dict.fromkeys(w for r in results for w in r.warnings)),
         unit=_unit(results),
     )
-    # HTML has no control characters and no lone surrogates; the texts of a data set may.
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", page)
 
 
 def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> list[str]:
@@ -144,13 +149,13 @@ def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
     unit = _unit(results)
     sources = "; ".join(dict.fromkeys(_model_and_data(r.config) for r in results))
     if comparison is None:
-        said = [f"{_count(len(results), 'run')}, nothing averaged over runs: {sources}."]
+        said = [f"{counted(len(results), 'run')}, nothing averaged over runs: {sources}."]
         return said + [s for r in results[:6] for s in _run_finding(r, unit)]
     said = [
-        f"{_count(len(comparison.run_ids), 'finished run')}: "
-        f"{_count(len(comparison.methods), 'method')} ({', '.join(comparison.methods)}) on "
-        f"{_count(len(comparison.cultures), 'culture')}, "
-        f"{_count(len(comparison.seeds), 'seed')} ({', '.join(map(str, comparison.seeds))}); "
+        f"{counted(len(comparison.run_ids), 'finished run')}: "
+        f"{counted(len(comparison.methods), 'method')} ({', '.join(comparison.methods)}) on "
+        f"{counted(len(comparison.cultures), 'culture')}, "
+        f"{counted(len(comparison.seeds), 'seed')} ({', '.join(map(str, comparison.seeds))}); "
         f"{sources or 'no run finished'}."
     ]
     macro = {s.method: s for s in comparison.summaries if s.culture == ""}
@@ -164,14 +169,14 @@ def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str
     if estimate is None or estimate.value is None:
         return [f"{macro.method} has no macro mean: there was nothing to average."]
     main = (
-        f"{macro.method}: {_percent(estimate.value)} % {_interval(estimate)} of all test pairs "
-        f"ranked right, macro mean of {_count(len(comparison.cultures), 'culture')} "
-        f"({_size(estimate, unit)})"
-        f"{_change(macro.minus_global.get('all'), 'over the global model')}"
-        f"{_change(macro.minus_finetune.get('all'), 'against finetune')}."
+        f"{macro.method}: {percent(estimate.value)} % {interval(estimate)} of all test pairs "
+        f"ranked right, macro mean of {counted(len(comparison.cultures), 'culture')} "
+        f"({size_of(estimate, unit)})"
+        f"{change_over(macro.minus_global.get('all'), 'over the global model')}"
+        f"{change_over(macro.minus_finetune.get('all'), 'against finetune')}."
     )
     layers = [
-        f"{_percent(e.value)} % {_interval(e)} {where}"
+        f"{percent(e.value)} % {interval(e)} {where}"
         for e, where in (
             (macro.accuracy.get("distinctive"), "where the global model is wrong (distinctive)"),
             (macro.accuracy.get("agreed"), "where it is right (agreed)"),
@@ -179,7 +184,7 @@ def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str
         )
         if e is not None and e.value is not None
     ]
-    kept = f"It trained on {_percent(macro.kept_share)} % of the training pairs."
+    kept = f"It trained on {percent(macro.kept_share)} % of the training pairs."
     return [main, f"{kept} It ranks right {', '.join(layers)}."]
 
 
@@ -191,9 +196,9 @@ def _run_finding(result: RunResult, unit: str) -> Iterator[str]:
             continue
         change = tested.difference.get("all")
         yield (
-            f"{_run_name(result)}: {_percent(estimate.value)} % {_interval(estimate)} of the test "
-            f"pairs of {_isolated(culture)} ranked right ({_size(estimate, unit)})"
-            f"{_change(change, 'over the global model')}."
+            f"{_run_name(result)}: {percent(estimate.value)} % {interval(estimate)} of the test "
+            f"pairs of {isolated(culture)} ranked right ({size_of(estimate, unit)})"
+            f"{change_over(change, 'over the global model')}."
         )
 
 
@@ -213,12 +218,12 @@ def _comparison_tables(
             found = [summaries.get((m, culture)) for m in methods]
             picked = [pick(s).get(layer) if s else None for s in found]
             cells = [
-                _cell(p, unit, s.seed_sd.get(layer) if s and beside else None)
+                cell_of(p, unit, s.seed_sd.get(layer) if s and beside else None)
                 for p, s in zip(picked, found, strict=True)
             ]
             of_controls = tested[culture].controls if culture in tested else {}
-            cells += [_cell(of_controls.get(name, {}).get(layer), unit) for name in beside]
-            size = next((_size(p, unit) for p in picked if p and p.num_pairs), "")
+            cells += [cell_of(of_controls.get(name, {}).get(layer), unit) for name in beside]
+            size = next((size_of(p, unit) for p in picked if p and p.num_pairs), "")
             rows.append(Row(culture or "Macro mean", size, "" if culture else "macro", cells))
         columns = [(m, "") for m in methods] + [(name, "control") for name in beside]
         return Table(title, f"culture (pairs, {unit})", columns, rows)
@@ -252,7 +257,7 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
 
     def row(name: str, size: str, kind: str, r: RunResult, pick: Pick, layer: str) -> Row:
         picked = [pick(r.evaluation[c]).get(layer) if c in r.evaluation else None for c in cultures]
-        return Row(name, size, kind, [_cell(p, unit) for p in picked])
+        return Row(name, size, kind, [cell_of(p, unit) for p in picked])
 
     # The global model and the controls are the same where the model and the data are.
     first: dict[tuple[str | None, str | None], RunResult] = {}
@@ -270,7 +275,7 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
         for r in results:
             rows.append(row(_run_name(r), r.run_id, "", r, lambda e: e.after, layer))
             changes.append(row(_run_name(r), r.run_id, "", r, lambda e: e.difference, layer))
-        columns = [(c, _size(tested[c].after.get(layer), unit)) for c in cultures]
+        columns = [(c, size_of(tested[c].after.get(layer), unit)) for c in cultures]
         title = f"{layer}: % of test pairs ranked right"
         found["accuracy"].append(Table(title, "run", columns, rows))
         title = f"{layer}: minus the global model, in points"
@@ -316,45 +321,45 @@ def _control(name: str) -> Pick:
     return lambda evaluation: evaluation.controls.get(name, {})
 
 
-def _cell(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
+def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
     if found is None or found.value is None:
         return Cell(NONE)
-    hint = _size(found, unit)
+    hint = size_of(found, unit)
     if isinstance(found, Estimate):
         sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
-        return Cell(_percent(found.value), (_interval(found), *sd), "", hint)
+        return Cell(percent(found.value), (interval(found), *sd), "", hint)
     noise = within_noise(found)
     tone = "noise" if noise else ("up" if found.value > 0 else "down")
-    below = (_interval(found), _p_value(found), *(["within noise"] if noise else []))
-    return Cell(_points(found.value), below, tone, hint)
+    below = (interval(found), _p_value(found), *(["within noise"] if noise else []))
+    return Cell(points(found.value), below, tone, hint)
 
 
 def _selection_cell(found: SelectionSummary | None) -> Cell:
     if found is None:
         return Cell(NONE)
     kept = f"{found.num_selected:,} of {found.num_pairs:,}"
-    return Cell(_percent(found.kept_share), (kept, f"mean weight {found.mean_weight:.2f}"))
+    return Cell(percent(found.kept_share), (kept, f"mean weight {found.mean_weight:.2f}"))
 
 
-def _change(change: Difference | None, against: str) -> str:
+def change_over(change: Difference | None, against: str) -> str:
     if change is None or change.value is None:
         return ""
     verdict = f"{_p_value(change)}{', within noise' if within_noise(change) else ''}"
-    return f"; {_points(change.value)} points {_interval(change)} {against} ({verdict})"
+    return f"; {points(change.value)} points {interval(change)} {against} ({verdict})"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
     return NONE if share is None else f"{100 * share:.1f}"
 
 
-def _points(change: float | None) -> str:
+def points(change: float | None) -> str:
     return NONE if change is None else f"{100 * change:+z.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(found: Estimate | Difference) -> str:
+def interval(found: Estimate | Difference) -> str:
     if found.low is None or found.high is None:
         return "[no interval]"
-    shown = _points if isinstance(found, Difference) else _percent
+    shown = points if isinstance(found, Difference) else percent
     return f"[{shown(found.low)}, {shown(found.high)}]"
 
 
@@ -366,11 +371,11 @@ def _p_value(change: Difference) -> str:
     return f"{'Holm ' if corrected else ''}p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
 
 
-def _size(found: Estimate | Difference | None, unit: str) -> str:
+def size_of(found: Estimate | Difference | None, unit: str) -> str:
     return "" if found is None else f"{found.num_pairs:,} pairs, {found.num_clusters:,} {unit}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -382,14 +387,14 @@ def _unit(results: Sequence[RunResult]) -> str:
     return "questions" if any(c.get("question") for c in columns) else "interactions"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     more = len(text) - MAX_CHARACTERS
     return text if more <= 0 else f"{text[:MAX_CHARACTERS]} … ({more:,} more characters)"
 
 
-def _isolated(name: str) -> str:
+def isolated(name: str, longest: int = 40) -> str:
     """A name inside a sentence, safe for writing that runs the other way."""
-    return f"\N{FIRST STRONG ISOLATE}{label(name, 40)}\N{POP DIRECTIONAL ISOLATE}"
+    return f"\N{FIRST STRONG ISOLATE}{label(name, longest)}\N{POP DIRECTIONAL ISOLATE}"
 
 
 def _run_name(result: RunResult) -> str:

@@ -143,7 +143,7 @@ def test_numbers_stand_as_they_are_in_the_results(tmp_path):
 def test_a_difference_is_noise_where_its_interval_contains_zero(low, high, noise):
     change = replace(difference(0.01), low=low, high=high)
 
-    cell = report._cell(change, "users")
+    cell = report.cell_of(change, "users")
 
     assert pictures.within_noise(change) is noise
     assert ("within noise" in cell.lines) is noise and (cell.tone == "noise") is noise
