@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
 
+METHOD_VERSION = 1
+"""Raised when the same settings come to give another model: earlier runs are then other runs."""
+
 PAPER_CULTURES = (
     "Chile",
     "South Africa",
@@ -523,6 +526,7 @@ class RunConfig(Section):
     def run_id(self) -> str:
         """Hash of what decides the result; who computes it and where it goes do not count."""
         document = self.model_dump(mode="json", exclude={"experiment": True, **EXECUTION})
+        document["method_version"] = METHOD_VERSION
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

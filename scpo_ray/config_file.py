@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from scpo_ray.config import PRESETS, ComparisonConfig, RunConfig, Section
 from scpo_ray.records import InputError
+from scpo_ray.sweep_config import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -27,7 +28,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises: InputError naming every problem at once.
     """
     document = _overridden(_read_document(path), overrides, path)
-    return _validate(RunConfig, _with_preset(document, path), path)
+    return validate(RunConfig, _with_preset(document, path), path)
 
 
 def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> ComparisonConfig:
@@ -38,11 +39,33 @@ def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparis
     """
     document = _overridden(_read_document(path), overrides, path)
     if "run" not in document:
-        run = _validate(RunConfig, _with_preset(document, path), path)
-        return _validate(ComparisonConfig, {"run": run}, path)
+        run = validate(RunConfig, _with_preset(document, path), path)
+        return validate(ComparisonConfig, {"run": run}, path)
     if isinstance(document["run"], dict):
         document["run"] = _with_preset(document["run"], path)
-    return _validate(ComparisonConfig, document, path)
+    return validate(ComparisonConfig, document, path)
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The sweep in a YAML file: `run:`, `space:` and how it is searched.
+
+    Args and errors as for `load_config`; overrides start at a section of the file (`run.`,
+    `search.`). A value of the space that a run cannot have is found by `sweep.check_space`.
+    """
+    document = _overridden(_read_document(path), overrides, path)
+    if isinstance(document.get("run"), dict):
+        document["run"] = _with_preset(document["run"], path)
+    return validate(SweepConfig, document, path)
+
+
+def load_header(path: Path) -> str:
+    """The comment that a YAML file begins with, up to its first empty line."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or not line.strip("# "):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)
 
 
 def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: str) -> None:
@@ -113,15 +136,16 @@ def _overridden(
             problems.append(f"--set {override}: the value is not YAML")
             continue
         try:
-            _set_dotted(document, setting.split("."), value)
+            set_dotted(document, setting.split("."), value)
         except TypeError:
             problems.append(f"--set {override}: a part of {setting!r} is not a section")
     if problems:
-        raise InputError(f"{path}: {_count(problems)} in overrides", problems)
+        raise InputError(f"{path}: {count_problems(problems)} in overrides", problems)
     return document
 
 
-def _set_dotted(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def set_dotted(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets `document[k0][k1]...`, making what is missing. Raises: TypeError at a non-section."""
     for key in keys[:-1]:
         if document.get(key) is None:
             document[key] = {}
@@ -159,12 +183,13 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _validate(section: type[SectionT], document: Mapping[str, Any], path: Path | str) -> SectionT:
+def validate(section: type[SectionT], document: Mapping[str, Any], path: Path | str) -> SectionT:
+    """`document` as a `section`. Raises: InputError naming every problem in the user's words."""
     try:
         return section.model_validate(document)
     except ValidationError as error:
         problems = [_problem(e) for e in error.errors()]
-        raise InputError(f"{path}: {_count(problems)}", problems) from None
+        raise InputError(f"{path}: {count_problems(problems)}", problems) from None
 
 
 def _problem(error: Any) -> str:
@@ -196,7 +221,7 @@ def _problem(error: Any) -> str:
     return f"{where} = {_shown(error['input'])}: must be {message}"
 
 
-def _count(problems: Sequence[str]) -> str:
+def count_problems(problems: Sequence[str]) -> str:
     return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
 
 

@@ -22,6 +22,7 @@ from scpo_ray.stores import ScoreStore, TokenStore
 
 log = logging.getLogger(__name__)
 
+TEST_PAIRS_FILE = "test_pairs.parquet"
 _RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
 
@@ -56,7 +57,7 @@ class RunDir:
 
     @property
     def test_pairs_path(self) -> Path:
-        return self.path / "test_pairs.parquet"
+        return self.path / TEST_PAIRS_FILE
 
     @contextmanager
     def locked(self, *, wait_s: float) -> Iterator[None]:
@@ -132,13 +133,13 @@ class RunDir:
 
 def load_result(path: Path) -> RunResult:
     """The result in a run's folder. Raises: InputError if there is none or it is damaged."""
-    result: RunResult = _load(path / "result.json", _RESULT)
+    result: RunResult = load_document(path / "result.json", _RESULT)
     return result
 
 
 def load_comparison_result(path: Path) -> ComparisonResult:
     """The comparison in an experiment's folder. Raises: as `load_result`."""
-    result: ComparisonResult = _load(path / "comparison.json", _COMPARISON)
+    result: ComparisonResult = load_document(path / "comparison.json", _COMPARISON)
     return result
 
 
@@ -148,7 +149,7 @@ def save_comparison_result(path: Path, result: ComparisonResult) -> None:
 
 def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:
     """Columns of a run's `test_pairs.parquet` as arrays."""
-    file = path / "test_pairs.parquet"
+    file = path / TEST_PAIRS_FILE
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
@@ -156,7 +157,8 @@ def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def _load(path: Path, adapter: TypeAdapter[Any]) -> Any:
+def load_document(path: Path, adapter: TypeAdapter[Any]) -> Any:
+    """A record in a JSON file. Raises: InputError if it cannot be read or is none."""
     try:
         return adapter.validate_json(path.read_bytes())
     except OSError as error:
