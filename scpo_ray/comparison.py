@@ -23,6 +23,7 @@ from scpo_ray.records import (
     ComparisonResult,
     Difference,
     Estimate,
+    InputError,
     Layer,
     MethodSummary,
     RunResult,
@@ -53,9 +54,32 @@ class PairOutcomes:
     margin: NDArray[np.float32]
 
 
+def pair_outcomes(columns: Mapping[str, NDArray[Any]]) -> PairOutcomes:
+    """From the columns of `storage.load_test_pairs`.
+
+    Raises: InputError if one is missing or a margin is NaN or infinite.
+    """
+    missing = {"culture", "pair_id", "cluster", "margin"} - columns.keys()
+    if missing:
+        raise InputError(f"test pairs without {', '.join(sorted(missing))}")
+    for name in sorted(columns.keys() & {"margin", "ref_margin"}):
+        if not np.isfinite(columns[name]).all():
+            raise InputError(f"test pairs with a {name} that is not finite")
+    return PairOutcomes(
+        culture=columns["culture"],
+        pair_id=columns["pair_id"],
+        cluster=columns["cluster"],
+        ref_margin=columns.get("ref_margin"),
+        margin=columns["margin"],
+    )
+
+
 @dataclass(frozen=True)
 class ComparedRun:
-    """A finished run and the culture it was trained for (for "global": it stands in for)."""
+    """A finished run and the culture it was trained for (for "global": it stands in for).
+
+    `culture` is "" for one model of a mixture, which a sweep measures on every culture.
+    """
 
     result: RunResult
     culture: str
@@ -63,7 +87,7 @@ class ComparedRun:
 
     @property
     def name(self) -> str:
-        return f"{self.result.method}/{self.culture}/seed {self.result.seed}"
+        return f"{self.result.method}/{self.culture or 'mixture'}/seed {self.result.seed}"
 
 
 def compare_runs(
@@ -95,7 +119,7 @@ def compare_runs(
         return ComparisonResult(experiment, [], [], [], [], dict(failures), [])
     runs_of: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in runs:
-        _check_comparable(run, runs[0])
+        check_comparable(run, runs[0])
         same_cell = runs_of.setdefault((run.result.method, run.culture), [])
         if any(other.result.seed == run.result.seed for other in same_cell):
             raise ValueError(f"two runs are {run.name}")
@@ -103,7 +127,13 @@ def compare_runs(
     seeds = sorted({run.result.seed for run in runs})
     methods = [str(method) for method in METHODS if any(method == m for m, _ in runs_of)]
     cultures = list(dict.fromkeys(run.culture for run in runs))
-    grid = _Grid(runs_of, cultures, _tested_pairs(runs[0]), _settings(runs[0]), seeds[0])
+    grid = _Grid(
+        runs_of,
+        cultures,
+        culture_pairs(runs[0].outcomes, evaluation_settings(runs[0])),
+        evaluation_settings(runs[0]),
+        seeds[0],
+    )
     return ComparisonResult(
         experiment=experiment,
         methods=methods,
@@ -116,7 +146,7 @@ def compare_runs(
 
 
 @dataclass(frozen=True)
-class _TestedPairs:
+class CulturePairs:
     """One culture's test pairs, the same in every run.
 
     `rows`: where they stand in a run's columns; `clusters`: (P_c,) codes, alike over cultures;
@@ -135,7 +165,7 @@ class _Grid:
 
     runs: dict[tuple[str, str], list[ComparedRun]]
     cultures: list[str]
-    tested: dict[str, _TestedPairs]
+    tested: dict[str, CulturePairs]
     settings: EvaluationConfig
     seed: int
 
@@ -143,7 +173,7 @@ class _Grid:
     def outcomes(self) -> dict[tuple[str, str], NDArray[np.float64]]:
         """(method, trained culture) -> (P,) share of its seeds that rank a pair right."""
         return {
-            cell: np.mean([_right(run.outcomes.margin) for run in runs], axis=0)
+            cell: np.mean([right(run.outcomes.margin) for run in runs], axis=0)
             for cell, runs in self.runs.items()
         }
 
@@ -176,24 +206,50 @@ class _Grid:
         return stream(self.seed, "comparison", *names)
 
 
-def _check_comparable(run: ComparedRun, first: ComparedRun) -> None:
+def check_comparable(run: ComparedRun, first: ComparedRun) -> None:
+    """Whether both were tested on the same pairs in the same order, in the same way.
+
+    Raises: ValueError naming the two runs and what sets them apart, or the run whose trained
+        culture is not among those it was tested on.
+    """
+    check_same_evaluation(run, first)
     ours, theirs = run.outcomes, first.outcomes
     both = f"{first.name} and {run.name}"
-    if _settings(run) != _settings(first):
-        raise ValueError(f"{both} differ in their evaluation settings")
-    if run.culture not in set(ours.culture):
+    if run.culture and run.culture not in set(ours.culture):
         raise ValueError(f"{run.name} was not tested on {run.culture!r}")
+    difference = pairs_difference(theirs, ours)
+    if difference is not None:
+        raise ValueError(f"{both} differ in {difference}")
+
+
+def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
+    """What two models' test pairs differ in; None where they are the same ones in one order."""
     if not all(
-        np.array_equal(getattr(ours, column), getattr(theirs, column))
+        np.array_equal(getattr(first, column), getattr(second, column))
         for column in ("culture", "pair_id", "cluster")
     ):
-        raise ValueError(f"{both} differ in their test pairs: {_first_difference(theirs, ours)}")
-    if (ours.ref_margin is None) != (theirs.ref_margin is None):
+        return f"their test pairs: {_first_difference(first, second)}"
+    if first.ref_margin is None and second.ref_margin is None:
+        return None
+    if first.ref_margin is None or second.ref_margin is None:
+        return "their global model: only one has its margins"
+    change = float(np.abs(first.ref_margin - second.ref_margin).max(initial=0))
+    if change > REF_MARGIN_TOLERANCE:
+        return f"their global model: margins by up to {change:.3g}"
+    return None
+
+
+def check_same_evaluation(run: ComparedRun, first: ComparedRun) -> None:
+    """Whether two runs, perhaps on other pairs, were tested in the same way.
+
+    Raises: ValueError naming the two, if their evaluation settings differ or only one of them has
+        a global model's margins.
+    """
+    both = f"{first.name} and {run.name}"
+    if evaluation_settings(run) != evaluation_settings(first):
+        raise ValueError(f"{both} differ in their evaluation settings")
+    if (run.outcomes.ref_margin is None) != (first.outcomes.ref_margin is None):
         raise ValueError(f"of {both} only one has a global model's margins")
-    if ours.ref_margin is not None and theirs.ref_margin is not None:
-        change = float(np.abs(ours.ref_margin - theirs.ref_margin).max(initial=0))
-        if change > REF_MARGIN_TOLERANCE:
-            raise ValueError(f"{both} differ in their global model: margins by up to {change:.3g}")
 
 
 def _first_difference(first: PairOutcomes, second: PairOutcomes) -> str:
@@ -208,31 +264,36 @@ def _first_difference(first: PairOutcomes, second: PairOutcomes) -> str:
     return "they hold values of different types"
 
 
-def _settings(run: ComparedRun) -> EvaluationConfig:
+def evaluation_settings(run: ComparedRun) -> EvaluationConfig:
+    """How the run was tested, from its result's config."""
     return EvaluationConfig.model_validate(run.result.config["evaluation"])
 
 
-def _right(margins: NDArray[np.float32]) -> NDArray[np.bool_]:
+def right(margins: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(P,) whether each pair is ranked right, from r+ - r-.
+
+    Raises: ValueError if a margin is NaN or infinite.
+    """
     return ranked_right(margins, np.zeros_like(margins))
 
 
-def _tested_pairs(run: ComparedRun) -> dict[str, _TestedPairs]:
-    columns = run.outcomes
-    _, clusters = np.unique(columns.cluster, return_inverse=True)
+def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[str, CulturePairs]:
+    """Tested culture -> its pairs, in the order of the columns; clusters are coded over all."""
+    _, clusters = np.unique(outcomes.cluster, return_inverse=True)
     tested = {}
-    for culture in dict.fromkeys(columns.culture):
-        rows = np.flatnonzero(columns.culture == culture)
+    for culture in dict.fromkeys(outcomes.culture):
+        rows = np.flatnonzero(outcomes.culture == culture)
         masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(rows), dtype=np.bool_)}
         ref_outcomes = None
-        if columns.ref_margin is not None:
-            margins = columns.ref_margin[rows]
-            ref_outcomes = _right(margins)
+        if outcomes.ref_margin is not None:
+            margins = outcomes.ref_margin[rows]
+            ref_outcomes = right(margins)
             masks = layer_masks(
                 margins,
                 np.zeros_like(margins),
-                distinctive_threshold=_settings(run).distinctive_threshold,
+                distinctive_threshold=settings.distinctive_threshold,
             )
-        tested[str(culture)] = _TestedPairs(rows, clusters[rows], masks, ref_outcomes)
+        tested[str(culture)] = CulturePairs(rows, clusters[rows], masks, ref_outcomes)
     return tested
 
 
@@ -337,7 +398,7 @@ def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | No
         rows = tested.rows[tested.masks[layer]]
         by_seed.append(
             {
-                run.result.seed: float(_right(run.outcomes.margin[rows]).mean())
+                run.result.seed: float(right(run.outcomes.margin[rows]).mean())
                 for run in grid.runs.get((method, trained), ())
                 if len(rows)
             }

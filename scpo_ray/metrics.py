@@ -8,7 +8,7 @@ or a fraction where several models (seeds) are averaged.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -191,6 +191,109 @@ def macro_difference(
     return Difference(value, low, high, p_value, None, sums.num_pairs, len(sums.sizes))
 
 
+@dataclass(frozen=True)
+class ClusterDraws:
+    """One culture's clusters drawn anew, once for every model that is measured on them.
+
+    `labels`: (G,) the clusters, sorted; `counts`: (samples, G), how often each was drawn.
+    """
+
+    labels: NDArray[Any]
+    counts: NDArray[np.uint16]
+
+
+def draw_clusters(
+    clusters: Sequence[NDArray[Any]], *, samples: int, rng: np.random.Generator
+) -> list[ClusterDraws]:
+    """The resamples of `macro_mean`, to be shared by many models: per culture, its draws.
+
+    Where no cluster serves two cultures each culture's are drawn by themselves; where one does
+    all are drawn together, as in `macro_mean`, which draws the same with the same `rng`.
+
+    Args:
+        clusters: per culture, (B_c,) labels of its pairs; the same label is the same cluster.
+        samples: number of resamples.
+
+    Returns: per culture, (samples, G_c) counts, 2 bytes each: at most 2 * samples for each pair.
+    """
+    if not clusters:
+        return []
+    labels, codes = np.unique(np.concatenate(list(clusters)), return_inverse=True)
+    ends = np.cumsum([len(column) for column in clusters])
+    members = [np.unique(column) for column in np.split(codes, ends[:-1])]
+    if sum(len(column) for column in members) > len(labels):
+        together = _drawn(len(labels), samples=samples, rng=rng)
+        return [ClusterDraws(labels[column], together[:, column]) for column in members]
+    return [
+        ClusterDraws(labels[column], _drawn(len(column), samples=samples, rng=rng))
+        for column in members
+    ]
+
+
+def joint_means(
+    outcomes: NDArray[Any], clusters: NDArray[Any], draws: ClusterDraws
+) -> NDArray[np.float64]:
+    """Every model's mean outcome on one culture, in the same resamples: a joint bootstrap.
+
+    Because all models share the draws, the difference of two columns is a paired replicate and
+    the best column of a row is the choice that this resample would have made.
+
+    Args:
+        outcomes: (B, M) of M models, bool or fractions in [0, 1].
+        clusters: (B,) labels.
+        draws: of these clusters, from `draw_clusters`.
+
+    Returns: (samples, M); a row is NaN where its resample holds none of the culture's pairs, and
+        every row with fewer than two clusters, for one says nothing of how clusters differ.
+    Raises: ValueError if the shapes differ, an outcome is NaN or infinite, or the draws are of
+        other clusters.
+    """
+    if outcomes.ndim != 2 or clusters.shape != outcomes.shape[:1]:
+        shapes = f"{outcomes.shape} and {clusters.shape}"
+        raise ValueError(f"outcomes and clusters must be (B, M) and (B,), got {shapes}")
+    values = outcomes.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"outcomes must be finite, got {values[~np.isfinite(values)][0]}")
+    labels, sizes = np.unique(clusters, return_counts=True)
+    if not np.array_equal(labels, draws.labels):
+        raise ValueError(f"draws are of {len(draws.labels)} clusters, not of these {len(labels)}")
+    samples, num_models = len(draws.counts), values.shape[1]
+    if len(labels) < 2:
+        return np.full((samples, num_models), np.nan)
+    order = np.argsort(clusters, kind="stable")
+    totals = np.add.reduceat(values[order], np.cumsum(sizes) - sizes, axis=0)
+    means = np.empty((samples, num_models))
+    block = max(1, BLOCK_CELLS // len(labels))
+    for start in range(0, samples, block):
+        # As floats, and a block at a time: only these are multiplied by BLAS.
+        counts = draws.counts[start : start + block].astype(np.float64)
+        drawn_sizes = (counts @ sizes)[:, None]
+        np.divide(
+            counts @ totals,
+            drawn_sizes,
+            out=means[start : start + block],
+            where=drawn_sizes > 0,
+        )
+        means[start : start + block][drawn_sizes[:, 0] == 0] = np.nan
+    return means
+
+
+def percentile_intervals(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The 95 % percentile interval of each number, from its replicates.
+
+    Args:
+        replicates: (samples, M). A row that is NaN in every column is left out; a column that is
+            NaN elsewhere has no interval.
+
+    Returns: (2, M), low and high; NaN where a column has none or half of the rows fell out.
+    """
+    complete = replicates[~np.isnan(replicates).all(axis=1)]
+    if 2 * len(complete) < len(replicates):
+        return np.full((2, replicates.shape[1]), np.nan)
+    intervals: NDArray[np.float64] = np.quantile(complete, [0.025, 0.975], axis=0)
+    return intervals
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction over the tests that have a p-value; None stays None.
 
@@ -301,11 +404,8 @@ def _interval(
             for column, rows in enumerate(serves.T)
         ]
         means = np.hstack(columns)
-    complete = means[~np.isnan(means).any(axis=1)]
-    if 2 * len(complete) < samples:
-        return None, None
-    low, high = np.quantile(complete.mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+    low, high = percentile_intervals(means.mean(axis=1, keepdims=True))[:, 0]
+    return (None, None) if np.isnan(low) else (float(low), float(high))
 
 
 def _resampled_means(
@@ -316,18 +416,34 @@ def _resampled_means(
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """(samples, C) mean outcome per culture with the clusters drawn anew; NaN where empty."""
-    num_clusters = len(totals)
     both = np.hstack([totals, sizes])
+    blocks = _count_blocks(len(totals), samples=samples, rng=rng)
+    sums = np.concatenate([counts @ both for counts in blocks])
+    total, size = np.hsplit(sums, 2)
+    means: NDArray[np.float64] = np.divide(
+        total, size, out=np.full_like(total, np.nan), where=size > 0
+    )
+    return means
+
+
+def _drawn(num_clusters: int, *, samples: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """(samples, G) how often each cluster is drawn; no cluster comes up 65,536 times."""
+    if num_clusters == 0:
+        return np.zeros((samples, 0), dtype=np.uint16)
+    blocks = _count_blocks(num_clusters, samples=samples, rng=rng)
+    return np.concatenate([counts.astype(np.uint16) for counts in blocks])
+
+
+def _count_blocks(
+    num_clusters: int, *, samples: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """(rows, G) how often each cluster is drawn in each resample; `samples` rows over all."""
     block = max(1, BLOCK_CELLS // num_clusters)
-    sums = np.empty((samples, both.shape[1]))
     for start in range(0, samples, block):
         rows = min(block, samples - start)
         drawn = rng.integers(num_clusters, size=(rows, num_clusters))
         drawn += num_clusters * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        sums[start : start + rows] = counts @ both
-    total, size = np.hsplit(sums, 2)
-    return np.divide(total, size, out=np.full_like(total, np.nan), where=size > 0)
+        yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
 def _sign_flip_p_value(differences: NDArray[np.float64], rng: np.random.Generator) -> float | None:

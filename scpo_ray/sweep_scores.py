@@ -1,0 +1,340 @@
+"""What each setting of a sweep reaches: all of them measured in the same resamples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.comparison import MACRO, CulturePairs
+from scpo_ray.metrics import (
+    ClusterDraws,
+    draw_clusters,
+    joint_means,
+    percentile_intervals,
+    stream,
+)
+from scpo_ray.records import Difference, Estimate, Layer
+from scpo_ray.sweep_config import ObjectiveConfig
+from scpo_ray.sweep_outcomes import SweepOutcomes
+
+NUM_HALVINGS = 20
+"""How often the clusters are halved to see what a choice on one half is worth on the other."""
+MIN_CLUSTERS = 4
+"""A culture with fewer is not halved: a half needs two."""
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """A number for each of S settings, with its replicates in the same resamples.
+
+    `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `num_pairs` and
+    `num_clusters`: the test pairs behind each number.
+    """
+
+    values: NDArray[np.float64]
+    replicates: NDArray[np.float64]
+    num_pairs: int
+    num_clusters: int
+
+    def estimates(self) -> list[Estimate]:
+        """(S) numbers with their 95 % percentile intervals."""
+        rows = zip(self.values, *percentile_intervals(self.replicates), strict=True)
+        return [
+            Estimate(_number(value), _number(low), _number(high), *self._sizes(value))
+            for value, low, high in rows
+        ]
+
+    def minus(self, value: float, replicates: NDArray[np.float64]) -> list[Difference | None]:
+        """(S) paired differences from a rival; without p-values. None where a number is missing.
+
+        Args:
+            value, replicates: the rival's, (samples,) from the same resamples.
+        """
+        values = self.values - value
+        intervals = percentile_intervals(self.replicates - replicates[:, None])
+        # Two columns that are alike may differ by the rounding of a matrix product.
+        rows = (np.round([values, *intervals], 12) + 0.0).T
+        return [
+            None
+            if np.isnan(value)
+            else Difference(value, _number(low), _number(high), None, None, *self._sizes(value))
+            for value, low, high in rows.tolist()
+        ]
+
+    def _sizes(self, value: float) -> tuple[int, int]:
+        return (0, 0) if np.isnan(value) else (self.num_pairs, self.num_clusters)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers of S settings, in the order in which they were asked for.
+
+    Attributes:
+        accuracy: culture, or "" for the macro mean -> layer -> (S) estimates.
+        objective: NaN where a setting has none.
+        per_culture: (C, S) the objective's layer on each culture, NaN where there is no number.
+        minus_global: (S) macro differences on `all`.
+        other_cultures: (S) macro means over the cultures that models were not trained for.
+        chosen_honestly: see `honest_choice`.
+    """
+
+    accuracy: dict[str, dict[Layer, list[Estimate]]]
+    objective: Replicated
+    per_culture: NDArray[np.float64]
+    minus_global: list[Difference | None]
+    other_cultures: list[Estimate]
+    chosen_honestly: Estimate | None
+
+
+def score_settings(
+    outcomes: SweepOutcomes, settings: Sequence[int], objective: ObjectiveConfig, seed: int
+) -> Scores:
+    """Every setting's accuracy by culture and layer, and its objective, from a joint bootstrap.
+
+    For each layer the clusters of all cultures are drawn once and shared by all settings, the
+    global model among them: estimates, differences and ranking come from the same resamples.
+
+    The objective "worst" is the lowest culture, in each resample as in the data: noise pulls the
+    lowest of several down, so its interval lies low, the more so the fewer the users.
+
+    Returns: without a global model, an objective on `distinctive` or `agreed` is NaN throughout.
+    Raises: ValueError if the objective's culture is not one of the sweep's.
+    """
+    cultures = outcomes.cultures
+    own = outcomes.own(settings)
+    goal = scored_cultures(objective, cultures)
+    lowest = objective.culture == "worst"
+    accuracy: dict[str, dict[Layer, list[Estimate]]] = {c: {} for c in (MACRO, *cultures)}
+    reached = _nothing(outcomes.samples, len(settings))
+    per_culture = np.full((len(cultures), len(settings)), np.nan)
+    minus_global: list[Difference | None] = [None] * len(settings)
+    chosen_honestly = None
+    for layer in outcomes.layers:
+        tested = {c: _on_layer(outcomes.tested[c], layer) for c in cultures}
+        clusters = {culture: pairs.clusters for culture, pairs in tested.items()}
+        draws = _draws(clusters, outcomes.samples, stream(seed, "sweep", "accuracy", layer))
+        macro, aim = None, None
+        for row, culture in enumerate(cultures):
+            # Only sums are kept: all replicates of all cultures would be most of the memory.
+            score = _replicated(own[tested[culture].rows], clusters[culture], draws[culture])
+            accuracy[culture][layer] = score.estimates()
+            macro = _joined(macro, score, np.add)
+            if layer == objective.metric:
+                per_culture[row] = score.values
+                if culture in goal:
+                    aim = _joined(aim, score, np.minimum if lowest else np.add)
+        mean = _shared(macro, len(cultures), list(clusters.values()))
+        accuracy[MACRO][layer] = mean.estimates()
+        if layer == "all":
+            minus_global = _minus_global(mean, tested, draws)
+        if layer == objective.metric:
+            counted = [clusters[culture] for culture in goal]
+            reached = _shared(aim, 1 if lowest else len(goal), counted)
+            chosen_honestly = honest_choice(
+                [own[tested[culture].rows] for culture in goal],
+                counted,
+                objective,
+                rng=stream(seed, "sweep", "halvings"),
+            )
+    others = _other_cultures(outcomes, settings, stream(seed, "sweep", "other cultures"))
+    return Scores(accuracy, reached, per_culture, minus_global, others, chosen_honestly)
+
+
+def scored_cultures(objective: ObjectiveConfig, cultures: Sequence[str]) -> list[str]:
+    """The cultures that the objective is made from.
+
+    Raises: ValueError if it names one that is not among them.
+    """
+    if objective.culture in ("macro", "worst"):
+        return list(cultures)
+    if objective.culture not in cultures:
+        known = ", ".join(cultures)
+        raise ValueError(
+            f"objective.culture must be macro, worst or one of {known}, got {objective.culture!r}"
+        )
+    return [objective.culture]
+
+
+def honest_choice(
+    outcomes: Sequence[NDArray[np.float64]],
+    clusters: Sequence[NDArray[np.int64]],
+    objective: ObjectiveConfig,
+    *,
+    rng: np.random.Generator,
+) -> Estimate | None:
+    """What the best of many settings is worth on users that did not choose it.
+
+    The best of many measured numbers is partly the luckiest: its own value is too good. Here the
+    clusters are halved at random, for all cultures at once; the setting that is best on one half
+    is measured on the other, both ways, and the two are averaged.
+
+    Args:
+        outcomes, clusters: per culture of the objective, (B_c, S) and (B_c,) on its layer; a
+            setting with a NaN is not chosen.
+
+    Returns: the mean over 20 halvings. `low` and `high` are the 2.5 and 97.5 percentiles of the
+        20, how much the choice of the half matters: not a confidence interval. None with fewer
+        than two settings, or where a culture has fewer than four clusters or is left without
+        pairs by more than half of the halvings.
+    """
+    complete = ~np.any([np.isnan(values).any(axis=0) for values in outcomes], axis=0)
+    members = [np.unique(column) for column in clusters]
+    if np.count_nonzero(complete) < 2 or min(map(len, members)) < MIN_CLUSTERS:
+        return None
+    labels = np.unique(np.concatenate(members))
+    measured = []
+    for _ in range(NUM_HALVINGS):
+        side = _halved([np.searchsorted(labels, column) for column in members], len(labels), rng)
+        first = [side[np.searchsorted(labels, column)] == 0 for column in clusters]
+        if any(half.all() or not half.any() for half in first):
+            continue
+        reached = [
+            objective_values(
+                [
+                    values[half if here else ~half][:, complete].mean(axis=0)
+                    for values, half in zip(outcomes, first, strict=True)
+                ],
+                objective,
+            )
+            for here in (True, False)
+        ]
+        best = [np.argmax(half if objective.mode == "max" else -half) for half in reached]
+        measured.append((reached[1][best[0]] + reached[0][best[1]]) / 2)
+    if 2 * len(measured) < NUM_HALVINGS:
+        return None
+    low, high = np.quantile(measured, [0.025, 0.975])
+    num_pairs = sum(len(column) for column in clusters)
+    return Estimate(float(np.mean(measured)), float(low), float(high), num_pairs, len(labels))
+
+
+@dataclass(frozen=True)
+class _LayerPairs:
+    """One culture's pairs on one layer: their rows of all, clusters, and the global model's."""
+
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    ref_outcomes: NDArray[np.bool_] | None
+
+
+def _on_layer(pairs: CulturePairs, layer: Layer) -> _LayerPairs:
+    mask, ref_outcomes = pairs.masks[layer], pairs.ref_outcomes
+    return _LayerPairs(
+        pairs.rows[mask],
+        pairs.clusters[mask],
+        None if ref_outcomes is None else ref_outcomes[mask],
+    )
+
+
+def _draws(
+    clusters: Mapping[str, NDArray[np.int64]], samples: int, rng: np.random.Generator
+) -> dict[str, ClusterDraws]:
+    drawn = draw_clusters(list(clusters.values()), samples=samples, rng=rng)
+    return dict(zip(clusters, drawn, strict=True))
+
+
+def _nothing(samples: int, num_settings: int) -> Replicated:
+    nothing = np.full((samples, num_settings), np.nan)
+    return Replicated(nothing[0], nothing, 0, 0)
+
+
+def _replicated(
+    outcomes: NDArray[Any], clusters: NDArray[np.int64], draws: ClusterDraws
+) -> Replicated:
+    """One culture's means; NaN for a setting that has no outcome for each of its pairs."""
+    samples, num_settings = len(draws.counts), outcomes.shape[1]
+    if not len(outcomes):
+        return _nothing(samples, num_settings)
+    values = outcomes.mean(axis=0)
+    there = ~np.isnan(values)
+    replicates = np.full((samples, num_settings), np.nan)
+    replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
+    return Replicated(values, replicates, len(outcomes), len(draws.labels))
+
+
+def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replicated:
+    if total is None:
+        return part
+    return Replicated(
+        how(total.values, part.values),
+        how(total.replicates, part.replicates),
+        total.num_pairs + part.num_pairs,
+        total.num_clusters + part.num_clusters,
+    )
+
+
+def _shared(
+    total: Replicated | None, number: int, clusters: Sequence[NDArray[np.int64]]
+) -> Replicated:
+    """A sum over cultures divided by `number`; a cluster that serves several counts once."""
+    if total is None:
+        raise ValueError("there is no culture to measure")
+    num_clusters = len(np.unique(np.concatenate(clusters)))
+    return replace(
+        total,
+        values=total.values / number,
+        replicates=total.replicates / number,
+        num_clusters=num_clusters,
+    )
+
+
+def _minus_global(
+    macro: Replicated, tested: Mapping[str, _LayerPairs], draws: Mapping[str, ClusterDraws]
+) -> list[Difference | None]:
+    total = None
+    for culture, pairs in tested.items():
+        if pairs.ref_outcomes is None:
+            return [None] * len(macro.values)
+        ref_outcomes = pairs.ref_outcomes[:, None].astype(np.float64)
+        score = _replicated(ref_outcomes, pairs.clusters, draws[culture])
+        total = _joined(total, score, np.add)
+    rival = _shared(total, len(tested), [pairs.clusters for pairs in tested.values()])
+    return macro.minus(float(rival.values[0]), rival.replicates[:, 0])
+
+
+def _other_cultures(
+    outcomes: SweepOutcomes, settings: Sequence[int], rng: np.random.Generator
+) -> list[Estimate]:
+    others = outcomes.others(settings)
+    tested = {
+        name: _on_layer(pairs, "all")
+        for name, pairs in outcomes.tested.items()
+        if not np.isnan(others[pairs.rows]).all()
+    }
+    if not tested:
+        return _nothing(outcomes.samples, len(settings)).estimates()
+    clusters = {name: pairs.clusters for name, pairs in tested.items()}
+    draws = _draws(clusters, outcomes.samples, rng)
+    total = None
+    for name, pairs in tested.items():
+        score = _replicated(others[pairs.rows], pairs.clusters, draws[name])
+        total = _joined(total, score, np.add)
+    return _shared(total, len(tested), list(clusters.values())).estimates()
+
+
+def _halved(
+    members: Sequence[NDArray[np.int64]], num_clusters: int, rng: np.random.Generator
+) -> NDArray[np.int8]:
+    """(G,) 0 or 1: the half of each cluster, each culture's halves as near in number as can be."""
+    side = np.full(num_clusters, -1, dtype=np.int8)
+    for column in members:
+        fresh = rng.permutation(column[side[column] < 0])
+        wanted = len(column) // 2 - int(np.count_nonzero(side[column] == 0))
+        side[fresh] = 1
+        side[fresh[: max(0, wanted)]] = 0
+    return side
+
+
+def objective_values(
+    means: Sequence[NDArray[np.float64]], objective: ObjectiveConfig
+) -> NDArray[np.float64]:
+    """(S,) from the (S,) means of each of its cultures."""
+    combined: NDArray[np.float64] = (
+        np.min(means, axis=0) if objective.culture == "worst" else np.mean(means, axis=0)
+    )
+    return combined
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
