@@ -22,8 +22,11 @@ from scpo_ray.config import RunConfig
 from scpo_ray.disk import write_json
 from scpo_ray.naming import config_params, model_name, run_name, version_tags
 from scpo_ray.records import InputError, RunResult
+from scpo_ray.storage import TEST_PAIRS_FILE
 
 CANDIDATE = "candidate"
+CHAMPION = "champion"
+_PARENT = "mlflow.parentRunId"
 _DEFAULTS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -47,10 +50,26 @@ _MODEL_PACKAGES = (
 ).split()
 
 
-def open_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any]:
+class StoreAwayError(InputError):
+    """The store cannot be opened now; it may come back."""
+
+
+def open_run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    parent_run_id: str | None = None,
+    started_ms: int | None = None,
+) -> tuple[Any, Any]:
     """The client and this config's MLflow run, new or found again, RUNNING.
 
     The run's id is kept in `mlflow_run.json`; where that is lost, its tag finds it.
+
+    Args:
+        parent_run_id: the MLflow run of the sweep that a new run belongs to.
+        started_ms: Unix milliseconds at which a new run began; None: now.
+
+    Raises: StoreAwayError if the store cannot be opened; InputError for settings that differ.
     """
     uri, shown = config.mlflow_uri, _shown(config.mlflow_uri)
     note = run_dir / "mlflow_run.json"
@@ -70,7 +89,9 @@ def open_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any]:
             run = client.create_run(
                 experiment_id,
                 run_name=run_name(config),
-                tags={"scpo.run_id": config.run_id, "scpo.method": config.method},
+                start_time=started_ms,
+                tags={"scpo.run_id": config.run_id, "scpo.method": config.method}
+                | ({_PARENT: parent_run_id} if parent_run_id else {}),
             )
         run_id = run.info.run_id
         write_json(note, {"uri": shown, "run_id": run_id})
@@ -78,6 +99,58 @@ def open_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any]:
         log_batches(client, run_id, params=params)
         client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
         return client, client.get_run(run_id)
+
+
+def open_sweep_run(config: RunConfig, name: str, sweep_id: str) -> tuple[Any, str]:
+    """The client and the id of a sweep's MLflow run, new or found again by its tag, RUNNING.
+
+    Args:
+        config: any run of the sweep's: they share experiment and store.
+
+    Raises: as `open_run`.
+    """
+    uri = config.mlflow_uri
+    with _opening(uri):
+        client = _client(uri)
+        experiment_id = _experiment_id(client, config, uri)
+        run = _tagged_run(client, experiment_id, "scpo.sweep_id", sweep_id)
+        if run is None:
+            run = client.create_run(
+                experiment_id, run_name=name, tags={"scpo.sweep_id": sweep_id, "scpo.sweep": name}
+            )
+        run_id = str(run.info.run_id)
+        client.update_run(run_id, status="RUNNING")
+        return client, run_id
+
+
+def end_open_run(config: RunConfig, run_dir: Path, status: str) -> None:
+    """Gives a run that was killed its status; one that has a status, or was never opened, none."""
+    note = run_dir / "mlflow_run.json"
+    if not note.is_file():
+        return
+    with _opening(config.mlflow_uri):
+        client = _client(config.mlflow_uri)
+        run = client.get_run(json.loads(note.read_text())["run_id"])
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, status)
+
+
+def find_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any | None]:
+    """The client and this config's MLflow run as it is, or None. Raises: as `open_run`."""
+    uri = config.mlflow_uri
+    with _opening(uri):
+        client = _client(uri)
+        experiment_id = _experiment_id(client, config, uri)
+        note = run_dir / "mlflow_run.json"
+        return client, _known_run(client, note, _shown(uri), experiment_id, config.run_id)
+
+
+def forget_run(config: RunConfig, run_dir: Path) -> None:
+    """Deletes (as MLflow does: it can be restored there) the run that a run's folder names."""
+    note = run_dir / "mlflow_run.json"
+    if note.is_file():
+        with _opening(config.mlflow_uri):
+            _client(config.mlflow_uri).delete_run(json.loads(note.read_text())["run_id"])
 
 
 def _known_run(client: Any, note: Path, uri: str, experiment_id: str, run_id: str) -> Any | None:
@@ -96,9 +169,13 @@ def _known_run(client: Any, note: Path, uri: str, experiment_id: str, run_id: st
         else:
             if run.info.lifecycle_stage == "active":
                 return run
+    return _tagged_run(client, experiment_id, "scpo.run_id", run_id)
+
+
+def _tagged_run(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:
     found = client.search_runs(
         [experiment_id],
-        f"tags.`scpo.run_id` = '{run_id}'",
+        f"tags.`{tag}` = '{value}'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
     )
@@ -140,18 +217,24 @@ def _opening(uri: str) -> Iterator[None]:
     """Whatever fails inside is the store's fault or its URI's, and is found within seconds."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    try:
-        with _environment(_AT_THE_START):
-            if _scheme(uri) == "sqlite":
-                with _first_use_of_database(uri):
-                    yield
-            else:
-                _find_database_server(uri)
+    with store_errors(uri), _environment(_AT_THE_START):
+        if _scheme(uri) == "sqlite":
+            with _first_use_of_database(uri):
                 yield
+        else:
+            _find_database_server(uri)
+            yield
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """What a store raises inside becomes a StoreAwayError that names its URI."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # Stores raise their drivers' own errors.
-        raise InputError(
+        raise StoreAwayError(
             f"tracking.uri = {_shown(uri)}: MLflow cannot be used there",
             [first_line(error).replace(uri, _shown(uri))],
         ) from error
@@ -223,27 +306,38 @@ def slow_uploads() -> Iterator[None]:
         yield
 
 
-def registered_versions(uri: str, name_prefix: str) -> list[tuple[Any, list[str]]]:
-    """MLflow's versions of the models whose names begin so, each with its aliases.
+def open_models(uri: str, name_prefix: str) -> tuple[Any, dict[str, dict[str, int]]]:
+    """The client, and of each model whose name begins so its aliases with their versions.
 
     Raises: InputError if the store at `uri` cannot be reached, or is a database not there yet.
     """
     if _scheme(uri) == "sqlite" and not _database_path(uri).is_file():
         raise InputError(f"{_shown(uri)}: no such database: nothing has been tracked there")
-    pattern = f"name LIKE '{name_prefix}%'"
     with _opening(uri):
         client = _client(uri)
-        versions = _all_pages(client.search_model_versions, pattern)
         # A search for versions leaves their aliases empty.
-        models = _all_pages(client.search_registered_models, pattern)
-    aliases = {model.name: model.aliases for model in models}
+        models = _all_pages(client.search_registered_models, f"name LIKE '{name_prefix}%'")
+    return client, {
+        model.name: {alias: int(number) for alias, number in model.aliases.items()}
+        for model in models
+    }
+
+
+def registered_versions(uri: str, name_prefix: str) -> list[tuple[Any, list[str]]]:
+    """MLflow's versions of the models whose names begin so, each with its aliases.
+
+    Raises: as `open_models`.
+    """
+    client, aliases = open_models(uri, name_prefix)
+    with store_errors(uri):
+        versions = _all_pages(client.search_model_versions, f"name LIKE '{name_prefix}%'")
     return [
         (
             v,
             [
                 alias
                 for alias, number in aliases.get(v.name, {}).items()
-                if int(number) == int(v.version)
+                if number == int(v.version)
             ],
         )
         for v in versions
@@ -259,14 +353,20 @@ def _all_pages(search: Callable[..., Any], pattern: str) -> list[Any]:
     return found
 
 
-def log_model(
-    client: Any, experiment_id: str, run_id: str, folder: Path, result: RunResult
-) -> None:
-    """Logs an exported folder as a pyfunc model from code and registers it; again is as once."""
+def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, result: RunResult) -> Any:
+    """Logs an exported folder as a pyfunc model from code and registers it; again is as once.
+
+    The run's test pairs, which lie beside the folder, are logged first: without them the version
+    could not be compared with a later one.
+
+    Returns: MLflow's version.
+    """
+    if (folder.parent / TEST_PAIRS_FILE).is_file():
+        client.log_artifact(run_id, str(folder.parent / TEST_PAIRS_FILE))
     model = _logged_model(client, run_id) or _send_model(
         client, experiment_id, run_id, folder, result
     )
-    _register(client, run_id, model, result)
+    return _register(client, run_id, model, result)
 
 
 def _logged_model(client: Any, run_id: str) -> Any | None:
@@ -339,8 +439,12 @@ def _save_pyfunc(path: Path, folder: Path, run_id: str, model: Any) -> None:
     )
 
 
-def _register(client: Any, run_id: str, model: Any, result: RunResult) -> None:
-    """One version per run, and the alias on the newest; a repeated call moves nothing back."""
+def _register(client: Any, run_id: str, model: Any, result: RunResult) -> Any:
+    """One version per run, and the alias `candidate` on the newest that is no champion.
+
+    A repeated call moves nothing back: not to a version before the candidate's, nor, where there
+    is none, to the champion or one before it.
+    """
     from mlflow.exceptions import MlflowException
 
     name = model_name(result)
@@ -359,9 +463,11 @@ def _register(client: Any, run_id: str, model: Any, result: RunResult) -> None:
             tags=version_tags(result),
             model_id=model.model_id,
         )
-    holder = client.get_registered_model(name).aliases.get(CANDIDATE)
-    if holder is None or int(holder) < int(version.version):
+    aliases = client.get_registered_model(name).aliases
+    newest = int(aliases.get(CANDIDATE) or aliases.get(CHAMPION) or 0)
+    if int(version.version) > newest and str(version.version) != str(aliases.get(CHAMPION)):
         client.set_registered_model_alias(name, CANDIDATE, version.version)
+    return version
 
 
 def first_line(error: Exception) -> str:
