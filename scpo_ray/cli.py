@@ -153,6 +153,43 @@ def compare(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file with run: and space:.")],
+    overrides: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run and what it costs.")
+    ] = False,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Run again what has ended; its results are deleted.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Go on with a sweep file that has changed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Many runs over a space of settings, on Ray; the same command goes on with a stopped sweep."""
+    from scpo_ray import tables
+    from scpo_ray.commands import sweep_cost
+    from scpo_ray.launch.sweeps import run_sweep
+
+    if dry_run:
+        cost = sweep_cost(file, overrides or [])
+        _show(as_json, asdict(cost), [tables.sweep_cost_table(cost)])
+        return
+    result, folder = run_sweep(file, overrides or [], rerun=rerun, extend=extend)
+    _show(as_json, asdict(result), [tables.sweep_table(result)])
+    for trial in result.trials:
+        if trial.state == "failed":
+            _say(f"failed: {trial.trial_id} {trial.culture} seed {trial.seed}: {trial.error}")
+    waiting = sum(trial.state == "waiting" for trial in result.trials)
+    if waiting:
+        _say(f"{waiting} trials wait: the same command runs them")
+    _say(f"report: {folder / 'report.html'}")
+    if any(trial.state == "failed" for trial in result.trials):
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs or of comparisons.")],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -176,17 +213,65 @@ def export(
     _say(f"model: {folder}")
 
 
-@app.command()
+models_app = typer.Typer(invoke_without_command=True)
+app.add_typer(models_app, name="models")
+
+UriOption = Annotated[str, typer.Option(help="MLflow tracking URI.")]
+MODELS_URI = "sqlite:///runs/mlflow.db"
+ModelArgument = Annotated[str, typer.Argument(help="As in scpo-Mexico:3 or scpo-Mexico:champion.")]
+
+
+@models_app.callback()
 def models(
-    uri: Annotated[str, typer.Option(help="MLflow tracking URI.")] = "sqlite:///runs/mlflow.db",
-    as_json: JsonOption = False,
+    context: typer.Context, uri: UriOption = MODELS_URI, as_json: JsonOption = False
 ) -> None:
-    """The registered models: culture, method, aliases and accuracy."""
+    """The registered models: culture, method, aliases and accuracy; compare and promote them."""
+    if context.invoked_subcommand is not None:
+        # Options count before the subcommand's name as after it.
+        context.default_map = {context.invoked_subcommand: {"uri": uri, "as_json": as_json}}
+        return
     from scpo_ray import tables
     from scpo_ray.tracking import list_models
 
     registered = list_models(uri)
     _show(as_json, [asdict(model) for model in registered], [tables.model_table(registered)])
+
+
+@models_app.command("compare")
+def compare_models(
+    model: ModelArgument,
+    champion: Annotated[str, typer.Argument(help="The version to compare it with.")],
+    uri: UriOption = MODELS_URI,
+    as_json: JsonOption = False,
+) -> None:
+    """Two registered models on the same test pairs, and whether one could replace the other."""
+    from scpo_ray import tables
+    from scpo_ray.registry import compare_versions
+
+    verdict = compare_versions(uri, model, champion)
+    _show(as_json, asdict(verdict), [tables.verdict_table(verdict)])
+    could = "could" if verdict.is_champion else "could not"
+    _say(f"{verdict.model} {could} replace {verdict.champion}: {verdict.reason}")
+
+
+@models_app.command("promote")
+def promote_model(
+    model: ModelArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it whatever the rule says.")
+    ] = False,
+    uri: UriOption = MODELS_URI,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a registered model the champion, if it is not worse than the one there is."""
+    from scpo_ray import tables
+    from scpo_ray.registry import promote
+
+    verdict = promote(uri, model, force=force)
+    _show(as_json, asdict(verdict), [tables.verdict_table(verdict)] if verdict.contests else [])
+    _say(f"{verdict.model} is {'' if verdict.is_champion else 'not '}champion: {verdict.reason}")
+    if not verdict.is_champion:
+        raise typer.Exit(2)
 
 
 def main() -> None:

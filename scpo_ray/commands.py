@@ -1,5 +1,6 @@
 """What the commands beside train and compare do, without printing it."""
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from scpo_ray.engine import TorchEngine
 from scpo_ray.evaluation import evaluate_pairs
 from scpo_ray.experiment import (
     PreparedRun,
+    RunInputs,
     global_rewards,
     load_global_model,
     load_inputs,
@@ -23,6 +25,8 @@ from scpo_ray.experiment import (
     response_lengths,
     truncated_texts,
 )
+from scpo_ray.launch.sweep_trial import InputsCache, trial_job
+from scpo_ray.launch.sweeps import prepare_sweep
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.metrics import ranked_right
 from scpo_ray.models import (
@@ -42,12 +46,14 @@ from scpo_ray.report import write_report
 from scpo_ray.scoring import score_tokens, tokenize
 from scpo_ray.selection import disagreement_mask
 from scpo_ray.storage import load_comparison_result, load_result
-from scpo_ray.sweep import comparison_trials
+from scpo_ray.sweep import comparison_trials, planned_settings, trials_of
+from scpo_ray.sweep_config import CULTURE, SearchConfig
 from scpo_ray.training import TrainingData, step_loss
 
 log = logging.getLogger(__name__)
 
 _TIMED_STEPS = 3
+_SAMPLED_TRIALS = 12
 
 
 @dataclass(frozen=True)
@@ -148,16 +154,63 @@ def planned_run(config: RunConfig) -> PlannedRun:
 
 def planned_runs(comparison: ComparisonConfig) -> list[PlannedRun]:
     """As `planned_run`, for every run; steps are timed once and scaled by their tokens."""
-    speed: float | None = None
-    planned = []
-    run_dir = open_run_dir(comparison.run)
-    inputs = load_inputs(comparison.run, run_dir)
-    for trial in comparison_trials(comparison, inputs.data.cultures):
-        prepared = prepare_run(trial.config, inputs, local_worker(trial.config), run_dir)
-        if speed is None and prepared.plan is not None:
-            speed = _seconds_per_token(trial.config, prepared)
-        planned.append(_planned(trial.config, prepared, speed or 0.0))
-    return planned
+    inputs = load_inputs(comparison.run, open_run_dir(comparison.run))
+    trials = comparison_trials(comparison, inputs.data.cultures)
+    return _planned_in_turn([(trial.config, inputs) for trial in trials])
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """What `scpo sweep --dry-run` shows. `seconds`: of training, one trial at a time, from steps
+    timed here and now and `num_sampled` trials spread over the sweep; None where nothing trains."""
+
+    name: str
+    num_settings: int
+    num_trials: int
+    num_ended: int
+    num_sampled: int
+    seconds: float | None
+    axes: dict[str, int]
+    """Axis -> how many values it has in the sweep."""
+
+
+def sweep_cost(file: Path, overrides: Sequence[str]) -> SweepCost:
+    """What a sweep would run, and about how long; finds faults of the input, and runs nothing.
+
+    Raises: as `run_sweep`.
+    """
+    cache = InputsCache()
+    prepared = prepare_sweep(file, overrides, cache)
+    sweep = prepared.sweep
+    jobs, settings = prepared.missing, prepared.settings
+    num_settings, num_trials = len(settings), len(prepared.jobs)
+    if sweep.search.is_adaptive:
+        # What a search will choose is not known: one draw from the space stands for it.
+        drawn = sweep.model_copy(update={"search": SearchConfig(by="random", num_draws=1)})
+        settings = planned_settings(drawn)[:1]
+        examples = trials_of(sweep, settings, prepared.cultures)
+        jobs = [trial_job(trial, cache.load(trial.config).fingerprints) for trial in examples]
+        num_settings = sweep.search.num_draws or 0
+        num_trials = len(examples) * num_settings
+    sampled = [job.config for job in jobs[:: max(1, len(jobs) // _SAMPLED_TRIALS)]]
+    plans = _planned_in_turn([(config, cache.load(config)) for config in sampled[:_SAMPLED_TRIALS]])
+    seconds = None
+    if plans:
+        mean = sum(plan.seconds for plan in plans) / len(plans)
+        seconds = mean * (num_trials - len(prepared.ended))
+    return SweepCost(
+        name=prepared.name,
+        num_settings=num_settings,
+        num_trials=num_trials,
+        num_ended=len(prepared.ended),
+        num_sampled=len(plans),
+        seconds=seconds,
+        axes={
+            axis: len({json.dumps(s.values.get(axis), sort_keys=True) for s in settings})
+            for axis in sweep.space
+            if axis != CULTURE
+        },
+    )
 
 
 def evaluate_model(path: Path, config: RunConfig) -> dict[str, CultureEvaluation]:
@@ -230,6 +283,17 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
     model = load_exported(model_dir, device="cpu")
     with whole_folder(folder) as part:
         save_reward_model(merged_adapters(model) if merge else model, part)
+
+
+def _planned_in_turn(runs: Sequence[tuple[RunConfig, RunInputs]]) -> list[PlannedRun]:
+    speed: float | None = None
+    planned = []
+    for config, inputs in runs:
+        prepared = prepare_run(config, inputs, local_worker(config), open_run_dir(config))
+        if speed is None and prepared.plan is not None:
+            speed = _seconds_per_token(config, prepared)
+        planned.append(_planned(config, prepared, speed or 0.0))
+    return planned
 
 
 def _runs_below(folder: Path) -> list[Path]:

@@ -82,6 +82,35 @@ def evaluate_pairs(
     return _corrected_over_cultures(evaluations)
 
 
+def plain_accuracies(
+    test: Pairs,
+    rewards: NDArray[np.float32],
+    ref_rewards: NDArray[np.float32] | None,
+    *,
+    distinctive_threshold: float,
+) -> dict[str, dict[str, float]]:
+    """Culture -> layer -> share of test pairs ranked right, without intervals: for a look midway.
+
+    Args as for `evaluate_pairs`. A layer without pairs is left out.
+    """
+    right = ranked_right(rewards[test.chosen], rewards[test.rejected])
+    masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(test), dtype=np.bool_)}
+    if ref_rewards is not None:
+        masks = layer_masks(
+            ref_rewards[test.chosen],
+            ref_rewards[test.rejected],
+            distinctive_threshold=distinctive_threshold,
+        )
+    return {
+        culture: {
+            layer: float(right[mask & (test.culture_codes == code)].mean())
+            for layer, mask in masks.items()
+            if (mask & (test.culture_codes == code)).any()
+        }
+        for code, culture in enumerate(test.cultures)
+    }
+
+
 def example_pairs(
     train: Pairs,
     ref_rewards: NDArray[np.float32],

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
-from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids
+from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
 from scpo_ray.models import (
     RewardModel,
     load_reward_model,
@@ -84,6 +85,17 @@ class PreparedRun:
     rows: NDArray[np.int64]
     weights: NDArray[np.float32]
     plan: Plan | None
+
+
+@dataclass(frozen=True)
+class Midway:
+    """What a sweep wants to know before the end: after which steps, and who is told what.
+
+    `tell` gets the step and culture -> layer -> share of test pairs ranked right.
+    """
+
+    steps: frozenset[int]
+    tell: Callable[[int, dict[str, dict[str, float]]], None]
 
 
 def open_run_dir(config: RunConfig) -> RunDir:
@@ -155,14 +167,19 @@ def prepare_run(
 
 
 def run_experiment(
-    config: RunConfig, prepared: PreparedRun, worker: Worker, tracker: Tracker, run_dir: RunDir
+    config: RunConfig,
+    prepared: PreparedRun,
+    worker: Worker,
+    tracker: Tracker,
+    run_dir: RunDir,
+    midway: Midway | None = None,
 ) -> RunResult | None:
     """Trains (or goes on training), evaluates and saves one model; its result, not yet saved.
 
     Every worker calls it. What the first one returns and writes is the run's; the others, which
     have done their share, return None.
     """
-    model, summary = _trained_model(config, prepared, worker, tracker, run_dir)
+    model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
     rewards = _test_rewards(prepared, model, worker)
     if worker.rank > 0:
         return None
@@ -266,6 +283,7 @@ def _trained_model(
     worker: Worker,
     tracker: Tracker,
     run_dir: RunDir,
+    midway: Midway | None,
 ) -> tuple[RewardModel | None, TrainingSummary]:
     """The model after training, saved; None for the global method, whose rewards are known."""
     if prepared.plan is None:
@@ -275,6 +293,18 @@ def _trained_model(
         model = load_global_model(config, inputs, worker)
     engine = start_engine(model, config.train, worker)
     pairs = prepared.train_pairs.take(prepared.rows)
+
+    def look(step: int) -> None:
+        if midway is None or step not in midway.steps:
+            return
+        accuracies = plain_accuracies(
+            inputs.data.test,
+            _test_rewards(prepared, model, worker),
+            prepared.ref_rewards,
+            distinctive_threshold=config.evaluation.distinctive_threshold,
+        )
+        midway.tell(step, accuracies)
+
     summary = train(
         engine,
         prepared.plan,
@@ -289,6 +319,7 @@ def _trained_model(
         worker,
         seed=config.seed,
         normalize_weights=config.selection.normalize_weights,
+        after_step=look,
     )
     weights = engine.whole_weights()
     with together(worker):

@@ -1,5 +1,6 @@
 """The whole system on generated data in a minute: a global model, six methods, three cultures."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +56,18 @@ def quickstart(output_dir: Path) -> Quickstart:
             ),
         )
     )
+    global_model = output_dir / "global-model"
+    if not global_model.is_dir():
+        # Under a name that sweeps/smoke.yaml can give.
+        with whole_folder(global_model) as folder:
+            shutil.copytree(global_run / "model", folder, dirs_exist_ok=True)
     data = _people(list(CULTURES))
     comparison = ComparisonConfig(
         run=RunConfig(
             experiment="quickstart",
             output_dir=output_dir,
             data=data,
-            model=ModelConfig(path=str(global_run / "model"), max_length=48),
+            model=ModelConfig(path=str(global_model), max_length=48),
             selection=SelectionConfig(filter_threshold=0.7),
             train=TrainConfig(batch_size=32, max_steps=100, learning_rate=5e-4, dropout=False),
         ),

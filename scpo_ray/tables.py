@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from scpo_ray.commands import DataHealth, GlobalScores, PlannedRun
+from scpo_ray.champion import Verdict
+from scpo_ray.commands import DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.records import (
     LAYERS,
     ComparisonResult,
@@ -13,6 +14,7 @@ from scpo_ray.records import (
     Difference,
     Estimate,
 )
+from scpo_ray.sweep_records import SweepResult
 from scpo_ray.tracking import RegisteredModel
 
 
@@ -157,6 +159,47 @@ def plan_table(plans: Sequence[PlannedRun]) -> Table:
     return table
 
 
+def sweep_cost_table(cost: SweepCost) -> Table:
+    """What a sweep would run, in lines."""
+    table = Table(title=f"sweep {cost.name}", title_justify="left", box=box.SIMPLE)
+    table.add_column("what")
+    table.add_column("number", justify="right")
+    for axis, num_values in cost.axes.items():
+        table.add_row(f"values of {axis}", str(num_values))
+    table.add_row("settings", str(cost.num_settings))
+    table.add_row("trials", str(cost.num_trials))
+    table.add_row("of these ended already", str(cost.num_ended))
+    if cost.seconds is not None:
+        one_by_one = f"training, one by one (from {cost.num_sampled} of them)"
+        table.add_row(one_by_one, f"about {_duration(cost.seconds)}")
+    return table
+
+
+def sweep_table(result: SweepResult) -> Table:
+    """The best 20 settings: the objective, and its macro layers, in percent."""
+    objective = f"{result.objective['metric']}, {result.objective['culture']}"
+    table = _table(
+        f"settings, best first ({objective}; cultures: {len(result.cultures)}, "
+        f"seeds: {len(result.seeds)})",
+        "setting",
+        "objective, %",
+        "minus best",
+        *LAYERS,
+        "trials\nfailed",
+    )
+    for summary in result.settings[:20]:
+        macro = summary.accuracy.get("", {})
+        behind = "tied" if summary.tied_with_best else _percent(summary.minus_best, signed=True)
+        table.add_row(
+            summary.setting.label,
+            _percent(summary.objective),
+            "best" if summary.objective and summary.minus_best is None else behind,
+            *(_percent(macro.get(layer)) for layer in LAYERS),
+            f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
+        )
+    return table
+
+
 def model_table(models: Sequence[RegisteredModel]) -> Table:
     table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
     for m in models:
@@ -170,6 +213,33 @@ def model_table(models: Sequence[RegisteredModel]) -> Table:
                 "–" if (a := (m.accuracy or {}).get(layer)) is None else f"{100 * a:.1f}"
                 for layer in LAYERS
             ),
+        )
+    return table
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Two models on the same test pairs, and what the rule for a champion asks of them."""
+    table = _table(
+        f"{verdict.model} against {verdict.champion}, % of test pairs ranked right",
+        "test pairs",
+        "pairs",
+        "users or\nquestions",
+        verdict.model,
+        verdict.champion,
+        "difference",
+        "p",
+        "rule",
+    )
+    for c in verdict.contests:
+        asked = "not below 0" if c.test_pairs == "all" else f"low end > {-100 * verdict.margin:.1f}"
+        table.add_row(
+            c.test_pairs,
+            str(c.difference.num_pairs),
+            str(c.difference.num_clusters),
+            *("–" if a is None else f"{100 * a:.1f}" for a in (c.accuracy, c.champion_accuracy)),
+            _percent(c.difference, signed=True),
+            _p_value(c.difference.p_value),
+            "–" if c.holds is None else f"{asked}: {'yes' if c.holds else 'no'}",
         )
     return table
 

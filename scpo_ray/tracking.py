@@ -1,11 +1,10 @@
 """Where a run's numbers and models go besides its folder: MLflow, a JSON-lines file, nowhere."""
 
-import json
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,9 @@ from typing import Any, Literal, Protocol
 
 from scpo_ray.config import RunConfig
 from scpo_ray.disk import write_json
+from scpo_ray.json_lines import append_json_lines, read_json_lines
 from scpo_ray.mlflow_store import (
+    StoreAwayError,
     first_line,
     log_batches,
     log_model,
@@ -23,11 +24,13 @@ from scpo_ray.mlflow_store import (
     slow_uploads,
 )
 from scpo_ray.naming import MODEL_PREFIX, result_metrics, result_tags
-from scpo_ray.records import LAYERS, InputError, Layer, RunResult
+from scpo_ray.records import LAYERS, Layer, RunResult
 
 log = logging.getLogger(__name__)
 
 SPOOL_FILE = "mlflow_spool.jsonl"
+UNSENT_FILE = "mlflow_unsent.json"
+"""In the folder of a run that ended while its store could not take all of it."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _RETRY_AFTER_S = 60.0
@@ -47,19 +50,51 @@ class Tracker(Protocol):
         """Nothing is logged after it."""
 
 
-def start_tracker(config: RunConfig, run_dir: Path) -> Tracker:
+@dataclass(frozen=True)
+class Sweep:
+    """What a run of a sweep tracks differently: below the sweep's MLflow run, without its model,
+    for the sweep registers the best."""
+
+    mlflow_run_id: str | None
+    """None where the sweep is not tracked in MLflow."""
+
+
+def start_tracker(
+    config: RunConfig, run_dir: Path, sweep: Sweep | None = None, *, patient: bool = False
+) -> Tracker:
     """The tracker that the config asks for; on a known `run_dir` it goes on where it stopped.
 
-    Raises: InputError if the store cannot be reached or used, or if a setting differs from what
-        MLflow has for this run.
+    Args:
+        sweep: the one the run belongs to.
+        patient: where the store is away, what is tracked waits in the run's folder.
+
+    Raises: InputError if the store cannot be used, or if a setting differs from what MLflow has
+        for this run; StoreAwayError if it is away, unless `patient`.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if config.tracking.tracker == "none":
         return SilentTracker()
     if config.tracking.tracker == "jsonl":
         return JsonLinesTracker(run_dir / "metrics.jsonl")
-    client, run = open_run(config, run_dir)
-    return MlflowTracker(client, run, run_dir, logs_model=config.tracking.log_model)
+    try:
+        client, run = open_run(
+            config,
+            run_dir,
+            parent_run_id=sweep.mlflow_run_id if sweep else None,
+            started_ms=_first_spooled(run_dir / SPOOL_FILE),
+        )
+    except StoreAwayError as error:
+        if not patient:
+            raise
+        log.warning("%s: %s: its points wait in its folder", run_dir, error.problems[0])
+        return SpoolingTracker(run_dir)
+    logs_model = config.tracking.log_model and sweep is None
+    return MlflowTracker(client, run, run_dir, logs_model=logs_model)
+
+
+def _first_spooled(spool: Path) -> int | None:
+    """Unix milliseconds of the first waiting point: when a run that was never sent began."""
+    return min((point["timestamp"] for point in read_json_lines(spool)), default=None)
 
 
 @dataclass(frozen=True)
@@ -137,7 +172,7 @@ class JsonLinesTracker:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last_steps: dict[str, int] = {}
-        for line in _read_json_lines(path):
+        for line in read_json_lines(path):
             for name in line.keys() - {"step", "time"}:
                 self._last_steps[name] = max(line["step"], self._last_steps.get(name, -1))
 
@@ -145,7 +180,7 @@ class JsonLinesTracker:
         new = _unseen(metrics, step, self._last_steps)
         if new:
             numbers = {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
-            _append_json_lines(self._path, [{"step": step, "time": time.time(), **numbers}])
+            append_json_lines(self._path, [{"step": step, "time": time.time(), **numbers}])
 
     def log_result(self, result: RunResult, run_dir: Path) -> None:
         self.log(result_metrics(result), step=result.num_steps)
@@ -155,6 +190,30 @@ class JsonLinesTracker:
 
     def finish(self, status: Status) -> None:
         pass
+
+
+class SpoolingTracker:
+    """For a run whose store is away at its start: points wait in its folder until it is tracked
+    again (see `has_unsent`), which sends its result, its model and its artifacts too."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._last_steps: dict[str, int] = {}
+        for point in read_json_lines(run_dir / SPOOL_FILE):
+            self._last_steps[point["key"]] = point["step"]
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        new = _unseen(metrics, step, self._last_steps)
+        append_json_lines(self._run_dir / SPOOL_FILE, _points(new, step))
+
+    def log_result(self, result: RunResult, run_dir: Path) -> None:
+        self.log(result_metrics(result), step=result.num_steps)
+
+    def log_artifact(self, path: Path) -> None:
+        pass
+
+    def finish(self, status: Status) -> None:
+        write_json(self._run_dir / UNSENT_FILE, {"status": status})
 
 
 class MlflowTracker:
@@ -175,22 +234,20 @@ class MlflowTracker:
         # Points go out in order, so what MLflow has a later step of has been sent.
         self._pending = [
             point
-            for point in _read_json_lines(self._spool)
+            for point in read_json_lines(self._spool)
             if point["step"] > self._last_steps.get(point["key"], -1)
         ]
         for point in self._pending:
             self._last_steps[point["key"]] = point["step"]
         self._num_spooled = len(self._pending)
         self._retry_at = 0.0
+        self._unsent = run_dir / UNSENT_FILE
+        self._is_complete = True
         self._send_points()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         new = _unseen(metrics, step, self._last_steps)
-        now = time.time_ns() // 1_000_000
-        self._pending += [
-            {"key": name, "value": value, "timestamp": now, "step": step}
-            for name, value in new.items()
-        ]
+        self._pending += _points(new, step)
         if new and time.monotonic() < self._retry_at:
             self._keep_points()
         elif new:
@@ -219,6 +276,10 @@ class MlflowTracker:
         self._send_points()
         with self._surviving(f"the status {status}"):
             self._client.set_terminated(self._run_id, status)
+        if self._is_complete and not self._pending:
+            self._unsent.unlink(missing_ok=True)
+        else:
+            write_json(self._unsent, {"status": status})
 
     def _send_points(self) -> None:
         try:
@@ -243,7 +304,7 @@ class MlflowTracker:
         self._spool.unlink(missing_ok=True)
 
     def _keep_points(self) -> None:
-        _append_json_lines(self._spool, self._pending[self._num_spooled :])
+        append_json_lines(self._spool, self._pending[self._num_spooled :])
         self._num_spooled = len(self._pending)
 
     @contextmanager
@@ -251,6 +312,7 @@ class MlflowTracker:
         try:
             yield
         except Exception as error:  # As above; the run's folder has it all.
+            self._is_complete = False
             log.warning(
                 "MLflow run %s: %s could not be written (%s)",
                 self._run_id,
@@ -259,9 +321,17 @@ class MlflowTracker:
             )
 
 
-def has_unsent_points(run_dir: Path) -> bool:
-    """Whether a run ended while its MLflow store could not be written."""
-    return (run_dir / SPOOL_FILE).is_file()
+def has_unsent(run_dir: Path) -> bool:
+    """Whether a run ended while its MLflow store could not take all of it."""
+    return (run_dir / UNSENT_FILE).is_file()
+
+
+def _points(metrics: Mapping[str, float], step: int) -> list[dict[str, Any]]:
+    now = time.time_ns() // 1_000_000
+    return [
+        {"key": name, "value": value, "timestamp": now, "step": step}
+        for name, value in metrics.items()
+    ]
 
 
 def _unseen(
@@ -271,33 +341,3 @@ def _unseen(
     new = {name: float(v) for name, v in metrics.items() if step > last_steps.get(name, -1)}
     last_steps.update(dict.fromkeys(new, step))
     return new
-
-
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file, one a line; a last line that a crash cut short is cut off.
-
-    Raises: InputError naming the line that is not JSON.
-    """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        log.warning("%s: its last line was cut short by a crash: removed", path)
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    lines = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"{path}: damaged", [f"line {number}: not JSON"]) from None
-    return lines
-
-
-def _append_json_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(line)}\n" for line in lines)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written", [error.strerror or str(error)]) from error

@@ -61,6 +61,7 @@ def train(
     *,
     seed: int,
     normalize_weights: bool,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> TrainingSummary:
     """Makes the plan's steps, from the newest whole checkpoint on if there is one.
 
@@ -68,6 +69,9 @@ def train(
 
     Ctrl-C and a kill leave the run resumable: the same call goes on at the last checkpoint and
     ends with the same weights (bit for bit on a CPU).
+
+    Args:
+        after_step: told of each step made, once what belongs to it is saved; changes nothing.
 
     Raises: DivergedError naming step, pairs and the last good checkpoint if the loss or the
     gradient is not finite.
@@ -104,6 +108,7 @@ def train(
                     engine.save_checkpoint(folder)
                     _save_progress(folder, curve, batch_losses, seconds)
                 losses = []
+            after_step(step.number)
     return TrainingSummary(
         num_steps=plan.num_steps,
         num_pairs_seen=plan.num_steps * plan.batch_size,

@@ -37,6 +37,12 @@ class Resources:
         return f"{self.cpus:g} CPU{gpus}"
 
 
+def set_defaults() -> None:
+    """Ray's own settings, where the user has none; before Ray Train is loaded."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(config: RunConfig) -> None:
     """Joins the cluster that is named, or starts a Ray on this machine that ends with us.
 
@@ -44,8 +50,7 @@ def connect(config: RunConfig) -> None:
     """
     if ray.is_initialized():
         return
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     address = config.launch.address or os.environ.get("RAY_ADDRESS") or "local"
     _check_listens(address)
     local = {"include_dashboard": False} if address == "local" else {}
@@ -137,6 +142,12 @@ def check_resources(config: RunConfig) -> Resources:
 def room_for(each: Resources) -> int:
     """How many workers the cluster can hold, at least 1."""
     return max(1, sum(_room(node["Resources"], each) for node in _nodes()))
+
+
+def is_one_machine() -> bool:
+    """Whether all of the cluster's CPUs are of one machine, which need not be this one."""
+    names = {n["NodeManagerHostname"] for n in _nodes() if n["Resources"].get("CPU", 0) > 0}
+    return len(names) <= 1
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, re
 from scpo_ray.launch.worker import work
 from scpo_ray.records import InputError, RunResult, Worker
 from scpo_ray.remote import RemoteFolder
-from scpo_ray.tracking import Status, Tracker
+from scpo_ray.tracking import Status, Sweep, Tracker
 from scpo_ray.workers import BACKENDS, TIMEOUT
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,11 @@ _FOR_EVER = -1
 _LOCK_WAIT_S = 60.0
 
 
-def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
+def train_on_ray(config: RunConfig, inputs: RunInputs, sweep: Sweep | None = None) -> Path:
     """One run to its end on Ray's workers; the run's folder.
+
+    Args:
+        sweep: the one the run belongs to.
 
     Raises: InputError for faults of the input, of the cluster, and for a run given up after
     `launch.max_failures` restarts; the folder stays resumable.
@@ -49,6 +52,7 @@ def train_on_ray(config: RunConfig, inputs: RunInputs) -> Path:
                 "config": config.model_dump_json(),
                 "working_dir": os.getcwd(),
                 "relay": relay,
+                "sweep": sweep,
             },
             torch_config=_torch_config(config),
             scaling_config=_scaling(config),
@@ -119,7 +123,13 @@ def _work_in_ray(settings: dict[str, Any]) -> None:
         if starts > 1:
             log.warning("a worker was lost or joined: start %d, with %d", starts, worker.world_size)
     try:
-        work(config, worker, lock_wait_s=_LOCK_WAIT_S, tracked_by=ReportingTracker)
+        work(
+            config,
+            worker,
+            lock_wait_s=_LOCK_WAIT_S,
+            tracked_by=ReportingTracker,
+            sweep=settings["sweep"],
+        )
     except InputError as error:
         if not report_error(relay, error, worker):
             # The others wait for this worker for ever: only a start again ends them.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed
 
-from scpo_ray.comparison import ComparedRun, PairOutcomes, compare_runs
+from scpo_ray.comparison import ComparedRun, compare_runs, pair_outcomes
 from scpo_ray.config import ComparisonConfig, RunConfig
 from scpo_ray.deepspeed_settings import deepspeed_settings
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
@@ -115,15 +115,4 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
 
 def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
     """A finished run with its test pairs' outcomes, read from its folder."""
-    columns = load_test_pairs(path)
-    return ComparedRun(
-        result=result,
-        culture=culture,
-        outcomes=PairOutcomes(
-            culture=columns["culture"],
-            pair_id=columns["pair_id"],
-            cluster=columns["cluster"],
-            ref_margin=columns.get("ref_margin"),
-            margin=columns["margin"],
-        ),
-    )
+    return ComparedRun(result, culture, pair_outcomes(load_test_pairs(path)))

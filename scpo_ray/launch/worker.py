@@ -15,6 +15,7 @@ import scpo_ray
 from scpo_ray.config import RunConfig
 from scpo_ray.disk import disk_errors
 from scpo_ray.experiment import (
+    Midway,
     RunInputs,
     load_inputs,
     open_run_dir,
@@ -25,7 +26,7 @@ from scpo_ray.models import resolve_device
 from scpo_ray.records import InputError, RunResult, Worker
 from scpo_ray.report import write_pictures, write_report
 from scpo_ray.storage import RunDir, load_result
-from scpo_ray.tracking import SilentTracker, Tracker, has_unsent_points, start_tracker
+from scpo_ray.tracking import SilentTracker, Sweep, Tracker, has_unsent, start_tracker
 from scpo_ray.workers import check_alike, first_worker_first, from_first, together
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ def work(
     inputs: RunInputs | None = None,
     lock_wait_s: float = 0.0,
     tracked_by: Callable[[Tracker], Tracker] = lambda tracker: tracker,
+    sweep: Sweep | None = None,
+    midway: Midway | None = None,
 ) -> Path:
     """One run to its end, on this worker and all others of it; the run's folder.
 
@@ -63,6 +66,8 @@ def work(
         inputs: where they have been read already.
         lock_wait_s: how long to wait for a process that is running the run.
         tracked_by: what to put around the tracker.
+        sweep: the one the run belongs to; its runs have no report of their own.
+        midway: what to tell on the way.
 
     Raises: InputError for faults of the input; the folder stays resumable.
     """
@@ -74,12 +79,12 @@ def work(
             with first_worker_first(worker):
                 inputs = load_inputs(config, run_dir)
         check_alike(inputs.fingerprints, "fingerprints", worker)
-        if from_first(lambda: _has_ended(config, inputs, run_dir), worker):
+        if from_first(lambda: _has_ended(config, inputs, run_dir, sweep), worker):
             return run_dir.path
         prepared = prepare_run(config, inputs, worker, run_dir)
-        with _tracked(config, worker, run_dir) as tracker:
-            result = run_experiment(config, prepared, worker, tracked_by(tracker), run_dir)
-            if result is not None:
+        with _tracked(config, worker, run_dir, sweep) as tracker:
+            result = run_experiment(config, prepared, worker, tracked_by(tracker), run_dir, midway)
+            if result is not None and sweep is None:
                 _log_report(result, run_dir, tracker)
         with together(worker):
             if result is not None:
@@ -131,30 +136,44 @@ def _check_all_see(run_dir: RunDir, worker: Worker) -> None:
             note.unlink(missing_ok=True)
 
 
-def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
+def send_unsent(config: RunConfig, run_dir: RunDir, sweep: Sweep | None, *, patient: bool) -> None:
+    """Tracks a run that has ended while its store could not take all of it.
+
+    Args:
+        patient: leaves a sweep's run as it is where the store is still away.
+
+    Raises: as `start_tracker`.
+    """
+    result = load_result(run_dir.path)
+    tracker = start_tracker(config, run_dir.path, sweep, patient=patient)
+    tracker.log_result(result, run_dir.path)
+    if sweep is None:
+        _log_report(result, run_dir, tracker)
+    tracker.finish("FINISHED")
+
+
+def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir, sweep: Sweep | None) -> bool:
     run_dir.fetch()
     run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
     if not run_dir.result_path.is_file():
         return False
-    result = load_result(run_dir.path)
-    if has_unsent_points(run_dir.path):
+    if has_unsent(run_dir.path):
         log.info("%s: has ended before; tracking it, which failed then", run_dir.path)
-        tracker = start_tracker(config, run_dir.path)
-        tracker.log_result(result, run_dir.path)
-        _log_report(result, run_dir, tracker)
-        tracker.finish("FINISHED")
+        send_unsent(config, run_dir, sweep, patient=sweep is not None)
     else:
         log.info("%s: has ended before, nothing to do", run_dir.path)
     return True
 
 
 @contextmanager
-def _tracked(config: RunConfig, worker: Worker, run_dir: RunDir) -> Iterator[Tracker]:
+def _tracked(
+    config: RunConfig, worker: Worker, run_dir: RunDir, sweep: Sweep | None
+) -> Iterator[Tracker]:
     """The first worker's tracker, told how the run ends; a silent one for the others."""
     tracker: Tracker = SilentTracker()
     with together(worker):
         if worker.rank == 0:
-            tracker = start_tracker(config, run_dir.path)
+            tracker = start_tracker(config, run_dir.path, sweep, patient=sweep is not None)
     try:
         yield tracker
     except torch.OutOfMemoryError:
@@ -163,7 +182,7 @@ def _tracked(config: RunConfig, worker: Worker, run_dir: RunDir) -> Iterator[Tra
             f"{run_dir.path}: the GPU's memory is used up",
             ["lower train.micro_batch_tokens or model.inference_batch_tokens"],
         ) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # The latter where a sweep stops its trial.
         tracker.finish("KILLED")
         raise
     except BaseException:

@@ -1,0 +1,465 @@
+"""The story of a sweep: what is to be run, what has been, the rest under Ray Tune, the table."""
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scpo_ray.comparison import ComparedRun
+from scpo_ray.config import RunConfig
+from scpo_ray.config_file import load_header, load_sweep
+from scpo_ray.experiment import RunInputs, global_rewards, open_run_dir
+from scpo_ray.launch.ray_score import score_on_ray
+from scpo_ray.launch.ray_tune import Searched, join, run_jobs, search
+from scpo_ray.launch.runs import compared_run
+from scpo_ray.launch.sweep_trial import (
+    InputsCache,
+    TrialFunction,
+    TrialJob,
+    finished,
+    inputs_key,
+    layer_objectives,
+    mlflow_run_id,
+    run_trial,
+    trial_job,
+)
+from scpo_ray.launch.worker import local_worker, send_unsent
+from scpo_ray.mlflow_store import StoreAwayError, forget_run
+from scpo_ray.records import InputError, Layer
+from scpo_ray.registry import register_champion
+from scpo_ray.storage import RunDir, load_result
+from scpo_ray.sweep import (
+    check_space,
+    job_objective,
+    make_setting,
+    planned_settings,
+    suggested_values,
+    sweep_cultures,
+    trials_of,
+)
+from scpo_ray.sweep_config import SweepConfig
+from scpo_ray.sweep_records import Setting, SweepResult, TrialRecord
+from scpo_ray.sweep_report import write_sweep_pictures, write_sweep_report
+from scpo_ray.sweep_store import RESULT_FILE, SweepDir
+from scpo_ray.sweep_summary import summarize_sweep
+from scpo_ray.sweep_tracking import SweepTracker
+from scpo_ray.tracking import has_unsent
+
+log = logging.getLogger(__name__)
+
+_STORE_WAIT_S = 600.0
+_STORE_RETRY_S = 10.0
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """All that is known before a trial starts; making it finds the sweep file's faults.
+
+    `settings` and `jobs` are those planned, or, where a search chooses, those chosen so far.
+    `ended`: trial id -> its record, of trials that need not be run.
+    """
+
+    name: str
+    question: str
+    file: Path
+    sweep: SweepConfig
+    folder: SweepDir
+    cultures: tuple[str, ...]
+    fingerprints: dict[str, str]
+    settings: list[Setting]
+    jobs: list[TrialJob]
+    ended: dict[str, TrialRecord]
+
+    @property
+    def missing(self) -> list[TrialJob]:
+        return [job for job in self.jobs if job.known.trial_id not in self.ended]
+
+
+def prepare_sweep(file: Path, overrides: Sequence[str], cache: InputsCache) -> PreparedSweep:
+    """Reads the sweep file, the data and what there is of the sweep already; starts nothing.
+
+    Raises: InputError naming every problem at once.
+    """
+    sweep = load_sweep(file, overrides)
+    check_space(sweep, file)
+    base = cache.load(sweep.run)
+    folder = SweepDir(sweep.run.output_dir / sweep.run.experiment / f"sweep-{file.stem}")
+    settings = folder.settings() if sweep.search.is_adaptive else planned_settings(sweep)
+    fingerprints: dict[str, dict[str, str]] = {}
+    jobs = []
+    for trial in trials_of(sweep, settings, base.data.cultures):
+        key = inputs_key(trial.config)
+        if key not in fingerprints:
+            fingerprints[key] = cache.load(trial.config).fingerprints
+        jobs.append(trial_job(trial, fingerprints[key]))
+    return PreparedSweep(
+        name=file.stem,
+        question=load_header(file),
+        file=file,
+        sweep=sweep,
+        folder=folder,
+        cultures=base.data.cultures,
+        fingerprints={name: base.fingerprints[name] for name in ("data", "model")},
+        settings=settings,
+        jobs=jobs,
+        ended=_ended(jobs, folder.trials(), sweep),
+    )
+
+
+def _ended(
+    jobs: Sequence[TrialJob], known: Mapping[str, TrialRecord], sweep: SweepConfig
+) -> dict[str, TrialRecord]:
+    """Trial id -> record of what has ended: in this sweep, or as a run of its experiment."""
+    ended = {}
+    for job in jobs:
+        record = known.get(job.known.trial_id)
+        run_dir = open_run_dir(job.config)
+        if record is not None and record.state == "stopped":
+            ended[record.trial_id] = record
+            continue
+        run_dir.fetch()
+        if not run_dir.result_path.is_file():
+            continue
+        if record is not None and record.state == "finished":
+            ended[record.trial_id] = replace(record, setting=job.known.setting)
+        else:
+            found = finished(job.known, load_result(run_dir.path), run_dir, sweep.objective)
+            ended[found.trial_id] = replace(found, reused=True)
+    return ended
+
+
+def run_sweep(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    rerun: bool = False,
+    extend: bool = False,
+    trial: TrialFunction = run_trial,
+) -> tuple[SweepResult, Path]:
+    """A sweep to its end, or on to it: what has ended is not run again; its result and folder.
+
+    Args:
+        rerun: forgets what the sweep's own trials have found, and runs them again.
+        extend: goes on with a file that has changed.
+        trial: what a trial does.
+
+    Raises: InputError for faults of the input, and where no trial came to its end; what has been
+    found out stays, and the same call goes on.
+    """
+    cache = InputsCache()
+    prepared = prepare_sweep(file, overrides, cache)
+    with prepared.folder.locked():
+        prepared.folder.begin(prepared.sweep.document, prepared.fingerprints, extend=extend)
+        if rerun:
+            _forget(prepared)
+            prepared = replace(prepared, ended={})
+        else:
+            # Read again: another driver may have ended since.
+            prepared = replace(
+                prepared,
+                ended=_ended(prepared.jobs, prepared.folder.trials(), prepared.sweep),
+            )
+        sweep_id = "-".join([prepared.name, *prepared.fingerprints.values()])
+        tracker = SweepTracker(prepared.sweep.run, prepared.name, sweep_id, file)
+        status = "KILLED"
+        try:
+            with _ended_by_sigterm():
+                result = _run(prepared, cache, tracker, trial)
+            waiting = any(trial.state == "waiting" for trial in result.trials)
+            status = "KILLED" if waiting else "FINISHED"
+        finally:
+            tracker.finish(status)
+    return result, prepared.folder.path
+
+
+def _run(
+    prepared: PreparedSweep, cache: InputsCache, tracker: SweepTracker, trial: TrialFunction
+) -> SweepResult:
+    book = _Book(prepared)
+    try:
+        if prepared.sweep.search.is_adaptive:
+            _search(prepared, book, tracker, trial)
+        else:
+            _run_missing(prepared, book, cache, tracker, trial)
+    finally:
+        _end_children(prepared, book, tracker)
+    _send_unsent(prepared, book, tracker)
+    result = _summary(prepared, book)
+    prepared.folder.save_result(result)
+    report = write_sweep_report(result, prepared.folder.report_path)
+    write_sweep_pictures(result, prepared.folder.pictures_dir)
+    files = [prepared.folder.path / RESULT_FILE, report, prepared.folder.pictures_dir]
+    tracker.log_result(result, files)
+    _register(prepared, result)
+    return result
+
+
+class _Book:
+    """What became of each trial so far, kept in the sweep's folder as it is learned, and said."""
+
+    def __init__(self, prepared: PreparedSweep) -> None:
+        self._folder = prepared.folder
+        self._objective = prepared.sweep.objective
+        self.settings = {setting.number: setting for setting in prepared.settings}
+        self.jobs = {job.known.trial_id: job for job in prepared.jobs}
+        self.records = dict(prepared.ended)
+        self._folder.add_trials(list(self.records.values()))
+        self._total = len(self.jobs)
+        self._done = len(self.records)
+        self._started = time.monotonic()
+        self._done_here = 0
+
+    def expect(self, total: int) -> None:
+        self._total = total
+
+    def add(self, record: TrialRecord) -> None:
+        self.records[record.trial_id] = record
+        self._folder.add_trials([record])
+        self._done += 1
+        self._done_here += 1
+        log.log(
+            logging.ERROR if record.state == "failed" else logging.INFO,
+            "trial %d of %d: %s: %s; %s left",
+            self._done,
+            self._total,
+            self._name(record),
+            self._outcome(record),
+            self._left(),
+        )
+
+    def add_setting(self, setting: Setting, suggestion: Mapping[str, Any]) -> None:
+        self.settings[setting.number] = setting
+        self._folder.add_setting(setting, suggestion)
+
+    def _name(self, record: TrialRecord) -> str:
+        parts = [self.settings[record.setting].label]
+        parts += [record.culture] if record.culture else []
+        parts.append(f"seed {record.seed}")
+        parts += [] if record.fold is None else [f"fold {record.fold}"]
+        return ", ".join(parts)
+
+    def _outcome(self, record: TrialRecord) -> str:
+        if record.state == "failed":
+            return f"failed: {record.error}"
+        value = "no number" if record.objective is None else f"{100 * record.objective:.1f} %"
+        stopped = f", stopped after {record.num_steps} steps" if record.state == "stopped" else ""
+        return f"{self._objective.metric} {value}{stopped}"
+
+    def _left(self) -> str:
+        seconds = (time.monotonic() - self._started) / self._done_here
+        left = seconds * max(0, self._total - self._done)
+        return f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
+
+
+def _run_missing(
+    prepared: PreparedSweep,
+    book: _Book,
+    cache: InputsCache,
+    tracker: SweepTracker,
+    trial: TrialFunction,
+) -> None:
+    sweep, missing = prepared.sweep, prepared.missing
+    limit = sweep.budget.trials
+    if limit is not None and len(missing) > limit:
+        log.info(
+            "the budget is %d trials: %d wait for the next command", limit, len(missing) - limit
+        )
+        missing = missing[:limit]
+    log.info(
+        "%s: %d settings, %d trials; %d have ended before",
+        prepared.folder.path,
+        len(prepared.settings),
+        len(prepared.jobs),
+        len(prepared.ended),
+    )
+    if not missing:
+        return
+    room = join(sweep)
+    log.info("Ray: room for %d trials at once", min(room, sweep.max_concurrent or room))
+    if trial is run_trial:
+        _score(missing, cache)
+    run_jobs(sweep, missing, tracker.sweep, trial, book.add)
+
+
+def _score(jobs: Sequence[TrialJob], cache: InputsCache) -> None:
+    """The global model's rewards, once for all trials that need the same."""
+    seen = set()
+    for job in jobs:
+        config, key = job.config, inputs_key(job.config)
+        if key in seen or config.model.new_head:
+            continue
+        seen.add(key)
+        inputs, run_dir = cache.load(config), open_run_dir(config)
+        if _is_large(config, inputs, run_dir):
+            score_on_ray(config, inputs)
+        else:
+            global_rewards(config, inputs, local_worker(config), run_dir)
+
+
+def _is_large(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
+    parts = run_dir.score_store.missing_parts(
+        inputs.fingerprints["scores"], inputs.data.texts.hashes
+    )
+    return sum(len(part.ids) for part in parts) > config.launch.score_on_ray_above
+
+
+def _search(
+    prepared: PreparedSweep, book: _Book, tracker: SweepTracker, trial: TrialFunction
+) -> None:
+    """What earlier commands left open, and then what the search suggests after all of that."""
+    sweep = prepared.sweep
+    num_draws, num_known = sweep.search.num_draws or 0, len(prepared.settings)
+    cultures = sweep_cultures(sweep, prepared.cultures)
+    per_setting = len(cultures) * len(sweep.repeat.seeds) * len(sweep.repeat.folds)
+    book.expect(per_setting * num_draws)
+    log.info(
+        "%s: %d of %d settings chosen before, %d trials each; %d trials have ended",
+        prepared.folder.path,
+        num_known,
+        num_draws,
+        per_setting,
+        len(prepared.ended),
+    )
+    open_jobs = prepared.missing
+    if open_jobs or num_known < num_draws:
+        join(sweep)
+    if open_jobs:
+        run_jobs(sweep, open_jobs, tracker.sweep, trial, book.add)
+    if num_known < num_draws:
+        search(
+            sweep,
+            prepared.cultures,
+            _searched(prepared, book),
+            tracker.sweep,
+            trial,
+            book.add,
+            lambda number, suggestion: book.add_setting(
+                make_setting(number, suggested_values(sweep, suggestion)), suggestion
+            ),
+        )
+
+
+def _searched(prepared: PreparedSweep, book: _Book) -> Searched:
+    """What the settings chosen so far have reached; those that reached nothing are left out."""
+    sweep = prepared.sweep
+    both: tuple[Layer, ...] = ("all", "agreed")
+    suggestions, values = [], []
+    for number, suggestion in prepared.folder.suggestions().items():
+        records = [record for record in book.records.values() if record.setting == number]
+        if sweep.search.by == "tpe-all-agreed":
+            reached = [layer_objectives(records, sweep.objective, layer) for layer in both]
+        else:
+            reached = [[(record.culture, record.objective) for record in records]]
+        numbers = [job_objective(each, sweep) for each in reached]
+        if all(number is not None for number in numbers):
+            suggestions.append(suggestion)
+            values.append(tuple(float(number) for number in numbers if number is not None))
+    return Searched(suggestions, values, len(prepared.settings))
+
+
+def _end_children(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) -> None:
+    """Gives runs that were stopped in the middle their status in MLflow."""
+    for trial_id, job in book.jobs.items():
+        record = book.records.get(trial_id)
+        if record is None and not tracker.end_child(Path(job.known.path), "KILLED"):
+            return  # The store is away: what runs again has its status then.
+        if record is not None and record.state == "failed":
+            tracker.end_child(Path(job.known.path), "FAILED")
+
+
+def _send_unsent(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) -> None:
+    """Sends what a store that was away could not take, and waits for it a while."""
+    unsent = [
+        record
+        for record in book.records.values()
+        if record.state == "finished" and has_unsent(Path(record.path))
+    ]
+    deadline = time.monotonic() + _STORE_WAIT_S
+    while unsent:
+        record = unsent[0]
+        run_dir = RunDir(Path(record.path), prepared.sweep.run.output_dir / "cache")
+        config = RunConfig.model_validate(load_result(run_dir.path).config)
+        try:
+            # Not as a run of a sweep: this time a store that is away is an error.
+            send_unsent(config, run_dir, tracker.sweep, patient=False)
+        except StoreAwayError as error:
+            if time.monotonic() > deadline:
+                log.warning("%d runs are not in MLflow yet (%s)", len(unsent), error.title)
+                log.warning("the same command sends them once the store is back")
+                return
+            log.info("waiting for MLflow, to send %d runs", len(unsent))
+            time.sleep(_STORE_RETRY_S)
+            continue
+        sent = replace(record, mlflow_run_id=mlflow_run_id(run_dir.path))
+        book.records[record.trial_id] = sent
+        prepared.folder.add_trials([sent])
+        unsent = unsent[1:]
+
+
+def _summary(prepared: PreparedSweep, book: _Book) -> SweepResult:
+    sweep = prepared.sweep
+    trials = [book.records.get(trial_id, job.known) for trial_id, job in book.jobs.items()]
+    trials += [r for trial_id, r in book.records.items() if trial_id not in book.jobs]
+
+    def load(trial: TrialRecord) -> ComparedRun:
+        path = Path(trial.path)
+        return compared_run(trial.culture, load_result(path), path)
+
+    return summarize_sweep(
+        name=prepared.name,
+        experiment=sweep.run.experiment,
+        question=prepared.question,
+        objective=sweep.objective,
+        axes=list(sweep.space),
+        settings=list(book.settings.values()),
+        trials=trials,
+        load=load,
+        seed=min(sweep.repeat.seeds),
+    )
+
+
+def _register(prepared: PreparedSweep, result: SweepResult) -> None:
+    """Registers the best model of each culture, once every trial has ended."""
+    tracking = prepared.sweep.run.tracking
+    is_wanted = tracking.tracker == "mlflow" and tracking.log_model
+    if not is_wanted or any(trial.state == "waiting" for trial in result.trials):
+        return
+    records = {trial.trial_id: trial for trial in result.trials}
+    for culture, trial_id in result.best_trials.items():
+        path = Path(records[trial_id].path)
+        run = load_result(path)
+        if not (path / "model").is_dir():
+            log.info("%s: the best setting trains nothing: no model to register", culture)
+            continue
+        try:
+            register_champion(RunConfig.model_validate(run.config), run, path)
+        except InputError as error:
+            log.warning("%s: its best model is not registered: %s", culture, error)
+
+
+def _forget(prepared: PreparedSweep) -> None:
+    for job in prepared.jobs:
+        path = Path(job.known.path)
+        if path.is_dir():
+            if job.config.tracking.tracker == "mlflow":
+                forget_run(job.config, path)
+            shutil.rmtree(path)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """`ray job stop` (or a SLURM signal before the time limit) ends a sweep as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
