@@ -17,6 +17,15 @@ from scpo_ray.config import (
     SpaceConfig,
     SyntheticConfig,
 )
+from scpo_ray.sweep_config import (
+    BudgetConfig,
+    ObjectiveConfig,
+    RepeatConfig,
+    ResourcesConfig,
+    SchedulerConfig,
+    SearchConfig,
+    SweepConfig,
+)
 
 _INTRODUCTION = """\
 # Settings
@@ -27,7 +36,8 @@ in YAML: `--set train.max_steps=200 --set "data.cultures=[Chile, Mexico]"`.
 
 `preset: paper` at the top of a file (or `paper` in place of a file) starts from the paper's
 settings, listed at the end of this page. `scpo compare` reads a file with two sections, `run:` (a
-whole run) and `space:` (what varies), or a run's config alone.
+whole run) and `space:` (what varies), or a run's config alone; `scpo sweep` one whose `space:` says of
+each setting what it may be (docs/sweeps.md).
 """
 
 
@@ -45,7 +55,19 @@ def _sections() -> Iterator[str]:
     for name, section in _below("", RunConfig).items():
         pages |= {name: section} | _below(*section)
     pages["A comparison"] = ("", ComparisonConfig)
-    pages |= {"`space`": ("space.", SpaceConfig)}
+    pages |= {"`space` of a comparison": ("space.", SpaceConfig)}
+    pages["A sweep"] = ("", SweepConfig)
+    pages |= {
+        f"`{name}` of a sweep": section
+        for name, section in (
+            ("search", ("search.", SearchConfig)),
+            ("scheduler", ("scheduler.", SchedulerConfig)),
+            ("repeat", ("repeat.", RepeatConfig)),
+            ("objective", ("objective.", ObjectiveConfig)),
+            ("resources", ("resources.", ResourcesConfig)),
+            ("budget", ("budget.", BudgetConfig)),
+        )
+    }
     for title, (prefix, section) in pages.items():
         yield from _section(title, prefix, section)
 

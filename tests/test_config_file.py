@@ -5,8 +5,16 @@ import pytest
 import yaml
 
 from scpo_ray.config import METHODS, PAPER_CULTURES, PrismConfig, RunConfig, SyntheticConfig
-from scpo_ray.config_file import check_culture_names, load_comparison, load_config, nearest_names
+from scpo_ray.config_file import (
+    check_culture_names,
+    load_comparison,
+    load_config,
+    load_header,
+    load_sweep,
+    nearest_names,
+)
 from scpo_ray.records import InputError
+from scpo_ray.sweep import check_space, planned_settings, trials_of
 
 SWEEPS = sorted((Path(__file__).resolve().parents[1] / "sweeps").glob("*.yaml"))
 
@@ -316,7 +324,14 @@ def test_every_sweep_file_loads_and_says_what_it_is_for(path):
     text = path.read_text()
 
     assert text.startswith("#")
-    if "run" in yaml.safe_load(text):
+    document = yaml.safe_load(text)
+    if any(isinstance(axis, dict) for axis in document.get("space", {}).values()):
+        sweep = load_sweep(path)
+        check_space(sweep, path)
+        settings = [] if sweep.search.is_adaptive else planned_settings(sweep)
+        assert load_header(path).endswith("?")
+        assert len(trials_of(sweep, settings, sweep.run.data.cultures)) >= len(settings)
+    elif "run" in document:
         assert load_comparison(path).space.method
     else:
         assert load_config(path).train.max_steps > 0

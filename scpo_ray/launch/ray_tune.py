@@ -25,6 +25,7 @@ from scpo_ray.launch.ray_cluster import (
     room_for,
     set_defaults,
     stand_where,
+    worker_resources,
 )
 from scpo_ray.launch.sweep_trial import (
     TrialFunction,
@@ -80,26 +81,28 @@ class _Payload:
 
 
 def join(sweep: SweepConfig) -> int:
-    """Connects to the cluster; how many trials it has room for at once.
+    """Connects to the cluster; how many trials run at once.
+
+    That is what there is room for now. Where machines are waited for, it is `max_concurrent`:
+    what waits is what an autoscaler adds them for.
 
     Raises: InputError at once if it cannot hold one trial, or if trials on several machines would
     write one SQLite file.
     """
     connect(sweep.run)
-    run = one_trial(sweep)
-    each = check_resources(run)
-    tracking = run.tracking
-    if (
-        tracking.tracker == "mlflow"
-        and run.mlflow_uri.startswith("sqlite")
-        and not is_one_machine()
-    ):
+    waits = sweep.run.launch.wait_for_resources
+    each = check_resources(one_trial(sweep))
+    in_file = sweep.run.tracking.tracker == "mlflow" and sweep.run.mlflow_uri.startswith("sqlite")
+    if in_file and (waits or not is_one_machine()):
         raise InputError(
-            f"tracking.uri = {run.mlflow_uri}: a SQLite file is for one machine, and trials would "
-            "write it from several",
+            f"tracking.uri = {sweep.run.mlflow_uri}: a SQLite file is for one machine, and trials "
+            "would write it from several",
             ["start an MLflow server and name it in run.tracking.uri (cluster/README.md)"],
         )
-    return max(1, room_for(each) // sweep.resources.workers)
+    room = max(1, room_for(each) // sweep.resources.workers)
+    if waits and sweep.max_concurrent:
+        return sweep.max_concurrent
+    return min(room, sweep.max_concurrent or room)
 
 
 def one_trial(sweep: SweepConfig) -> RunConfig:
@@ -171,8 +174,8 @@ def _fit(sweep: SweepConfig, payload: _Payload, follow: "_Follow", **how: Any) -
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "optuna"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    each = check_resources(one_trial(sweep))
-    room = max(1, room_for(each) // sweep.resources.workers)
+    at_once = join(sweep)
+    each = worker_resources(one_trial(sweep))
     resources = {"cpu": each.cpus} | ({"gpu": each.gpus} if each.gpus else {})
     if sweep.resources.workers > 1:
         # The trial's own process starts workers and waits: if it held a CPU, they might have none.
@@ -186,7 +189,7 @@ def _fit(sweep: SweepConfig, payload: _Payload, follow: "_Follow", **how: Any) -
         param_space=space,
         tune_config=tune.TuneConfig(
             scheduler=_scheduler(sweep),
-            max_concurrent_trials=min(room, sweep.max_concurrent or room),
+            max_concurrent_trials=at_once,
             time_budget_s=hours * 3_600 if hours else None,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.trial_id,

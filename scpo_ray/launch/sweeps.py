@@ -279,8 +279,7 @@ def _run_missing(
     )
     if not missing:
         return
-    room = join(sweep)
-    log.info("Ray: room for %d trials at once", min(room, sweep.max_concurrent or room))
+    log.info("Ray: %d trials at once", join(sweep))
     if trial is run_trial:
         _score(missing, cache)
     run_jobs(sweep, missing, tracker.sweep, trial, book.add)
