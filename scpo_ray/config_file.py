@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +101,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return mapping
 
 
+# YAML 1.1 takes 1e-4 for text: only 1.0e-4 is a number there.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _read_document(path: Path | str) -> dict[str, Any]:
     if str(path) in PRESETS:
         return {"preset": str(path)}
@@ -131,7 +138,7 @@ def _overridden(
             problems.append(f"--set {override}: must be setting=value")
             continue
         try:
-            value = yaml.safe_load(raw)
+            value = yaml.load(raw, _UniqueKeyLoader)
         except (yaml.YAMLError, ValueError):
             problems.append(f"--set {override}: the value is not YAML")
             continue
@@ -215,6 +222,10 @@ def _problem(error: Any) -> str:
             return f"{where}.source = {source}: must be one of {', '.join(_SOURCES)}"
         case "missing":
             return f"{where}: must be set"
+        case "too_short":
+            least = error["ctx"]["min_length"]
+            values = "value" if least == 1 else "values"
+            return f"{where} = {_shown(error['input'])}: must have at least {least} {values}"
         case "model_type" | "model_attributes_type":
             return f"{where} = {_shown(error['input'])}: must be a section of settings"
     message = error["msg"].removeprefix("Input should be ")

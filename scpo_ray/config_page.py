@@ -36,8 +36,8 @@ in YAML: `--set train.max_steps=200 --set "data.cultures=[Chile, Mexico]"`.
 
 `preset: paper` at the top of a file (or `paper` in place of a file) starts from the paper's
 settings, listed at the end of this page. `scpo compare` reads a file with two sections, `run:` (a
-whole run) and `space:` (what varies), or a run's config alone; `scpo sweep` one whose `space:` says of
-each setting what it may be (docs/sweeps.md).
+whole run) and `space:` (what varies), or a run's config alone; `scpo sweep` one whose `space:`
+says of each setting what it may be (docs/sweeps.md).
 """
 
 

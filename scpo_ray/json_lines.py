@@ -11,25 +11,31 @@ from scpo_ray.records import InputError
 log = logging.getLogger(__name__)
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file, one a line; a last line that a crash cut short is cut off.
+def read_json_lines(path: Path, *, mend: bool = True) -> list[dict[str, Any]]:
+    """The objects in a file, one a line; a last line that a crash cut short is left out.
 
-    Raises: InputError naming the line that is not JSON.
+    Args:
+        mend: cut it off the file too; not where another process may be writing it.
+
+    Raises: InputError naming the line that is none.
     """
     if not path.is_file():
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    if mend and len(whole) < len(content):
         log.warning("%s: its last line was cut short by a crash: removed", path)
         with path.open("r+b") as file:
             file.truncate(len(whole))
     lines = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
+            parsed = json.loads(line)
         except ValueError:
             raise InputError(f"{path}: damaged", [f"line {number}: not JSON"]) from None
+        if not isinstance(parsed, dict):
+            raise InputError(f"{path}: damaged", [f"line {number}: not an object"])
+        lines.append(parsed)
     return lines
 
 

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.special import gammaln
 from scipy.stats import gamma
 
 from scpo_ray.config import ComparisonConfig, RunConfig, Section
@@ -131,12 +132,15 @@ def job_objective(reached: Sequence[tuple[str, float | None]], sweep: SweepConfi
 def sweep_cultures(sweep: SweepConfig, known_cultures: Sequence[str]) -> list[str]:
     """The cultures that the space names; one empty name where it names none.
 
-    Raises: InputError if it names a culture the data has not.
+    Raises: InputError if it, or the objective, names a culture that the data or the space has not.
     """
-    if CULTURE not in sweep.space:
-        return [""]
-    cultures = list(_values(sweep.space[CULTURE]))
-    check_culture_names(cultures, known_cultures, "space.culture")
+    cultures = [""]
+    if CULTURE in sweep.space:
+        cultures = list(_values(sweep.space[CULTURE]))
+        check_culture_names(cultures, known_cultures, "space.culture")
+    if sweep.objective.culture not in ("macro", "worst"):
+        scored = cultures if CULTURE in sweep.space else known_cultures
+        check_culture_names([sweep.objective.culture], scored, "objective.culture")
     return cultures
 
 
@@ -163,7 +167,7 @@ def planned_settings(sweep: SweepConfig) -> list[Setting]:
 
 def make_setting(number: int, values: Mapping[str, Any]) -> Setting:
     """The setting with its label: each value under the last part of its axis's name."""
-    last = [name.rpartition(".")[2] for name in values]
+    last = [_keys(name)[-1] for name in values]
     shown = [
         f"{short if last.count(short) == 1 else name}={_shown(value)}"
         for short, (name, value) in zip(last, values.items(), strict=True)
@@ -179,15 +183,16 @@ def suggested_values(sweep: SweepConfig, suggestion: Mapping[str, Any]) -> dict[
             continue
         if isinstance(domain, Dirichlet):
             # Gamma draws, divided by their sum, are a Dirichlet draw.
-            shares = {
-                culture: float(gamma.ppf(suggestion[f"{name}/{culture}"], concentration))
+            logs = {
+                culture: _log_gamma_draw(suggestion[f"{name}/{culture}"], concentration)
                 for culture, concentration in domain.dirichlet.items()
             }
-            values[name] = _normalized(shares)
+            highest = max(logs.values())
+            values[name] = _normalized({c: float(np.exp(x - highest)) for c, x in logs.items()})
         elif isinstance(domain, Grid | Choice | Bundles):
             values[name] = list(_values(domain))[int(suggestion[name])]
         else:
-            values[name] = _rounded(suggestion[name])
+            values[name] = _rounded(suggestion[name], list(_values(domain)))
     return values
 
 
@@ -221,6 +226,9 @@ def trials_of(
         for setting, culture in product(settings, cultures):
             try:
                 config = _resolved(sweep, setting.values, culture, seed, fold, known_cultures)
+                if _has_the_data_of(config, sweep.run):
+                    weighted = list(config.culture_weights or {})
+                    check_culture_names(weighted, known_cultures, "culture_weights")
             except InputError as error:
                 problems += [f"{setting.label}: {problem}" for problem in error.problems]
                 continue
@@ -236,17 +244,22 @@ def trials_of(
 
 
 def check_space(sweep: SweepConfig, path: object) -> None:
-    """Raises: InputError naming every value in the space that a run cannot have by itself."""
+    """Raises: InputError naming every value in the space that a run cannot have, neither by itself
+    nor with one of another axis."""
+    axes = {
+        name: list(_values(domain))
+        for name, domain in sweep.space.items()
+        if name not in (CULTURE, POOLING)
+    }
     problems = []
-    for name, domain in sweep.space.items():
-        if name in (CULTURE, POOLING):
-            continue
-        for value in _values(domain):
-            try:
-                _resolved(sweep, {name: value}, "", sweep.run.seed, None, [])
-            except InputError as error:
-                where = f"space.{name}.{value}: " if isinstance(domain, Bundles) else "space."
-                problems += [f"{where}{problem}" for problem in error.problems]
+    for name, values in axes.items():
+        others = [{o: v} for o, of_other in axes.items() if o != name for v in of_other]
+        for value in values:
+            alone = _problems(sweep, {name: value})
+            if alone and all(_problems(sweep, {name: value, **other}) for other in others):
+                is_bundle = isinstance(sweep.space[name], Bundles)
+                where = f"space.{name}.{value}: " if is_bundle else "space."
+                problems += [f"{where}{problem}" for problem in alone]
     if problems:
         distinct = list(dict.fromkeys(problems))
         raise InputError(f"{path}: {count_problems(distinct)}", distinct)
@@ -265,6 +278,19 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], below: str = ""
     return lines
 
 
+def _problems(sweep: SweepConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
+    culture = next(_values(sweep.space[CULTURE])) if CULTURE in sweep.space else ""
+    try:
+        _resolved(sweep, values, culture, sweep.run.seed, None, [])
+    except InputError as error:
+        return error.problems
+    return ()
+
+
+def _has_the_data_of(config: RunConfig, run: RunConfig) -> bool:
+    return config.data.model_copy(update={"split": run.data.split}) == run.data
+
+
 def _resolved(
     sweep: SweepConfig,
     values: Mapping[str, Any],
@@ -275,12 +301,6 @@ def _resolved(
 ) -> RunConfig:
     """The run of one trial. Raises: InputError if it is none."""
     document = sweep.run.model_dump(mode="json")
-    document["seed"] = seed
-    document["train"]["num_workers"] = sweep.resources.workers
-    document["launch"]["cpus_per_worker"] = sweep.resources.cpus
-    document["launch"]["gpus_per_worker"] = sweep.resources.gpus
-    if fold is not None:
-        document["data"]["split"] |= {"num_folds": sweep.repeat.num_folds, "fold": fold}
     if culture:
         others = dict.fromkeys(known_cultures, float(values.get(POOLING, 0.0)))
         weights = {**others, culture: 1.0}
@@ -291,18 +311,32 @@ def _resolved(
         for setting, chosen in settings.items():
             if setting not in (CULTURE, POOLING):
                 _set(document, setting, chosen)
+    # Last: a value of the space may be a whole section.
+    of_sweep = {
+        "seed": seed,
+        "train.num_workers": sweep.resources.workers,
+        "launch.cpus_per_worker": sweep.resources.cpus,
+        "launch.gpus_per_worker": sweep.resources.gpus,
+    }
+    if fold is not None:
+        of_sweep |= {"data.split.num_folds": sweep.repeat.num_folds, "data.split.fold": fold}
+    for setting, chosen in of_sweep.items():
+        _set(document, setting, chosen)
     return validate(RunConfig, document, "run")
 
 
 def _set(document: dict[str, Any], setting: str, value: Any) -> None:
-    # A culture's name may have dots of its own.
-    keys = setting.split(".")
-    if setting.startswith(_WEIGHTS):
-        keys = ["culture_weights", setting.removeprefix(_WEIGHTS)]
     try:
-        set_dotted(document, keys, value)
+        set_dotted(document, _keys(setting), value)
     except TypeError:
         raise InputError("run", [f"{setting}: a part of it is not a section"]) from None
+
+
+def _keys(setting: str) -> list[str]:
+    # A culture's name may have dots of its own.
+    if setting.startswith(_WEIGHTS):
+        return ["culture_weights", setting.removeprefix(_WEIGHTS)]
+    return setting.split(".")
 
 
 def _values(domain: Section) -> Iterator[Any]:
@@ -329,9 +363,10 @@ def _drawn(domain: Section, rng: np.random.Generator) -> Any:
         case Choice():
             return domain.choice[int(rng.integers(len(domain.choice)))]
         case Uniform():
-            return _rounded(float(rng.uniform(*domain.uniform)))
+            return _rounded(float(rng.uniform(*domain.uniform)), domain.uniform)
         case LogUniform():
-            return _rounded(float(np.exp(rng.uniform(*np.log(domain.loguniform)))))
+            drawn = float(np.exp(rng.uniform(*np.log(domain.loguniform))))
+            return _rounded(drawn, domain.loguniform)
         case RandInt():
             return int(rng.integers(domain.randint[0], domain.randint[1], endpoint=True))
         case Dirichlet():
@@ -340,14 +375,24 @@ def _drawn(domain: Section, rng: np.random.Generator) -> Any:
     raise TypeError(f"{type(domain).__name__} is not drawn from")
 
 
-def _rounded(value: float | int) -> float | int:
-    """Four significant digits: what stands in a table is what was run."""
-    return value if isinstance(value, int) else float(f"{value:.4g}")
+def _rounded(value: float | int, ends: Sequence[float | int]) -> float | int:
+    """Four significant digits, between the ends: what stands in a table is what was run."""
+    if isinstance(value, int):
+        return value
+    return min(max(float(f"{value:.4g}"), ends[0]), ends[1])
+
+
+def _log_gamma_draw(quantile: float, concentration: float) -> float:
+    drawn = float(gamma.ppf(quantile, concentration))
+    if drawn > 0:
+        return float(np.log(drawn))
+    # Too small for a number: there the distribution is x^concentration / gamma(concentration + 1).
+    return float((np.log(quantile) + gammaln(concentration + 1)) / concentration)
 
 
 def _normalized(shares: Mapping[str, float]) -> dict[str, float]:
     whole = sum(shares.values())
-    return {name: _rounded(share / whole) for name, share in shares.items()}
+    return {name: _rounded(share / whole, (0.0, 1.0)) for name, share in shares.items()}
 
 
 def _shown(value: Any) -> str:

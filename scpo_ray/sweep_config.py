@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
@@ -144,7 +145,7 @@ class SchedulerConfig(Section):
 
 
 class RepeatConfig(Section):
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """Each setting is run with each seed."""
 
     num_folds: int | None = Field(None, ge=2)
@@ -234,13 +235,26 @@ class SweepConfig(Section):
             raise ValueError(f"space.{drawn[0]}: a grid search takes grid and bundles alone")
         if self.search.by == "random" and not drawn:
             raise ValueError("search.by random: nothing in the space is drawn; use grid")
-        for name in (CULTURE, POOLING):
-            if name in self.space and not isinstance(self.space[name], Grid | Choice | Uniform):
-                raise ValueError(f"space.{name}: must be a grid, a choice or uniform")
-        if CULTURE in self.space and not isinstance(self.space[CULTURE], Grid):
+        return self
+
+    @model_validator(mode="after")
+    def culture_and_pooling_have_values_of_their_kind(self) -> Self:
+        culture, pooling = self.space.get(CULTURE), self.space.get(POOLING)
+        if culture is not None and not isinstance(culture, Grid):
             raise ValueError("space.culture: must be a grid, each culture has runs of its own")
-        if POOLING in self.space and CULTURE not in self.space:
+        for name in culture.grid if culture is not None else []:
+            if not isinstance(name, str):
+                raise ValueError(f"space.culture: must name cultures, got {name!r}")
+        if pooling is None:
+            return self
+        if culture is None:
             raise ValueError("space.pooling: the weight of the others, needs space.culture")
+        if not isinstance(pooling, Grid | Choice | Uniform):
+            raise ValueError("space.pooling: must be a grid, a choice or uniform")
+        for weight in next(iter(pooling.model_dump().values())):
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (is_number and weight >= 0):
+                raise ValueError(f"space.pooling: must be weights of at least 0, got {weight!r}")
         return self
 
     @model_validator(mode="after")
@@ -251,18 +265,14 @@ class SweepConfig(Section):
             "data.split.fold": "repeat.num_folds",
             "train.num_workers": "resources.workers",
         }
-        bundled = [
-            name
-            for domain in self.space.values()
-            if isinstance(domain, Bundles)
-            for settings in domain.bundles.values()
-            for name in settings
-        ]
-        for name in [*self.space, *bundled]:
-            section = name.partition(".")[0]
+        if CULTURE in self.space:
+            ours["culture_weights"] = "space.culture"
+        for name in self._settings():
+            section, _, below = name.partition(".")
+            execution = EXECUTION.get(section, ())
             if name in ours:
                 raise ValueError(f"space.{name}: is set by {ours[name]}")
-            if EXECUTION.get(section) is True:
+            if name == "experiment" or execution is True or below in execution:
                 raise ValueError(f"space.{name}: decides nothing of a run's result")
         if self.run.train.num_workers != 1:
             raise ValueError("run.train.num_workers: is set by resources.workers in a sweep")
@@ -286,6 +296,20 @@ class SweepConfig(Section):
             )
         return self
 
+    def _settings(self) -> Iterator[str]:
+        """The dotted settings that the space varies, those in a bundle or a section too."""
+        for axis, domain in self.space.items():
+            if isinstance(domain, Bundles):
+                for bundle, settings in domain.bundles.items():
+                    for name in (CULTURE, POOLING):
+                        if name in settings:
+                            raise ValueError(f"space.{axis}.{bundle}: {name} is an axis of its own")
+                    yield from _dotted("", settings)
+            else:
+                yield axis
+                for value in next(iter(domain.model_dump().values())):
+                    yield from _dotted(f"{axis}.", value)
+
     @property
     def document(self) -> dict[str, Any]:
         """What decides the sweep's results: where and how fast it is computed does not count."""
@@ -304,6 +328,12 @@ class SweepConfig(Section):
     def digest(self) -> str:
         document = json.dumps(self.document, sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:12]
+
+
+def _dotted(above: str, value: Any) -> Iterator[str]:
+    for name, below in value.items() if isinstance(value, dict) else ():
+        yield f"{above}{name}"
+        yield from _dotted(f"{above}{name}.", below)
 
 
 def _named_once(values: list[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,6 +39,7 @@ class SweepDir:
         self.path = path
         self._trials = path / "trials.jsonl"
         self._settings = path / "settings.jsonl"
+        self._is_held = False
 
     @property
     def report_path(self) -> Path:
@@ -60,9 +62,11 @@ class SweepDir:
                     f"{self.path}: another process is running this sweep",
                     ["wait for it, or stop it: what it has finished is kept"],
                 ) from None
+        self._is_held = True
         try:
             yield
         finally:
+            self._is_held = False
             lock.release()
 
     def begin(
@@ -110,7 +114,7 @@ class SweepDir:
     def trials(self) -> dict[str, TrialRecord]:
         """Trial id -> what became of it last."""
         found = {}
-        for number, line in enumerate(read_json_lines(self._trials), start=1):
+        for number, line in enumerate(read_json_lines(self._trials, mend=self._is_held), start=1):
             try:
                 trial = _TRIAL.validate_python(line)
             except ValidationError:
@@ -125,17 +129,31 @@ class SweepDir:
 
     def settings(self) -> list[Setting]:
         """Those a search has chosen so far."""
-        return [
-            Setting(line["number"], line["values"], line["label"])
-            for line in read_json_lines(self._settings)
-        ]
+        return [Setting(n, line["values"], line["label"]) for n, line in self._chosen().items()]
 
     def suggestions(self) -> dict[int, dict[str, Any]]:
         """Number of a setting that a search chose -> what it said of it."""
-        return {line["number"]: line["suggestion"] for line in read_json_lines(self._settings)}
+        return {n: line["suggestion"] for n, line in self._chosen().items()}
+
+    def _chosen(self) -> dict[int, dict[str, Any]]:
+        found = {}
+        for number, line in enumerate(read_json_lines(self._settings, mend=self._is_held), start=1):
+            if not {"number", "values", "label", "suggestion"} <= line.keys():
+                raise InputError(f"{self._settings}: line {number}: not of this version")
+            found[int(line["number"])] = line
+        return found
 
     def save_result(self, result: SweepResult) -> None:
-        write_json(self.path / RESULT_FILE, asdict(result))
+        write_json(self.path / RESULT_FILE, _with_text_for_infinity(asdict(result)))
+
+
+def _with_text_for_infinity(value: Any) -> Any:
+    """The document with "inf" and "nan" for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _with_text_for_infinity(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_text_for_infinity(below) for below in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_sweep_result(folder: Path) -> SweepResult:

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.config import RunConfig
-from scpo_ray.mlflow_store import end_open_run, first_line, log_batches, open_sweep_run
+from scpo_ray.mlflow_store import (
+    end_open_run,
+    first_line,
+    log_batches,
+    open_sweep_run,
+    store_errors,
+)
 from scpo_ray.naming import printable, safe_name
 from scpo_ray.records import InputError
 from scpo_ray.sweep_records import SweepResult
@@ -29,8 +35,10 @@ class SweepTracker:
         self._client: Any = None
         self._run_id: str | None = None
         if config.tracking.tracker == "mlflow":
-            self._client, self._run_id = open_sweep_run(config, name, sweep_id)
-            self._client.log_artifact(self._run_id, str(file))
+            # MLflow cannot search for a quote.
+            self._client, self._run_id = open_sweep_run(config, name, safe_name(sweep_id))
+            with store_errors(config.mlflow_uri):
+                self._client.log_artifact(self._run_id, str(file))
 
     @property
     def sweep(self) -> Sweep:

@@ -30,6 +30,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "compare",
+    "sweep",
     "report",
     "export",
     "models",

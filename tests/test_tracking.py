@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 
 from scpo_ray.config import RunConfig
+from scpo_ray.mlflow_store import StoreAwayError
 from scpo_ray.naming import safe_name
 from scpo_ray.records import InputError
 from scpo_ray.tracking import (
     JsonLinesTracker,
     SilentTracker,
+    SpoolingTracker,
+    Sweep,
+    has_unsent,
     start_tracker,
 )
 from tests.results import run_result
@@ -317,7 +321,138 @@ def test_a_store_that_cannot_be_used_is_named_within_15_seconds(tmp_path, uri, h
     assert not (tmp_path / "run" / "mlflow_run.json").exists()
 
 
+# A store that is away
+
+
+def test_without_patience_a_store_that_is_away_is_an_error(tmp_path, dead_store):
+    config = make_config(tmp_path, uri=dead_store)
+
+    with pytest.raises(StoreAwayError, match="MLflow cannot be used there"):
+        start_tracker(config, tmp_path / "run")
+
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_with_patience_points_wait_in_the_runs_folder(tmp_path, dead_store, caplog):
+    config = make_config(tmp_path, uri=dead_store)
+    before_ms = time.time_ns() // 1_000_000
+
+    tracker = start_tracker(config, tmp_path, Sweep("parent"), patient=True)
+    log_steps(tracker, [1, 2])
+    assert not has_unsent(tmp_path)
+    tracker.log_result(run_result(), tmp_path)
+    tracker.log_artifact(tmp_path)
+    tracker.finish("FINISHED")
+
+    assert isinstance(tracker, SpoolingTracker)
+    assert "its points wait in its folder" in caplog.text
+    assert has_unsent(tmp_path)
+    assert json.loads((tmp_path / "mlflow_unsent.json").read_text()) == {"status": "FINISHED"}
+    points = read_lines(tmp_path / "mlflow_spool.jsonl")
+    assert [p["step"] for p in points if p["key"] == "train/loss"] == [1, 2]
+    assert {p["step"] for p in points if p["key"] == "accuracy/all/Chile"} == {400}
+    assert all(before_ms <= p["timestamp"] <= time.time_ns() // 1_000_000 for p in points)
+    assert not (tmp_path / "mlflow_run.json").exists()
+
+
+def test_a_patient_run_that_was_killed_replays_its_steps_once(tmp_path, dead_store):
+    config = make_config(tmp_path, uri=dead_store)
+    log_steps(start_tracker(config, tmp_path, patient=True), [1, 2, 3])
+    with (tmp_path / "mlflow_spool.jsonl").open("a") as file:
+        file.write('{"key": "train/lo')
+
+    log_steps(start_tracker(config, tmp_path, patient=True), [2, 3, 4])
+
+    points = read_lines(tmp_path / "mlflow_spool.jsonl")
+    assert [p["step"] for p in points if p["key"] == "train/loss"] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_store_that_is_back_gets_each_point_once_with_its_time_and_the_runs_beginning(
+    tmp_path, store, dead_store
+):
+    config = make_config(tmp_path, uri=dead_store)
+    killed = start_tracker(config, tmp_path, patient=True)
+    log_steps(killed, [1, 2])
+    killed.finish("KILLED")
+    resumed = start_tracker(config, tmp_path, patient=True)
+    log_steps(resumed, [2, 3])
+    resumed.finish("FINISHED")
+    waiting = read_lines(tmp_path / "mlflow_spool.jsonl")
+    time.sleep(0.01)
+    sent_ms = time.time_ns() // 1_000_000
+
+    back = start_tracker(make_config(tmp_path, uri=store), tmp_path, Sweep(None), patient=True)
+    log_steps(back, [3])
+    back.log_result(run_result(), tmp_path)
+    back.finish("FINISHED")
+
+    history = back._client.get_metric_history(back._run_id, "train/loss")
+    assert [(m.step, m.value, m.timestamp) for m in history] == [
+        (p["step"], p["value"], p["timestamp"]) for p in waiting if p["key"] == "train/loss"
+    ]
+    assert [m.step for m in history] == [1, 2, 3]
+    assert steps_of(back, "accuracy/all/Chile") == [400]
+    assert the_run(back).info.start_time == waiting[0]["timestamp"] < sent_ms
+    assert the_run(back).info.status == "FINISHED"
+    assert not has_unsent(tmp_path)
+    assert not (tmp_path / "mlflow_spool.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_its_store_says_so_until_it_is_tracked_whole(tmp_path, store):
+    config = make_config(tmp_path, uri=store)
+    tracker = start_tracker(config, tmp_path)
+    log_steps(tracker, [1])
+    with outage(store):
+        log_steps(tracker, [2])
+        tracker.log_result(run_result(), tmp_path)
+        tracker.finish("FINISHED")
+    assert has_unsent(tmp_path)
+
+    again = start_tracker(config, tmp_path)
+    with outage(store, table="tags"):
+        again.log_result(run_result(), tmp_path)
+        again.finish("FINISHED")
+    # The points are there by now, the result's tags are not.
+    assert has_unsent(tmp_path)
+    assert steps_of(again, "train/loss") == [1, 2]
+
+    whole = start_tracker(config, tmp_path)
+    whole.log_result(run_result(), tmp_path)
+    whole.finish("FINISHED")
+
+    assert not has_unsent(tmp_path)
+    assert len(all_runs(whole)) == 1
+    assert steps_of(whole, "train/loss") == [1, 2]
+    assert steps_of(whole, "accuracy/all/Chile") == [400]
+
+
+@pytest.mark.slow
+def test_a_run_of_a_sweep_is_its_child_and_leaves_the_model_to_it(tmp_path, store):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    child = start_tracker(make_config(tmp_path, uri=store), tmp_path, Sweep("the-sweeps-run"))
+    alone = start_tracker(make_config(tmp_path, uri=store, seed=1), tmp_path / "alone")
+
+    child.log_result(run_result(), tmp_path)
+    child.finish("FINISHED")
+
+    assert the_run(child).data.tags["mlflow.parentRunId"] == "the-sweeps-run"
+    assert "mlflow.parentRunId" not in the_run(alone).data.tags
+    assert not has_unsent(tmp_path)
+    assert the_run(child).outputs is None or not the_run(child).outputs.model_outputs
+
+
 # What the tests share
+
+
+@pytest.fixture
+def dead_store():
+    """An address where nothing answers: a port that has just been closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"http://127.0.0.1:{port}"
 
 
 def make_config(
@@ -373,14 +508,16 @@ def artifacts(tracker):
 
 
 @contextmanager
-def outage(store):
-    """The database refuses metrics meanwhile."""
+def outage(store, *, table="metrics"):
+    """The database refuses metrics (or what another table holds) meanwhile."""
     path = store.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("ALTER TABLE metrics RENAME TO away")
-    yield
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("ALTER TABLE away RENAME TO metrics")
+        connection.execute(f"ALTER TABLE {table} RENAME TO away")
+    try:
+        yield
+    finally:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"ALTER TABLE away RENAME TO {table}")
 
 
 def start_python(script, *arguments):

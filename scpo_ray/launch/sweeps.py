@@ -14,6 +14,7 @@ from scpo_ray.comparison import ComparedRun
 from scpo_ray.config import RunConfig
 from scpo_ray.config_file import load_header, load_sweep
 from scpo_ray.experiment import RunInputs, global_rewards, open_run_dir
+from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import Searched, join, run_jobs, search
 from scpo_ray.launch.runs import compared_run
@@ -294,17 +295,19 @@ def _score(jobs: Sequence[TrialJob], cache: InputsCache) -> None:
             continue
         seen.add(key)
         inputs, run_dir = cache.load(config), open_run_dir(config)
-        if _is_large(config, inputs, run_dir):
+        worker = local_worker(config)
+        num_missing = _num_missing(inputs, run_dir)
+        # The command itself may run on a head without a GPU.
+        is_slow_here = worker.device == "cpu" and worker_resources(config).gpus > 0
+        if num_missing > (0 if is_slow_here else config.launch.score_on_ray_above):
             score_on_ray(config, inputs)
         else:
-            global_rewards(config, inputs, local_worker(config), run_dir)
+            global_rewards(config, inputs, worker, run_dir)
 
 
-def _is_large(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
-    parts = run_dir.score_store.missing_parts(
-        inputs.fingerprints["scores"], inputs.data.texts.hashes
-    )
-    return sum(len(part.ids) for part in parts) > config.launch.score_on_ray_above
+def _num_missing(inputs: RunInputs, run_dir: RunDir) -> int:
+    key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
+    return sum(len(part.ids) for part in run_dir.score_store.missing_parts(key, hashes))
 
 
 def _search(

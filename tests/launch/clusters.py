@@ -60,6 +60,11 @@ def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
 
 def workers_below(pid: int) -> list[int]:
     """Process numbers of Ray Train's workers among a process's descendants."""
+    return descendants(pid, "RayTrainWorker")
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """Process numbers of a process's descendants whose command holds `name`."""
     children: dict[int, list[int]] = {}
     names: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
@@ -76,7 +81,7 @@ def workers_below(pid: int) -> list[int]:
     while todo:
         one = todo.pop()
         todo += children.get(one, [])
-        if "RayTrainWorker" in names.get(one, ""):
+        if name in names.get(one, ""):
             found.append(one)
     return sorted(found)
 
