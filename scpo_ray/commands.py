@@ -26,7 +26,6 @@ from scpo_ray.experiment import (
     truncated_texts,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
-from scpo_ray.launch.sweeps import prepare_sweep
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.metrics import ranked_right
 from scpo_ray.models import (
@@ -179,6 +178,9 @@ def sweep_cost(file: Path, overrides: Sequence[str]) -> SweepCost:
 
     Raises: as `run_sweep`.
     """
+    # Ray takes seconds to load, and no other command here needs it.
+    from scpo_ray.launch.sweeps import prepare_sweep
+
     cache = InputsCache()
     prepared = prepare_sweep(file, overrides, cache)
     sweep = prepared.sweep

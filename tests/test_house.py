@@ -105,6 +105,7 @@ HOMES = {
         "launch.ray_train",
         "launch.ray_tune",
     },
+    "optuna": {"launch.ray_tune"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "tables"},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -55,6 +56,7 @@ _DEFAULTS = {
 }
 _DRIVER_MEMORY = 1e6
 _OBJECTIVE, _STEP = "objective", "step"
+_STUDY = "sweep"
 _BOTH: tuple[Layer, ...] = ("all", "agreed")
 
 
@@ -213,18 +215,27 @@ def _fit(sweep: SweepConfig, payload: _Payload, follow: "_Follow", **how: Any) -
 
 
 def _search_algorithm(sweep: SweepConfig, searched: Searched) -> Any:
-    space = {name: _tune_domain(domain) for name, domain in search_space(sweep).items()}
+    space = OptunaSearch.convert_search_space(
+        {name: _tune_domain(domain) for name, domain in search_space(sweep).items()}
+    )
     metric: Any = _OBJECTIVE
     mode: Any = sweep.objective.mode
-    values: list[Any] = [value[0] for value in searched.values]
+    directions = ["maximize" if mode == "max" else "minimize"]
     if sweep.search.by == "tpe-all-agreed":
-        metric, mode, values = list(_BOTH), ["max", "max"], list(searched.values)
+        metric, mode, directions = list(_BOTH), ["max", "max"], ["maximize", "maximize"]
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
+    # Not by Ray's `evaluated_rewards`, which know one objective alone.
+    for suggestion, values in zip(searched.suggestions, searched.values, strict=True):
+        study.add_trial(
+            optuna.trial.create_trial(params=suggestion, distributions=space, values=values)
+        )
     return OptunaSearch(
-        space=OptunaSearch.convert_search_space(space),
+        space=space,
         metric=metric,
         mode=mode,
-        points_to_evaluate=searched.suggestions or None,
-        evaluated_rewards=values or None,
+        study_name=_STUDY,
+        storage=storage,
         # What is suggested after a stop is drawn anew, not what was drawn before it.
         seed=sweep.search.seed + searched.num_known,
     )

@@ -25,6 +25,12 @@ pytestmark = [
     # Ray warns of settings of its own, and leaves files to the collector.
     pytest.mark.filterwarnings("ignore:::ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    # MLflow's own: on SQLAlchemy 2.1, on importing its model types, on pandas 3.
+    pytest.mark.filterwarnings(
+        "ignore:The ``noload`` loader strategy is deprecated",
+        "ignore:.*Any type hint is inferred as AnyType",
+        "ignore:Operation with range is deprecated",
+    ),
     pytest.mark.filterwarnings("ignore:::optuna"),
 ]
 
@@ -111,7 +117,7 @@ def test_mlflow_has_one_run_for_the_sweep_and_one_below_it_for_each_trial(swept)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"thresholds.yaml", "sweep_result.json", "report.html", "pictures"}
     assert {run.data.params["selection.filter_threshold"] for run in children} == {"0.6", "null"}
-    assert all("accuracy/all/North/low" in run.data.metrics for run in children)
+    assert all("accuracy/all/North" in run.data.metrics for run in children)
 
 
 def test_the_best_model_of_each_culture_is_registered_as_champion(swept):
@@ -268,7 +274,7 @@ def test_a_sweep_whose_trial_does_not_fit_the_cluster_fails_at_once(tiny_reward_
 
 
 def test_hours_that_are_up_leave_trials_for_the_next_command(tiny_reward_model, tmp_path):
-    file = sweep_file(tmp_path, tiny_reward_model, {"train": {"max_steps": 400}})
+    file = sweep_file(tmp_path, tiny_reward_model, {"train": {"max_steps": 100}})
 
     result, folder = run_sweep(file, ["budget.hours=0.0005"])
 

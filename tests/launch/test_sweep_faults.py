@@ -34,6 +34,12 @@ pytestmark = [
     # Ray warns of settings of its own, and leaves files to the collector.
     pytest.mark.filterwarnings("ignore:::ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    # MLflow's own: on SQLAlchemy 2.1, on importing its model types, on pandas 3.
+    pytest.mark.filterwarnings(
+        "ignore:The ``noload`` loader strategy is deprecated",
+        "ignore:.*Any type hint is inferred as AnyType",
+        "ignore:Operation with range is deprecated",
+    ),
 ]
 
 # Two seconds of steps in a trial: long enough to be killed in.
