@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -278,6 +279,9 @@ def main() -> None:
     """Exit codes: 0 done; 1 a fault of this program; 2 of the input; 130 stopped by Ctrl-C."""
     from scpo_ray.records import InputError
 
+    # A script's background commands, and jobs of a Ray that one started, begin with the signal
+    # ignored; `ray job stop` and Slurm send it to end a sweep in order.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The libraries' own lines: quiet unless the user asks otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)

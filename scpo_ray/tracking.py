@@ -323,7 +323,7 @@ class MlflowTracker:
 
 def has_unsent(run_dir: Path) -> bool:
     """Whether a run ended while its MLflow store could not take all of it."""
-    return (run_dir / UNSENT_FILE).is_file()
+    return any((run_dir / name).is_file() for name in (UNSENT_FILE, SPOOL_FILE))
 
 
 def _points(metrics: Mapping[str, float], step: int) -> list[dict[str, Any]]:

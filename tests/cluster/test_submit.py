@@ -20,7 +20,7 @@ TIMEOUT_S = 120
 
 # Says what it was called with; fails, or waits to be stopped, when told to.
 COMMAND = """\
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 
 import scpo_ray.data
@@ -34,6 +34,8 @@ found = {
     "interval": os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"),
 }
 Path(os.environ["HOME"], "found.json").write_text(json.dumps(found))
+# As the command does, whatever it inherits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("the sweep is here", flush=True)
 if "waits" in sys.argv:
     try:
