@@ -122,13 +122,19 @@ def make_template(folder: Path) -> Path:
 
 def part(folder: Path, template: Path, *overrides: str) -> dict[str, float]:
     """One command of the sweep, in a process of its own."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    code += "import sweep_scale\nsweep_scale.timed_part(*sys.argv[1:])"
+    code = "import sys, sweep_scale\nsweep_scale.timed_part(*sys.argv[1:])"
+    # Trials' processes find the stand-in there too.
+    places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(template), *overrides],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        },
         check=True,
     )
     numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

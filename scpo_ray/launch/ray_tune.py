@@ -175,7 +175,8 @@ def _fit(sweep: SweepConfig, payload: _Payload, follow: "_Follow", **how: Any) -
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "optuna"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # What ends a trial is said by us, in a line.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     at_once = join(sweep)
     each = worker_resources(one_trial(sweep))
     resources = {"cpu": each.cpus} | ({"gpu": each.gpus} if each.gpus else {})
