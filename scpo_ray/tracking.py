@@ -322,7 +322,7 @@ class MlflowTracker:
 
 
 def has_unsent(run_dir: Path) -> bool:
-    """Whether a run ended while its MLflow store could not take all of it."""
+    """Of a run that has ended: whether its MLflow store could not take all of it."""
     return any((run_dir / name).is_file() for name in (UNSENT_FILE, SPOOL_FILE))
 
 

@@ -339,7 +339,7 @@ def test_with_patience_points_wait_in_the_runs_folder(tmp_path, dead_store, capl
 
     tracker = start_tracker(config, tmp_path, Sweep("parent"), patient=True)
     log_steps(tracker, [1, 2])
-    assert not has_unsent(tmp_path)
+    assert not (tmp_path / "mlflow_unsent.json").exists()
     tracker.log_result(run_result(), tmp_path)
     tracker.log_artifact(tmp_path)
     tracker.finish("FINISHED")
