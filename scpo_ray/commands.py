@@ -179,11 +179,11 @@ def sweep_cost(file: Path, overrides: Sequence[str]) -> SweepCost:
     Raises: as `run_sweep`.
     """
     # Ray takes seconds to load, and no other command here needs it.
-    from scpo_ray.launch.sweeps import prepare_sweep
+    from scpo_ray.launch.sweeps import prepare_sweep, read_sweep
 
     cache = InputsCache()
-    prepared = prepare_sweep(file, overrides, cache)
-    sweep = prepared.sweep
+    sweep, folder = read_sweep(file, overrides)
+    prepared = prepare_sweep(file, sweep, folder, cache)
     jobs, settings = prepared.missing, prepared.settings
     num_settings, num_trials = len(settings), len(prepared.jobs)
     if sweep.search.is_adaptive:

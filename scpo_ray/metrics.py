@@ -191,6 +191,12 @@ def macro_difference(
     return Difference(value, low, high, p_value, None, sums.num_pairs, len(sums.sizes))
 
 
+def within_noise(difference: Difference) -> bool:
+    """Whether the interval contains 0 (or there is no interval to tell)."""
+    low, high = difference.low, difference.high
+    return low is None or high is None or not (low > 0 or high < 0)
+
+
 @dataclass(frozen=True)
 class ClusterDraws:
     """One culture's clusters drawn anew, once for every model that is measured on them.

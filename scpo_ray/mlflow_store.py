@@ -25,6 +25,8 @@ from scpo_ray.records import InputError, RunResult
 from scpo_ray.storage import TEST_PAIRS_FILE
 
 CANDIDATE = "candidate"
+NOTE_FILE = "mlflow_run.json"
+"""In a run's folder: the store and the id of its MLflow run."""
 CHAMPION = "champion"
 _PARENT = "mlflow.parentRunId"
 _DEFAULTS = {
@@ -72,7 +74,7 @@ def open_run(
     Raises: StoreAwayError if the store cannot be opened; InputError for settings that differ.
     """
     uri, shown = config.mlflow_uri, _shown(config.mlflow_uri)
-    note = run_dir / "mlflow_run.json"
+    note = run_dir / NOTE_FILE
     with _opening(uri):
         client = _client(uri)
         experiment_id = _experiment_id(client, config, uri)
@@ -125,14 +127,27 @@ def open_sweep_run(config: RunConfig, name: str, sweep_id: str) -> tuple[Any, st
 
 def end_open_run(config: RunConfig, run_dir: Path, status: str) -> None:
     """Gives a run that was killed its status; one that has a status, or was never opened, none."""
-    note = run_dir / "mlflow_run.json"
-    if not note.is_file():
+    run_id = noted_run_id(run_dir)
+    if not run_id:
         return
     with _opening(config.mlflow_uri):
         client = _client(config.mlflow_uri)
-        run = client.get_run(json.loads(note.read_text())["run_id"])
+        run = client.get_run(run_id)
         if run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, status)
+
+
+def noted_run_id(run_dir: Path) -> str:
+    """The MLflow run that a run's folder names, "" where it names none."""
+    return str(_note(run_dir / NOTE_FILE).get("run_id", ""))
+
+
+def _note(path: Path) -> dict[str, Any]:
+    try:
+        note: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return note
 
 
 def find_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any | None]:
@@ -141,25 +156,22 @@ def find_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any | None]:
     with _opening(uri):
         client = _client(uri)
         experiment_id = _experiment_id(client, config, uri)
-        note = run_dir / "mlflow_run.json"
+        note = run_dir / NOTE_FILE
         return client, _known_run(client, note, _shown(uri), experiment_id, config.run_id)
 
 
 def forget_run(config: RunConfig, run_dir: Path) -> None:
     """Deletes (as MLflow does: it can be restored there) the run that a run's folder names."""
-    note = run_dir / "mlflow_run.json"
-    if note.is_file():
+    run_id = noted_run_id(run_dir)
+    if run_id:
         with _opening(config.mlflow_uri):
-            _client(config.mlflow_uri).delete_run(json.loads(note.read_text())["run_id"])
+            _client(config.mlflow_uri).delete_run(run_id)
 
 
 def _known_run(client: Any, note: Path, uri: str, experiment_id: str, run_id: str) -> Any | None:
     from mlflow.exceptions import MlflowException
 
-    try:
-        known = json.loads(note.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = _note(note)
     if known.get("uri") == uri:
         try:
             run = client.get_run(known["run_id"])

@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from scpo_ray.config import METHODS
-from scpo_ray.records import ComparisonResult, CultureEvaluation, Difference, Estimate, RunResult
+from scpo_ray.metrics import within_noise
+from scpo_ray.records import ComparisonResult, CultureEvaluation, Estimate, RunResult
 
 MAX_CURVE_POINTS = 200
 MAX_LABEL = 26
@@ -311,12 +312,6 @@ def label(text: str, longest: int = MAX_LABEL) -> str:
         return text
     tail = longest // 3
     return f"{text[: longest - tail - 1]}…{text[-tail:]}"
-
-
-def within_noise(difference: Difference) -> bool:
-    """Whether the interval contains 0 (or there is no interval to tell)."""
-    low, high = difference.low, difference.high
-    return low is None or high is None or not (low > 0 or high < 0)
 
 
 def to_svg(figure: Figure, *, title: str, key: str) -> str:

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from scpo_ray import pictures
 from scpo_ray.disk import whole_file
-from scpo_ray.pictures import controls, in_order, label, order, trained_on, within_noise
+from scpo_ray.metrics import within_noise
+from scpo_ray.pictures import controls, in_order, label, order, trained_on
 from scpo_ray.records import (
     LAYERS,
     ComparisonResult,

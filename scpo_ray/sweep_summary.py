@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.comparison import MACRO, ComparedRun
-from scpo_ray.records import Difference, Estimate
+from scpo_ray.metrics import within_noise
+from scpo_ray.records import Estimate
 from scpo_ray.sweep_config import CULTURE, ObjectiveConfig
 from scpo_ray.sweep_efficiency import efficiency_curves
 from scpo_ray.sweep_outcomes import SweepOutcomes, read_outcomes
@@ -209,19 +210,13 @@ def _summaries(
                 objective_per_culture={c: float(v) for c, v in per_culture if not np.isnan(v)},
                 minus_best=minus_best,
                 minus_global=scores.minus_global[column],
-                tied_with_best=there and (minus_best is None or _within_noise(minus_best)),
+                tied_with_best=there and (minus_best is None or within_noise(minus_best)),
                 seed_sd=_seed_sd(outcomes, number, objective) if there else None,
                 kept_share=float(np.mean([r.kept_share for r in runs])) if runs else None,
                 num_pairs=float(np.mean([r.num_pairs for r in runs])) if runs else None,
             )
         )
     return summaries
-
-
-def _within_noise(difference: Difference) -> bool:
-    if difference.low is None or difference.high is None:
-        return True
-    return difference.low <= 0 <= difference.high
 
 
 def _seed_sd(outcomes: SweepOutcomes, number: int, objective: ObjectiveConfig) -> float | None:

@@ -33,9 +33,9 @@ from scpo_ray.launch.sweep_trial import (
     TrialJob,
     failed,
     layer_objectives,
-    mlflow_run_id,
     suggested_jobs,
 )
+from scpo_ray.mlflow_store import noted_run_id
 from scpo_ray.records import InputError, Layer
 from scpo_ray.sweep import job_objective, run_objective, search_space
 from scpo_ray.sweep_config import LogUniform, RandInt, SweepConfig, Uniform
@@ -50,14 +50,13 @@ _DEFAULTS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     # Ctrl-C is ours: it leaves a sweep that goes on.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "auto",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _DRIVER_MEMORY = 1e6
 _OBJECTIVE, _STEP = "objective", "step"
 _STUDY = "sweep"
-_BOTH: tuple[Layer, ...] = ("all", "agreed")
+BOTH_LAYERS: tuple[Layer, ...] = ("all", "agreed")
+"""What a search for two objectives at once is told of a setting."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,13 @@ def run_jobs(
     tracked: Sweep,
     run_trial: TrialFunction,
     on_record: Callable[[TrialRecord], None],
+    *,
+    at_once: int,
 ) -> None:
-    """Runs every job, as many at a time as there is room for.
+    """Runs every job.
 
     Args:
+        at_once: how many at a time, as `join` says.
         on_record: told of each trial as it ends, in this process; not of those that the budget's
             hours left in the middle.
 
@@ -137,7 +139,8 @@ def run_jobs(
         sweep,
         _Payload(sweep.model_dump_json(), (), tracked, os.getcwd(), run_trial),
         follow,
-        param_space={"job": tune.grid_search([_packed(job) for job in jobs])},
+        at_once,
+        {"job": tune.grid_search([_packed(job) for job in jobs])},
         metric=_OBJECTIVE,
         mode=sweep.objective.mode,
     )
@@ -151,12 +154,14 @@ def search(
     run_trial: TrialFunction,
     on_record: Callable[[TrialRecord], None],
     on_suggestion: Callable[[int, Mapping[str, Any]], None],
+    *,
+    at_once: int,
 ) -> None:
     """Runs `search.num_draws` settings, each chosen after what is known of those before it.
 
     Args:
         found: what earlier commands have found out.
-        on_record: as for `run_jobs`.
+        on_record, at_once: as for `run_jobs`.
         on_suggestion: told of a suggestion and its number before it is run.
 
     Raises: as `run_jobs`.
@@ -166,18 +171,26 @@ def search(
         sweep,
         _Payload(sweep.model_dump_json(), tuple(known_cultures), tracked, os.getcwd(), run_trial),
         follow,
+        at_once,
+        None,
         search_alg=_search_algorithm(sweep, found),
         num_samples=(sweep.search.num_draws or 0) - found.num_known,
     )
 
 
-def _fit(sweep: SweepConfig, payload: _Payload, follow: "_Follow", **how: Any) -> None:
+def _fit(
+    sweep: SweepConfig,
+    payload: _Payload,
+    follow: "_Follow",
+    at_once: int,
+    space: dict[str, Any] | None,
+    **how: Any,
+) -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "optuna"):
         # What ends a trial is said by us, in a line.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    at_once = join(sweep)
     each = worker_resources(one_trial(sweep))
     resources = {"cpu": each.cpus} | ({"gpu": each.gpus} if each.gpus else {})
     if sweep.resources.workers > 1:
@@ -186,7 +199,6 @@ def _fit(sweep: SweepConfig, payload: _Payload, follow: "_Follow", **how: Any) -
     storage = (sweep.run.output_dir / "cache" / "ray").resolve()
     name = f"sweep-{uuid4().hex[:8]}"
     hours = sweep.budget.hours
-    space = how.pop("param_space", None)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_tune_trial, payload=payload), resources),
         param_space=space,
@@ -223,7 +235,7 @@ def _search_algorithm(sweep: SweepConfig, searched: Searched) -> Any:
     mode: Any = sweep.objective.mode
     directions = ["maximize" if mode == "max" else "minimize"]
     if sweep.search.by == "tpe-all-agreed":
-        metric, mode, directions = list(_BOTH), ["max", "max"], ["maximize", "maximize"]
+        metric, mode, directions = list(BOTH_LAYERS), ["max", "max"], ["maximize", "maximize"]
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
     # Not by Ray's `evaluated_rewards`, which know one objective alone.
@@ -329,7 +341,7 @@ def _reached(sweep: SweepConfig, records: Sequence[TrialRecord]) -> dict[str, fl
     """What a search is told of a job: NaN where a run of it has no number."""
     reached = {_OBJECTIVE: job_objective([(r.culture, r.objective) for r in records], sweep)}
     if sweep.search.by == "tpe-all-agreed":
-        for layer in _BOTH:
+        for layer in BOTH_LAYERS:
             numbers = layer_objectives(records, sweep.objective, layer)
             reached[layer] = job_objective(numbers, sweep)
     return {name: math.nan if value is None else value for name, value in reached.items()}
@@ -381,7 +393,7 @@ class _Follow(tune.Callback):  # type: ignore[misc]
                     state="stopped",
                     objective=last[_OBJECTIVE],
                     num_steps=last[_STEP],
-                    mlflow_run_id=mlflow_run_id(Path(known.path)),
+                    mlflow_run_id=noted_run_id(Path(known.path)),
                     error=f"stopped by the scheduler after step {last[_STEP]}",
                 ),
             )

@@ -13,6 +13,7 @@ from typing import Any
 from scpo_ray.config import RunConfig
 from scpo_ray.experiment import Midway, RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, work
+from scpo_ray.mlflow_store import noted_run_id
 from scpo_ray.records import InputError, Layer, RunResult
 from scpo_ray.storage import RunDir, load_result
 from scpo_ray.sweep import (
@@ -164,7 +165,7 @@ def finished(
             "num_steps": result.num_steps,
             "num_pairs": sum(s.num_selected for s in result.selection.values()),
             "train_seconds": result.train_seconds,
-            "mlflow_run_id": mlflow_run_id(run_dir.path),
+            "mlflow_run_id": noted_run_id(run_dir.path),
             "error": "",
         }
     )
@@ -172,17 +173,8 @@ def finished(
 
 def failed(known: TrialRecord, error: str) -> TrialRecord:
     """The record of a run that came to no end."""
-    changed = {"state": "failed", "error": error, "mlflow_run_id": mlflow_run_id(Path(known.path))}
+    changed = {"state": "failed", "error": error, "mlflow_run_id": noted_run_id(Path(known.path))}
     return TrialRecord(**{**asdict(known), **changed})
-
-
-def mlflow_run_id(run_dir: Path) -> str:
-    """The MLflow run that a run's folder names, "" where it names none."""
-    try:
-        note: dict[str, Any] = json.loads((run_dir / "mlflow_run.json").read_text())
-        return str(note["run_id"])
-    except (OSError, ValueError, KeyError):
-        return ""
 
 
 def _accuracies(result: RunResult) -> dict[str, dict[str, float | None]]:

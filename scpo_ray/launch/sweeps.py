@@ -16,7 +16,7 @@ from scpo_ray.config_file import load_header, load_sweep
 from scpo_ray.experiment import RunInputs, global_rewards, open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
-from scpo_ray.launch.ray_tune import Searched, join, run_jobs, search
+from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
 from scpo_ray.launch.runs import compared_run
 from scpo_ray.launch.sweep_trial import (
     InputsCache,
@@ -25,13 +25,12 @@ from scpo_ray.launch.sweep_trial import (
     finished,
     inputs_key,
     layer_objectives,
-    mlflow_run_id,
     run_trial,
     trial_job,
 )
 from scpo_ray.launch.worker import local_worker, send_unsent
-from scpo_ray.mlflow_store import StoreAwayError, forget_run
-from scpo_ray.records import InputError, Layer
+from scpo_ray.mlflow_store import StoreAwayError, forget_run, noted_run_id
+from scpo_ray.records import InputError
 from scpo_ray.registry import register_champion
 from scpo_ray.storage import RunDir, load_result
 from scpo_ray.sweep import (
@@ -81,15 +80,21 @@ class PreparedSweep:
         return [job for job in self.jobs if job.known.trial_id not in self.ended]
 
 
-def prepare_sweep(file: Path, overrides: Sequence[str], cache: InputsCache) -> PreparedSweep:
-    """Reads the sweep file, the data and what there is of the sweep already; starts nothing.
-
-    Raises: InputError naming every problem at once.
-    """
+def read_sweep(file: Path, overrides: Sequence[str]) -> tuple[SweepConfig, SweepDir]:
+    """The sweep in a file, and its folder. Raises: InputError naming every problem at once."""
     sweep = load_sweep(file, overrides)
     check_space(sweep, file)
+    return sweep, SweepDir(sweep.run.output_dir / sweep.run.experiment / f"sweep-{file.stem}")
+
+
+def prepare_sweep(
+    file: Path, sweep: SweepConfig, folder: SweepDir, cache: InputsCache
+) -> PreparedSweep:
+    """Reads the data and what there is of the sweep already; starts nothing.
+
+    Raises: InputError for faults of the data and of settings that no run can have.
+    """
     base = cache.load(sweep.run)
-    folder = SweepDir(sweep.run.output_dir / sweep.run.experiment / f"sweep-{file.stem}")
     settings = folder.settings() if sweep.search.is_adaptive else planned_settings(sweep)
     fingerprints: dict[str, dict[str, str]] = {}
     jobs = []
@@ -153,18 +158,14 @@ def run_sweep(
     out stays, and the same call goes on. What ends a single trial is in the result.
     """
     cache = InputsCache()
-    prepared = prepare_sweep(file, overrides, cache)
-    with prepared.folder.locked():
-        prepared.folder.begin(prepared.sweep.document, prepared.fingerprints, extend=extend)
+    sweep, folder = read_sweep(file, overrides)
+    # Before anything of it is read: what another command is doing is not known halfway.
+    with folder.locked():
+        prepared = prepare_sweep(file, sweep, folder, cache)
+        folder.begin(prepared.sweep.document, prepared.fingerprints, extend=extend)
         if rerun:
             _forget(prepared)
             prepared = replace(prepared, ended={})
-        else:
-            # Read again: another driver may have ended since.
-            prepared = replace(
-                prepared,
-                ended=_ended(prepared.jobs, prepared.folder.trials(), prepared.sweep),
-            )
         sweep_id = "-".join([prepared.name, *prepared.fingerprints.values()])
         tracker = SweepTracker(prepared.sweep.run, prepared.name, sweep_id, file)
         status = "KILLED"
@@ -175,7 +176,7 @@ def run_sweep(
             status = "KILLED" if waiting else "FINISHED"
         finally:
             tracker.finish(status)
-    return result, prepared.folder.path
+    return result, folder.path
 
 
 def _run(
@@ -284,10 +285,11 @@ def _run_missing(
     )
     if not missing:
         return
-    log.info("Ray: %d trials at once", join(sweep))
+    at_once = join(sweep)
+    log.info("Ray: %d trials at once", at_once)
     if trial is run_trial:
         _score([job.config for job in missing], cache)
-    run_jobs(sweep, missing, tracker.sweep, trial, book.add)
+    run_jobs(sweep, missing, tracker.sweep, trial, book.add, at_once=at_once)
 
 
 def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
@@ -338,10 +340,10 @@ def _search(
     open_jobs = prepared.missing
     if not open_jobs and num_known >= num_draws:
         return
-    join(sweep)
+    at_once = join(sweep)
     _score([sweep.run, *(job.config for job in open_jobs)], cache)
     if open_jobs:
-        run_jobs(sweep, open_jobs, tracker.sweep, trial, book.add)
+        run_jobs(sweep, open_jobs, tracker.sweep, trial, book.add, at_once=at_once)
     if num_known >= num_draws:
         return
 
@@ -356,18 +358,26 @@ def _search(
         book.add_setting(setting, suggestion, jobs)
 
     found = _searched(prepared, book)
-    search(sweep, prepared.cultures, found, tracker.sweep, trial, book.add, on_suggestion)
+    search(
+        sweep,
+        prepared.cultures,
+        found,
+        tracker.sweep,
+        trial,
+        book.add,
+        on_suggestion,
+        at_once=at_once,
+    )
 
 
 def _searched(prepared: PreparedSweep, book: _Book) -> Searched:
     """What the settings chosen so far have reached; those that reached nothing are left out."""
     sweep = prepared.sweep
-    both: tuple[Layer, ...] = ("all", "agreed")
     suggestions, values = [], []
     for number, suggestion in prepared.folder.suggestions().items():
         records = [record for record in book.records.values() if record.setting == number]
         if sweep.search.by == "tpe-all-agreed":
-            reached = [layer_objectives(records, sweep.objective, layer) for layer in both]
+            reached = [layer_objectives(records, sweep.objective, layer) for layer in BOTH_LAYERS]
         else:
             reached = [[(record.culture, record.objective) for record in records]]
         numbers = [job_objective(each, sweep) for each in reached]
@@ -410,7 +420,7 @@ def _send_unsent(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) ->
             log.info("waiting for MLflow, to send %d runs", len(unsent))
             time.sleep(_STORE_RETRY_S)
             continue
-        sent = replace(record, mlflow_run_id=mlflow_run_id(run_dir.path))
+        sent = replace(record, mlflow_run_id=noted_run_id(run_dir.path))
         book.records[record.trial_id] = sent
         prepared.folder.add_trials([sent])
         unsent = unsent[1:]
