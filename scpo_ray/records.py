@@ -31,6 +31,8 @@ class Interaction:
     `history`: the (role, text) turns before the prompt; empty in the paper's setting.
     `user` is None where the data names no person; `question` groups such interactions.
     `split` is what the source says ("train", "test") or None where a split is to be drawn.
+    Where the responses are a survey question's options: `option_numbers`, the place of each in
+    the source's list, and `refusals`, whether it is a refusal to answer; else both are empty.
     """
 
     interaction_id: str
@@ -42,6 +44,8 @@ class Interaction:
     human_scores: tuple[float, ...]
     history: tuple[tuple[str, str], ...] = ()
     split: Literal["train", "test"] | None = None
+    option_numbers: tuple[int, ...] = ()
+    refusals: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class CultureCounts:
     train_pairs: int
     test_pairs: int
     ties: int
-    """Response pairs with equal scores: they make no pair."""
+    """Response pairs with equal scores (opinions: within `min_share_gap`): they make no pair."""
     equal_texts: int
     """Response pairs with equal texts: they make no pair."""
     longer_chosen_share: float | None
@@ -125,8 +129,40 @@ class TextSource(Sequence[Text]):
 
 
 @dataclass(frozen=True)
+class Opinions:
+    """N answer distributions, one for each question, country and order of its options.
+
+    Attributes:
+        offsets: (N + 1,) int64; distribution n has the options offsets[n] to offsets[n + 1].
+        texts: (R,) int64, the text of `PreferenceData.texts` that stands for the option.
+        shares: (R,) float64 in [0, 1]; those of a distribution sum to 1.
+        option_numbers: (R,) int64, the option's place in the source's list.
+        refusals: (R,) bool, whether it is a refusal to answer.
+        culture_codes: (N,) int32, index into `cultures`.
+        question_codes: (N,) int64, what is resampled and split.
+        groups: (N,) int64, ascending from 0; the same where only the order of the options differs.
+        is_test: (N,) bool.
+        cultures: names, in the order of the codes.
+    """
+
+    offsets: NDArray[np.int64]
+    texts: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    option_numbers: NDArray[np.int64]
+    refusals: NDArray[np.bool_]
+    culture_codes: NDArray[np.int32]
+    question_codes: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    is_test: NDArray[np.bool_]
+    cultures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PreferenceData:
-    """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`."""
+    """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
+
+    `opinions` is None where the data holds no distributions; all their texts are in `texts`.
+    """
 
     train: Pairs
     test: Pairs
@@ -136,7 +172,8 @@ class PreferenceData:
     counts: dict[str, CultureCounts]
     warnings: tuple[str, ...]
     fingerprint: str
-    """Hash of the pairs and the texts: the same data gives the same value on any machine."""
+    """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
+    opinions: Opinions | None = None
 
 
 @dataclass(frozen=True)
