@@ -100,7 +100,6 @@ class DataSection(Section):
                 raise ValueError(f"cultures must be named once each, got {self.cultures}")
         return self
 
-
     @property
     def min_score_gap(self) -> float:
         """Two responses whose scores are no further apart make no pair."""

@@ -27,11 +27,13 @@ from scpo_ray.models import (
     resolve_model_dir,
     save_reward_model,
 )
-from scpo_ray.naming import run_name
+from scpo_ray.naming import run_name, trained_cultures
+from scpo_ray.opinions import evaluate_opinions, opinion_columns, opinion_outcomes
 from scpo_ray.plan import Plan, plan_steps
 from scpo_ray.records import (
     CultureEvaluation,
     InputError,
+    OpinionScores,
     Pairs,
     PreferenceData,
     RunResult,
@@ -180,18 +182,29 @@ def run_experiment(
     have done their share, return None.
     """
     model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
-    rewards = _test_rewards(prepared, model, worker)
+    data = prepared.inputs.data
+    rewards = _rewards(prepared, model, evaluated_texts(data), worker)
     if worker.rank > 0:
         return None
     evaluation = evaluate_pairs(
-        prepared.inputs.data.test,
+        data.test,
         rewards,
         prepared.ref_rewards,
-        response_lengths(prepared.inputs.data),
+        response_lengths(data),
         config.evaluation,
         seed=config.seed,
     )
-    result = _result(config, prepared, worker, run_dir, summary, evaluation)
+    opinions: list[OpinionScores] = []
+    if data.opinions is not None:
+        outcomes = opinion_outcomes(
+            data.opinions,
+            rewards,
+            prepared.ref_rewards,
+            trained_cultures=trained_cultures(prepared.culture_weights),
+        )
+        opinions = evaluate_opinions(outcomes, config.evaluation, seed=config.seed)
+        run_dir.save_test_opinions(opinion_columns(outcomes))
+    result = _result(config, prepared, worker, run_dir, summary, evaluation, opinions)
     run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
     tracker.log_result(result, run_dir.path)
     return result
@@ -299,7 +312,7 @@ def _trained_model(
             return
         accuracies = plain_accuracies(
             inputs.data.test,
-            _test_rewards(prepared, model, worker),
+            _rewards(prepared, model, _test_texts(inputs.data), worker),
             prepared.ref_rewards,
             distinctive_threshold=config.evaluation.distinctive_threshold,
         )
@@ -333,16 +346,22 @@ def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
 
-def _test_rewards(
-    prepared: PreparedRun, model: RewardModel | None, worker: Worker
+def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
+    """The texts whose rewards an evaluation needs: of test pairs, and every option of opinions
+    (those of training questions fit the temperature)."""
+    texts = _test_texts(data)
+    return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
+
+
+def _rewards(
+    prepared: PreparedRun, model: RewardModel | None, texts: NDArray[np.int64], worker: Worker
 ) -> NDArray[np.float32]:
-    """(T,) rewards of the texts in test pairs, NaN elsewhere."""
+    """(T,) rewards of `texts`, NaN elsewhere."""
     if model is None and prepared.ref_rewards is not None:
         return prepared.ref_rewards
     if model is None:
         raise ValueError("neither a trained model nor a global model's rewards")
     rewards = np.full(len(prepared.inputs.data.texts), np.nan, dtype=np.float32)
-    texts = _test_texts(prepared.inputs.data)
     rewards[texts] = score_tokens(model, prepared.inputs.tokens, text_ids=texts, worker=worker)
     return rewards
 
@@ -354,6 +373,7 @@ def _result(
     run_dir: RunDir,
     summary: TrainingSummary,
     evaluation: dict[str, CultureEvaluation],
+    opinions: list[OpinionScores],
 ) -> RunResult:
     data, inputs = prepared.inputs.data, prepared.inputs
     examples = []
@@ -396,6 +416,7 @@ def _result(
         },
         num_workers=worker.world_size,
         engine=config.train.engine_name,
+        opinions=opinions,
     )
 
 

@@ -215,6 +215,7 @@ class Estimate:
     """A mean with its 95 % interval over resampled users (or questions).
 
     `value` is None where there is nothing to average, the interval is None with one cluster.
+    `num_pairs` counts what was averaged: pairs, or answer distributions of opinions.
     """
 
     value: float | None
@@ -226,7 +227,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference on the same pairs (this model minus another), in accuracy.
+    """A paired difference on the same pairs (this model minus another), in accuracy, or in
+    similarity on the same answer distributions.
 
     `p_value`: two-sided, signs of the clusters' differences flipped at random; `p_holm`: after
     Holm's correction over the cultures it was computed with. None where undefined.
@@ -254,6 +256,36 @@ class CultureEvaluation:
     after: dict[str, Estimate]
     difference: dict[str, Difference]
     controls: dict[str, dict[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class OpinionScores:
+    """How near predicted answer shares come to each country's, on its test questions.
+
+    The number is the mean of 1 - Jensen-Shannon distance over answer distributions. Predictors:
+    "model" and "global" (softmax of their rewards), "model_fitted" and "global_fitted" (rewards
+    over the country's temperature), "uniform", "training_countries", "other_countries" and
+    "best_constant"; see `opinions.evaluate_opinions`.
+
+    Attributes:
+        options: what a distribution is over: all options, or those that are no refusal.
+        base: of the logarithms.
+        cultures: culture -> predictor -> estimate.
+        macro: predictor -> mean over the cultures; micro: over the distributions of all cultures.
+        difference: culture -> "model" and "model_fitted" minus the global model at the same kind
+            of temperature; `p_holm` over the cultures. macro_difference: as `macro`.
+        temperatures: culture -> "model_fitted", "global_fitted" -> in reward units, fitted on the
+            culture's training questions.
+    """
+
+    options: Literal["all", "drop_refusal"]
+    base: Literal["e", "2"]
+    cultures: dict[str, dict[str, Estimate]]
+    macro: dict[str, Estimate]
+    micro: dict[str, Estimate]
+    difference: dict[str, dict[str, Difference]]
+    macro_difference: dict[str, Difference]
+    temperatures: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -326,6 +358,8 @@ class RunResult:
     """Workers that brought the run to its end."""
     engine: str = "torch"
     """"torch", or "deepspeed ZeRO <stage>"."""
+    opinions: list[OpinionScores] = field(default_factory=list)
+    """One for each choice of options and base; none where the data holds no distributions."""
 
 
 @dataclass(frozen=True)

@@ -291,9 +291,7 @@ def _check_both_sides(
         raise InputError("cultures without training or test pairs", problems)
 
 
-def _fingerprint(
-    train: Pairs, test: Pairs, texts: TableTexts, opinions: Opinions | None
-) -> str:
+def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts, opinions: Opinions | None) -> str:
     digest = hashlib.sha256(json.dumps(train.cultures).encode())
     for pairs in (train, test):
         _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)

@@ -33,7 +33,8 @@ COLUMNS = ("question", "selections", "options")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 REFUSAL = re.compile(
-    r"(other )?missing\b.*|((dk|don['\u2019]?t know|no answer|refused|not asked|no opinion)\b[/;, ]*)+",
+    r"(other )?missing\b.*"
+    r"|((dk|don['\u2019]?t know|no answer|refused|not asked|no opinion)\b[/;, ]*)+",
     re.IGNORECASE,
 )
 """What the surveys write for people who gave no answer. "Hard to say", "Neither" and whatever a
@@ -93,7 +94,7 @@ def is_refusal(option: str) -> bool:
 def _read(
     rows: RowSource, config: OpinionsConfig, notes: Notes
 ) -> Iterator[tuple[Place, Interaction]]:
-    # All at once: the split is over every question, also those that only a left-out sample answered.
+    # All at once: the split is over every question, also those only a left-out sample answered.
     questions = _read_questions(rows, config, notes)
     notes.raise_problems()
     notes.questions.extend(dict.fromkeys(question.key for question in questions))
