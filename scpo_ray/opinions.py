@@ -101,7 +101,7 @@ def evaluate_opinions(
     Intervals resample questions, in all cultures that a question serves together.
 
     Returns: one for each choice of options and base. A culture or predictor without a
-        distribution has the value None.
+        distribution has the value None; so have both means of a predictor that some culture lacks.
     """
     return [
         _scores(policy, base, outcome, config.bootstrap_samples, seed)
@@ -331,8 +331,10 @@ def _scores(
             per_culture, samples, stream(seed, "opinions macro", *places, predictor)
         )
         known = np.isfinite(values)
+        # Over fewer distributions than the others' it would be another number.
+        whole = np.array_equal(known, np.isfinite(similarity["uniform"]))
         micro[predictor] = _mean(
-            [(values[known], outcome.clusters[known])],
+            [(values[known], outcome.clusters[known])] if whole else [],
             samples,
             stream(seed, "opinions micro", *places, predictor),
         )

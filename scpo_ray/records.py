@@ -385,6 +385,25 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class OpinionSummary:
+    """One method's answer shares against one country's (or the macro mean), averaged over seeds.
+
+    `similarity` is that of `OpinionScores`, of the models trained for the country; differences
+    are paired, `p_holm` is over the countries. None where there is no such rival, or for itself.
+    """
+
+    method: str
+    culture: str
+    """A culture's name, or "" for the macro mean."""
+    options: Literal["all", "drop_refusal"]
+    base: Literal["e", "2"]
+    predictor: Literal["model", "model_fitted"]
+    similarity: Estimate
+    minus_global: Difference | None
+    minus_finetune: Difference | None
+
+
+@dataclass(frozen=True)
 class ComparisonResult:
     """Methods side by side: `comparison.json` beside the runs it was made from."""
 
@@ -396,3 +415,5 @@ class ComparisonResult:
     failures: dict[str, str]
     """Run name -> what went wrong; such runs are in no number here."""
     summaries: list[MethodSummary]
+    opinions: list[OpinionSummary] = field(default_factory=list)
+    """None where the data holds no distributions."""

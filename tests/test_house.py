@@ -63,6 +63,7 @@ ORDER = [
     "opinions",
     "experiment",
     "comparison",
+    "opinion_comparison",
     "sweep_outcomes",
     "sweep_scores",
     "sweep_efficiency",
