@@ -77,11 +77,14 @@ class RemoteFolder:
         return sorted(info.path[start:] for info in found if info.type == fs.FileType.File)
 
     def remove(self, name: str) -> None:
-        """The folder `name` with all in it; nothing where there is none."""
+        """The file or the folder `name` with all in it; nothing where there is none."""
         path = self._path(name)
         with self._errors():
-            if self._files.get_file_info(path).type == fs.FileType.Directory:
+            kind = self._files.get_file_info(path).type
+            if kind == fs.FileType.Directory:
                 self._files.delete_dir(path)
+            elif kind == fs.FileType.File:
+                self._files.delete_file(path)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

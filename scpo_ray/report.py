@@ -438,8 +438,11 @@ def _selection_cell(found: SelectionSummary | None) -> Cell:
 def change_over(change: Difference | None, against: str) -> str:
     if change is None or change.value is None:
         return ""
-    verdict = f"{_p_value(change)}{', within noise' if within_noise(change) else ''}"
-    return f"; {points(change.value)} points {interval(change)} {against} ({verdict})"
+    # Settings of a sweep are told apart by their intervals alone.
+    verdicts = [] if change.p_value is None else [_p_value(change)]
+    verdicts += ["within noise"] if within_noise(change) else []
+    verdict = f" ({', '.join(verdicts)})" if verdicts else ""
+    return f"; {points(change.value)} points {interval(change)} {against}{verdict}"
 
 
 def percent(share: float | None) -> str:

@@ -18,6 +18,7 @@ class Grid(Section):
     """Every value, with every value of the other grids. In a TPE search, one to choose."""
 
     grid: list[Any] = Field(min_length=1)
+    """The values."""
 
     @field_validator("grid")
     @classmethod
@@ -29,6 +30,7 @@ class Choice(Section):
     """One value, drawn at random."""
 
     choice: list[Any] = Field(min_length=1)
+    """The values."""
 
     @field_validator("choice")
     @classmethod
@@ -40,6 +42,7 @@ class Uniform(Section):
     """A number between two."""
 
     uniform: tuple[float, float]
+    """Lowest and highest."""
 
     @field_validator("uniform")
     @classmethod
@@ -52,6 +55,7 @@ class LogUniform(Section):
     """A number between two above 0, its logarithm uniform."""
 
     loguniform: tuple[float, float]
+    """Lowest and highest."""
 
     @field_validator("loguniform")
     @classmethod
@@ -66,6 +70,7 @@ class RandInt(Section):
     """A whole number between two, both included."""
 
     randint: tuple[int, int]
+    """Lowest and highest."""
 
     @field_validator("randint")
     @classmethod
@@ -78,12 +83,14 @@ class Dirichlet(Section):
     """Shares of the named cultures that add up to 1; a concentration above 0 for each."""
 
     dirichlet: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=2)
+    """Culture -> concentration."""
 
 
 class Bundles(Section):
     """Named groups of settings, of which a run has one: the six methods, say."""
 
     bundles: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Name -> dotted setting -> value."""
 
 
 _KINDS: dict[str, type[Section]] = {

@@ -149,3 +149,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
     with pytest.raises(InputError, match=r"launch.storage = file://.*: cannot be used"):
         remote.write("result.json", b"{}")
+
+
+def test_a_file_or_a_folder_is_removed_and_what_is_not_there_is_no_fault(remote, tmp_path):
+    (tmp_path / "note").write_text("text")
+    for name in ("kept", "file", "folder/below"):
+        remote.upload(tmp_path / "note", name)
+
+    for name in ("file", "folder", "nothing"):
+        remote.remove(name)
+
+    assert remote.files() == ["kept"]

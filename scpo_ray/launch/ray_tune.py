@@ -288,7 +288,10 @@ def _tune_trial(config: dict[str, Any], payload: _Payload) -> None:
     if "job" in config:
         jobs = [_unpacked(config["job"])]
     else:
-        jobs = suggested_jobs(sweep, config, payload.known_cultures)
+        try:
+            jobs = suggested_jobs(sweep, config, payload.known_cultures)
+        except InputError:
+            jobs = []  # A setting that no run can have, as the driver has said.
     records = []
     for job in jobs:
         steps = rungs(sweep, job.config.train.max_steps)

@@ -121,7 +121,7 @@ def _ended(
         record = known.get(job.known.trial_id)
         run_dir = open_run_dir(job.config)
         if record is not None and record.state == "stopped":
-            ended[record.trial_id] = record
+            ended[record.trial_id] = replace(record, setting=job.known.setting)
             continue
         run_dir.fetch()
         if not run_dir.result_path.is_file():
@@ -149,8 +149,8 @@ def run_sweep(
         extend: goes on with a file that has changed.
         trial: what a trial does.
 
-    Raises: InputError for faults of the input, and where no trial came to its end; what has been
-    found out stays, and the same call goes on.
+    Raises: InputError for faults of the input that no trial can be run with; what has been found
+    out stays, and the same call goes on. What ends a single trial is in the result.
     """
     cache = InputsCache()
     prepared = prepare_sweep(file, overrides, cache)
@@ -184,7 +184,7 @@ def _run(
     book = _Book(prepared)
     try:
         if prepared.sweep.search.is_adaptive:
-            _search(prepared, book, tracker, trial)
+            _search(prepared, book, cache, tracker, trial)
         else:
             _run_missing(prepared, book, cache, tracker, trial)
     finally:
@@ -209,7 +209,8 @@ class _Book:
         self.settings = {setting.number: setting for setting in prepared.settings}
         self.jobs = {job.known.trial_id: job for job in prepared.jobs}
         self.records = dict(prepared.ended)
-        self._folder.add_trials(list(self.records.values()))
+        known = self._folder.trials()
+        self._folder.add_trials([r for id_, r in self.records.items() if known.get(id_) != r])
         self._total = len(self.jobs)
         self._done = len(self.records)
         self._started = time.monotonic()
@@ -233,8 +234,11 @@ class _Book:
             self._left(),
         )
 
-    def add_setting(self, setting: Setting, suggestion: Mapping[str, Any]) -> None:
+    def add_setting(
+        self, setting: Setting, suggestion: Mapping[str, Any], jobs: Sequence[TrialJob]
+    ) -> None:
         self.settings[setting.number] = setting
+        self.jobs |= {job.known.trial_id: job for job in jobs}
         self._folder.add_setting(setting, suggestion)
 
     def _name(self, record: TrialRecord) -> str:
@@ -282,15 +286,15 @@ def _run_missing(
         return
     log.info("Ray: %d trials at once", join(sweep))
     if trial is run_trial:
-        _score(missing, cache)
+        _score([job.config for job in missing], cache)
     run_jobs(sweep, missing, tracker.sweep, trial, book.add)
 
 
-def _score(jobs: Sequence[TrialJob], cache: InputsCache) -> None:
-    """The global model's rewards, once for all trials that need the same."""
+def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
+    """The global model's rewards, once for all runs that need the same."""
     seen = set()
-    for job in jobs:
-        config, key = job.config, inputs_key(job.config)
+    for config in configs:
+        key = inputs_key(config)
         if key in seen or config.model.new_head:
             continue
         seen.add(key)
@@ -311,7 +315,11 @@ def _num_missing(inputs: RunInputs, run_dir: RunDir) -> int:
 
 
 def _search(
-    prepared: PreparedSweep, book: _Book, tracker: SweepTracker, trial: TrialFunction
+    prepared: PreparedSweep,
+    book: _Book,
+    cache: InputsCache,
+    tracker: SweepTracker,
+    trial: TrialFunction,
 ) -> None:
     """What earlier commands left open, and then what the search suggests after all of that."""
     sweep = prepared.sweep
@@ -328,22 +336,27 @@ def _search(
         len(prepared.ended),
     )
     open_jobs = prepared.missing
-    if open_jobs or num_known < num_draws:
-        join(sweep)
+    if not open_jobs and num_known >= num_draws:
+        return
+    join(sweep)
+    _score([sweep.run, *(job.config for job in open_jobs)], cache)
     if open_jobs:
         run_jobs(sweep, open_jobs, tracker.sweep, trial, book.add)
-    if num_known < num_draws:
-        search(
-            sweep,
-            prepared.cultures,
-            _searched(prepared, book),
-            tracker.sweep,
-            trial,
-            book.add,
-            lambda number, suggestion: book.add_setting(
-                make_setting(number, suggested_values(sweep, suggestion)), suggestion
-            ),
-        )
+    if num_known >= num_draws:
+        return
+
+    def on_suggestion(number: int, suggestion: Mapping[str, Any]) -> None:
+        setting = make_setting(number, suggested_values(sweep, suggestion))
+        jobs = []
+        try:
+            for planned in trials_of(sweep, [setting], prepared.cultures):
+                jobs.append(trial_job(planned, cache.load(planned.config).fingerprints))
+        except InputError as error:
+            log.error("%s: no run can have it: %s", setting.label, " ".join(str(error).split()))
+        book.add_setting(setting, suggestion, jobs)
+
+    found = _searched(prepared, book)
+    search(sweep, prepared.cultures, found, tracker.sweep, trial, book.add, on_suggestion)
 
 
 def _searched(prepared: PreparedSweep, book: _Book) -> Searched:
@@ -406,7 +419,6 @@ def _send_unsent(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) ->
 def _summary(prepared: PreparedSweep, book: _Book) -> SweepResult:
     sweep = prepared.sweep
     trials = [book.records.get(trial_id, job.known) for trial_id, job in book.jobs.items()]
-    trials += [r for trial_id, r in book.records.items() if trial_id not in book.jobs]
 
     def load(trial: TrialRecord) -> ComparedRun:
         path = Path(trial.path)
@@ -451,6 +463,9 @@ def _forget(prepared: PreparedSweep) -> None:
             if job.config.tracking.tracker == "mlflow":
                 forget_run(job.config, path)
             shutil.rmtree(path)
+        remote = open_run_dir(job.config).remote
+        if remote is not None:
+            remote.remove("result.json")
 
 
 @contextmanager

@@ -42,6 +42,8 @@ pytestmark = [
     ),
 ]
 
+# What Ray calls the process of a trial.
+TRIAL = "ray::ImplicitFunc"
 # Two seconds of steps in a trial: long enough to be killed in.
 TRAIN = {"max_steps": 120, "checkpoint_every": 20, "log_every": 10}
 
@@ -97,7 +99,7 @@ def test_a_killed_command_goes_on_with_what_is_missing(tiny_reward_model, tmp_pa
     file = fault_sweep(tmp_path, tiny_reward_model)
     process = start_sweep(file)
     list(lines_until("trial 1 of 4", process))
-    below = descendants(process.pid, "ray::")
+    below = descendants(process.pid, TRIAL)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_until_gone(below)
@@ -115,7 +117,7 @@ def test_a_trials_lost_process_costs_a_start_and_nothing_else(
     file = fault_sweep(tmp_path, tiny_reward_model)
     process = start_sweep(file)
     wait_until(lambda: list(tmp_path.glob("runs/tiny/*/checkpoints/step-*")), process)
-    training = descendants(process.pid, "_tune_trial")
+    training = descendants(process.pid, TRIAL)
     assert training
 
     os.kill(training[0], signal.SIGKILL)
