@@ -105,7 +105,8 @@ def train(
         _show_plans(as_json, settings.model_dump(mode="json"), plans)
         return
     result, folder = start_run(settings)
-    _show(as_json, asdict(result), [tables.evaluation_table(result.evaluation)])
+    shown = [tables.evaluation_table(result.evaluation), *tables.opinion_tables(result.opinions)]
+    _show(as_json, asdict(result), shown)
     _say(f"model:  {result.model_dir}\nresult: {folder / 'result.json'}")
     _say(f"report: {folder / 'report.html'}")
 
@@ -117,14 +118,20 @@ def evaluate(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a trained model on every culture of a config, against its global model."""
+    """Evaluate a trained model on every culture of a config, against its global model.
+
+    --json: culture -> layers; "opinions" beside the countries where the data holds opinions.
+    """
     from scpo_ray import tables
     from scpo_ray.commands import evaluate_model
     from scpo_ray.config_file import load_config
 
-    evaluation = evaluate_model(model, load_config(config, overrides or []))
-    document = {culture: asdict(e) for culture, e in evaluation.items()}
-    _show(as_json, document, [tables.evaluation_table(evaluation)])
+    found = evaluate_model(model, load_config(config, overrides or []))
+    document: dict[str, Any] = {culture: asdict(e) for culture, e in found.pairs.items()}
+    if found.opinions:
+        document["opinions"] = [asdict(scores) for scores in found.opinions]
+    shown = [tables.evaluation_table(found.pairs), *tables.opinion_tables(found.opinions)]
+    _show(as_json, document, shown)
 
 
 @app.command()
@@ -145,7 +152,8 @@ def compare(
         _show_plans(as_json, comparison.model_dump(mode="json"), planned_runs(comparison))
         return
     summary, folder = runs.compare(comparison)
-    _show(as_json, asdict(summary), [tables.comparison_table(summary)])
+    shown = [tables.comparison_table(summary), *tables.opinion_comparison_tables(summary.opinions)]
+    _show(as_json, asdict(summary), shown)
     for name, reason in summary.failures.items():
         _say(f"failed: {name}: {reason}")
     _say(f"report: {folder / 'report.html'}")

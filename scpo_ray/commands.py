@@ -13,16 +13,18 @@ import torch
 from scpo_ray.config import ComparisonConfig, RunConfig
 from scpo_ray.disk import whole_folder
 from scpo_ray.engine import TorchEngine
-from scpo_ray.evaluation import evaluate_pairs
 from scpo_ray.experiment import (
+    Evaluated,
     PreparedRun,
     RunInputs,
+    culture_weights_of,
+    evaluate_rewards,
+    evaluated_texts,
     global_rewards,
     load_global_model,
     load_inputs,
     open_run_dir,
     prepare_run,
-    response_lengths,
     truncated_texts,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
@@ -37,7 +39,6 @@ from scpo_ray.naming import run_name
 from scpo_ray.records import (
     ComparisonResult,
     CultureCounts,
-    CultureEvaluation,
     InputError,
     RunResult,
 )
@@ -215,29 +216,25 @@ def sweep_cost(file: Path, overrides: Sequence[str]) -> SweepCost:
     )
 
 
-def evaluate_model(path: Path, config: RunConfig) -> dict[str, CultureEvaluation]:
-    """A trained model on the config's test pairs, beside the config's global model.
+def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
+    """A trained model on the config's test pairs and opinions, beside the config's global model.
 
     Args:
         path: a run's folder or an exported model's.
+        config: its `culture_weights` say which countries count as trained on.
     """
     model_dir = path / "model" if (path / "model").is_dir() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
     data = inputs.data
+    culture_weights = culture_weights_of(config, data)
     model = load_exported(model_dir, device=worker.device)
     tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
     rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
-    texts = np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+    texts = evaluated_texts(data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    return evaluate_pairs(
-        data.test,
-        rewards,
-        global_rewards(config, inputs, worker, run_dir),
-        response_lengths(data),
-        config.evaluation,
-        seed=config.seed,
-    )
+    ref_rewards = global_rewards(config, inputs, worker, run_dir)
+    return evaluate_rewards(config, data, rewards, ref_rewards, culture_weights)
 
 
 def report_folders(folders: Sequence[Path], output: Path) -> Path:

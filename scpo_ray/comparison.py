@@ -79,11 +79,13 @@ class ComparedRun:
     """A finished run and the culture it was trained for (for "global": it stands in for).
 
     `culture` is "" for one model of a mixture, which a sweep measures on every culture.
+    `opinions`: the columns of `storage.load_test_opinions`.
     """
 
     result: RunResult
     culture: str
     outcomes: PairOutcomes
+    opinions: Mapping[str, NDArray[Any]] | None = None
 
     @property
     def name(self) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from scpo_ray.countries import country_name
+
 MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
 
 METHOD_VERSION = 1
@@ -98,6 +100,11 @@ class DataSection(Section):
                 raise ValueError(f"cultures must be named once each, got {self.cultures}")
         return self
 
+    @property
+    def min_score_gap(self) -> float:
+        """Two responses whose scores are no further apart make no pair."""
+        return 0.0
+
 
 class PrismConfig(DataSection):
     source: Literal["prism"] = "prism"
@@ -187,6 +194,50 @@ class PreferencesConfig(DataSection):
         if self.split.by == "question" and self.columns.question is None:
             raise ValueError('split.by "question" needs columns.question')
         return self
+
+
+class QuestionSplitConfig(SplitConfig):
+    by: Literal["question"] = "question"
+    """A question is on one side in every country: its rows share their text."""
+
+
+class OpinionsConfig(DataSection):
+    source: Literal["opinions"]
+    """GlobalOpinionQA: survey questions and how each country's people answered them."""
+
+    path: str = "Anthropic/llm_global_opinions"
+    """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
+    hub data set."""
+
+    cultures: list[str] | None = list(PAPER_CULTURES)
+    """Countries, in PRISM's spelling or the survey's ("S. Africa"); the default is the paper's
+    seven. null: all, of which some have too few questions."""
+
+    national_only: bool = True
+    """Leave out samples that do not stand for a country ("Non-national sample", "Old national
+    sample"); false: each is a culture of its own."""
+
+    min_share_gap: float = Field(0.05, ge=0, lt=1)
+    """Two options make a pair where their shares are further apart than this."""
+
+    options_as: Literal["texts", "letters"] = "texts"
+    """What the model scores: an option's text, or its letter under a lettered list."""
+
+    num_option_orders: int = Field(4, ge=1)
+    """With letters: orders in which a question's options are listed, each with another option
+    first (as many as it has options at most); the model's shares are the mean over them."""
+
+    split: QuestionSplitConfig = QuestionSplitConfig()
+    """How train and test are told apart: by question, the same for all countries."""
+
+    @field_validator("cultures")
+    @classmethod
+    def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else [country_name(country) for country in value]
+
+    @property
+    def min_score_gap(self) -> float:
+        return self.min_share_gap
 
 
 class SyntheticConfig(DataSection):
@@ -481,7 +532,8 @@ class RunConfig(Section):
     """How much each culture's pairs count in the mixture; null: every culture at 1."""
 
     data: Annotated[
-        PrismConfig | PreferencesConfig | SyntheticConfig, Field(discriminator="source")
+        PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig,
+        Field(discriminator="source"),
     ] = PrismConfig()
     """Where the preferences come from."""
 
@@ -502,6 +554,18 @@ class RunConfig(Section):
 
     launch: LaunchConfig = LaunchConfig()
     """Where the workers run, and what they reserve."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def countries_have_one_name(cls, document: Any) -> Any:
+        if isinstance(document, dict) and _is_opinions(document):
+            weights = document.get("culture_weights")
+            if isinstance(weights, dict):
+                named = {country_name(str(country)): w for country, w in weights.items()}
+                if len(named) < len(weights):
+                    raise ValueError(f"culture_weights: a country is named twice in {[*weights]}")
+                return document | {"culture_weights": named}
+        return document
 
     @model_validator(mode="after")
     def settings_agree(self) -> Self:
@@ -545,6 +609,12 @@ EXECUTION: dict[str, Any] = {
 }
 
 
+def _is_opinions(run: dict[str, Any]) -> bool:
+    data = run.get("data")
+    source = data.get("source") if isinstance(data, dict) else getattr(data, "source", None)
+    return source == "opinions"
+
+
 def _check_head(method: MethodName, model: ModelConfig) -> None:
     if model.new_head and (method == "global" or METHODS[method].needs_global_model):
         raise ValueError(
@@ -580,6 +650,17 @@ class ComparisonConfig(Section):
 
     space: SpaceConfig = SpaceConfig()
     """What varies."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def countries_have_one_name(cls, document: Any) -> Any:
+        run, space = (document.get("run"), document.get("space"))
+        if isinstance(run, dict) and isinstance(space, dict) and _is_opinions(run):
+            cultures = space.get("culture")
+            if isinstance(cultures, list):
+                named = [country_name(c) if isinstance(c, str) else c for c in cultures]
+                return document | {"space": space | {"culture": named}}
+        return document
 
     @model_validator(mode="after")
     def methods_fit_the_model(self) -> Self:

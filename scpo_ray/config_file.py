@@ -16,7 +16,7 @@ from scpo_ray.sweep_config import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-_SOURCES = ("prism", "preferences", "synthetic")
+_SOURCES = ("prism", "preferences", "opinions", "synthetic")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

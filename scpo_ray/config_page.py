@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 from scpo_ray.config import (
     PRESETS,
     ComparisonConfig,
+    OpinionsConfig,
     PreferencesConfig,
     PrismConfig,
     RunConfig,
@@ -48,7 +49,7 @@ def configuration_page() -> str:
 
 def _sections() -> Iterator[str]:
     pages: dict[str, tuple[str, Any]] = {"A run": ("", RunConfig)}
-    for source in (PrismConfig, PreferencesConfig, SyntheticConfig):
+    for source in (PrismConfig, PreferencesConfig, OpinionsConfig, SyntheticConfig):
         name = get_args(source.model_fields["source"].annotation)[0]
         pages[f"`data`, with `source: {name}`"] = ("data.", source)
     pages |= _below("data.", PrismConfig) | _below("data.", PreferencesConfig)

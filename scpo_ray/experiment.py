@@ -27,11 +27,19 @@ from scpo_ray.models import (
     resolve_model_dir,
     save_reward_model,
 )
-from scpo_ray.naming import run_name
+from scpo_ray.naming import run_name, trained_cultures
+from scpo_ray.opinions import (
+    OpinionOutcomes,
+    Options,
+    evaluate_opinions,
+    opinion_columns,
+    opinion_outcomes,
+)
 from scpo_ray.plan import Plan, plan_steps
 from scpo_ray.records import (
     CultureEvaluation,
     InputError,
+    OpinionScores,
     Pairs,
     PreferenceData,
     RunResult,
@@ -98,6 +106,15 @@ class Midway:
     tell: Callable[[int, dict[str, dict[str, float]]], None]
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
+
+    pairs: dict[str, CultureEvaluation]
+    opinions: list[OpinionScores]
+    outcomes: dict[Options, OpinionOutcomes] | None
+
+
 def open_run_dir(config: RunConfig) -> RunDir:
     """The run's folder: the same config finds the same one, and so resumes or is done."""
     below = Path(config.experiment) / f"{run_name(config)}-{config.run_id}"
@@ -137,7 +154,7 @@ def prepare_run(
 
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
-    culture_weights = _culture_weights(config, inputs.data)
+    culture_weights = culture_weights_of(config, inputs.data)
     ref_rewards = global_rewards(config, inputs, worker, run_dir)
     train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, culture_weights))
     selection = _select(config, train_pairs, ref_rewards)
@@ -180,21 +197,46 @@ def run_experiment(
     have done their share, return None.
     """
     model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
-    rewards = _test_rewards(prepared, model, worker)
+    data = prepared.inputs.data
+    rewards = _rewards(prepared, model, evaluated_texts(data), worker)
     if worker.rank > 0:
         return None
-    evaluation = evaluate_pairs(
-        prepared.inputs.data.test,
+    found = evaluate_rewards(config, data, rewards, prepared.ref_rewards, prepared.culture_weights)
+    result = _result(config, prepared, worker, run_dir, summary, found)
+    run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
+    if found.outcomes is not None:
+        run_dir.save_test_opinions(opinion_columns(found.outcomes))
+    tracker.log_result(result, run_dir.path)
+    return result
+
+
+def evaluate_rewards(
+    config: RunConfig,
+    data: PreferenceData,
+    rewards: NDArray[np.float32],
+    ref_rewards: NDArray[np.float32] | None,
+    culture_weights: dict[str, float],
+) -> Evaluated:
+    """A model's rewards on the held-out pairs and opinions, beside the global model's.
+
+    Args:
+        rewards, ref_rewards: (T,), of `evaluated_texts` at least; None without a global model.
+        culture_weights: what it was trained on.
+    """
+    pairs = evaluate_pairs(
+        data.test,
         rewards,
-        prepared.ref_rewards,
-        response_lengths(prepared.inputs.data),
+        ref_rewards,
+        response_lengths(data),
         config.evaluation,
         seed=config.seed,
     )
-    result = _result(config, prepared, worker, run_dir, summary, evaluation)
-    run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
-    tracker.log_result(result, run_dir.path)
-    return result
+    if data.opinions is None:
+        return Evaluated(pairs, [], None)
+    trained = trained_cultures(culture_weights)
+    outcomes = opinion_outcomes(data.opinions, rewards, ref_rewards, trained_cultures=trained)
+    opinions = evaluate_opinions(outcomes, config.evaluation, seed=config.seed)
+    return Evaluated(pairs, opinions, outcomes)
 
 
 def global_rewards(
@@ -233,7 +275,8 @@ def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
     return lengths
 
 
-def _culture_weights(config: RunConfig, data: PreferenceData) -> dict[str, float]:
+def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, float]:
+    """Culture -> weight, as set or all alike. Raises: InputError naming an unknown culture."""
     if config.culture_weights is None:
         return dict.fromkeys(data.cultures, 1.0)
     check_culture_names(list(config.culture_weights), data.cultures, "culture_weights")
@@ -299,7 +342,7 @@ def _trained_model(
             return
         accuracies = plain_accuracies(
             inputs.data.test,
-            _test_rewards(prepared, model, worker),
+            _rewards(prepared, model, _test_texts(inputs.data), worker),
             prepared.ref_rewards,
             distinctive_threshold=config.evaluation.distinctive_threshold,
         )
@@ -333,16 +376,22 @@ def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
 
-def _test_rewards(
-    prepared: PreparedRun, model: RewardModel | None, worker: Worker
+def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
+    """The texts whose rewards an evaluation needs: of test pairs, and every option of opinions
+    (those of training questions fit the temperature)."""
+    texts = _test_texts(data)
+    return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
+
+
+def _rewards(
+    prepared: PreparedRun, model: RewardModel | None, texts: NDArray[np.int64], worker: Worker
 ) -> NDArray[np.float32]:
-    """(T,) rewards of the texts in test pairs, NaN elsewhere."""
+    """(T,) rewards of `texts`, NaN elsewhere."""
     if model is None and prepared.ref_rewards is not None:
         return prepared.ref_rewards
     if model is None:
         raise ValueError("neither a trained model nor a global model's rewards")
     rewards = np.full(len(prepared.inputs.data.texts), np.nan, dtype=np.float32)
-    texts = _test_texts(prepared.inputs.data)
     rewards[texts] = score_tokens(model, prepared.inputs.tokens, text_ids=texts, worker=worker)
     return rewards
 
@@ -353,7 +402,7 @@ def _result(
     worker: Worker,
     run_dir: RunDir,
     summary: TrainingSummary,
-    evaluation: dict[str, CultureEvaluation],
+    found: Evaluated,
 ) -> RunResult:
     data, inputs = prepared.inputs.data, prepared.inputs
     examples = []
@@ -385,7 +434,7 @@ def _result(
         num_pairs_seen=summary.num_pairs_seen,
         train_seconds=summary.seconds,
         curve=summary.curve,
-        evaluation=evaluation,
+        evaluation=found.pairs,
         model_dir=str(run_dir.model_dir if prepared.plan else inputs.model_dir),
         device=worker.device,
         versions={
@@ -396,6 +445,7 @@ def _result(
         },
         num_workers=worker.world_size,
         engine=config.train.engine_name,
+        opinions=found.opinions,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scpo_ray.config import EXECUTION, RunConfig, Section
-from scpo_ray.records import Difference, Estimate, RunResult
+from scpo_ray.records import Difference, Estimate, OpinionScores, RunResult
 
 MODEL_PREFIX = "scpo-"
 _MAX_NAME_LENGTH = 80
@@ -77,7 +77,9 @@ def result_metrics(result: RunResult) -> dict[str, float]:
 
     `accuracy/<layer>/<culture>`, its ends `.../low` and `.../high`; the same below
     `accuracy_before`, `accuracy_difference` (with `p_value`, `p_holm`) and `control/<name>`;
-    `accuracy_macro/<layer>` is the mean over the cultures that have a value.
+    `accuracy_macro/<layer>` is the mean over the cultures that have a value. Opinions:
+    `opinions/<options>/base_<base>/<predictor>/<culture>`, or `macro`, `micro` in the culture's
+    place, below `opinions_difference` minus the global model, and `opinions_temperature`.
     """
     metrics: dict[str, float | None] = {
         "train/seconds": result.train_seconds,
@@ -113,7 +115,36 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     for layer, values in by_layer.items():
         metrics[f"accuracy_macro/{layer}"] = sum(values) / len(values)
         metrics[f"accuracy_macro/{layer}/num_cultures"] = len(values)
+    for scores in result.opinions:
+        metrics |= _opinion_metrics(scores)
     return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def _opinion_metrics(scores: OpinionScores) -> dict[str, float | None]:
+    place = f"{scores.options}/base_{scores.base}"
+    # "macro" and "micro" are no country's name.
+    estimates = {safe_name(culture): found for culture, found in scores.cultures.items()}
+    estimates |= {"macro": scores.macro, "micro": scores.micro}
+    differences = {safe_name(culture): found for culture, found in scores.difference.items()}
+    differences |= {"macro": scores.macro_difference}
+    metrics: dict[str, float | None] = {}
+    for name, of_predictors in estimates.items():
+        for predictor, estimate in of_predictors.items():
+            metrics |= _with_ends(f"opinions/{place}/{predictor}/{name}", estimate)
+        counted = of_predictors["model"]
+        metrics[f"opinions_count/{place}/distributions/{name}"] = counted.num_pairs
+        metrics[f"opinions_count/{place}/questions/{name}"] = counted.num_clusters
+    for name, of_models in differences.items():
+        for predictor, difference in of_models.items():
+            key = f"opinions_difference/{place}/{predictor}/{name}"
+            metrics |= _with_ends(key, difference)
+            metrics |= {f"{key}/p_value": difference.p_value, f"{key}/p_holm": difference.p_holm}
+    for culture, fitted in scores.temperatures.items():
+        for predictor, temperature in fitted.items():
+            # The same for both bases: written once over itself.
+            name = f"opinions_temperature/{scores.options}/{predictor}/{safe_name(culture)}"
+            metrics[name] = temperature
+    return metrics
 
 
 def result_tags(result: RunResult) -> dict[str, str]:

@@ -31,6 +31,8 @@ class Interaction:
     `history`: the (role, text) turns before the prompt; empty in the paper's setting.
     `user` is None where the data names no person; `question` groups such interactions.
     `split` is what the source says ("train", "test") or None where a split is to be drawn.
+    Where the responses are a survey question's options: `option_numbers`, the place of each in
+    the source's list, and `refusals`, whether it is a refusal to answer; else both are empty.
     """
 
     interaction_id: str
@@ -42,6 +44,8 @@ class Interaction:
     human_scores: tuple[float, ...]
     history: tuple[tuple[str, str], ...] = ()
     split: Literal["train", "test"] | None = None
+    option_numbers: tuple[int, ...] = ()
+    refusals: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class CultureCounts:
     train_pairs: int
     test_pairs: int
     ties: int
-    """Response pairs with equal scores: they make no pair."""
+    """Response pairs with equal scores (opinions: within `min_share_gap`): they make no pair."""
     equal_texts: int
     """Response pairs with equal texts: they make no pair."""
     longer_chosen_share: float | None
@@ -125,8 +129,40 @@ class TextSource(Sequence[Text]):
 
 
 @dataclass(frozen=True)
+class Opinions:
+    """N answer distributions, one for each question, country and order of its options.
+
+    Attributes:
+        offsets: (N + 1,) int64; distribution n has the options offsets[n] to offsets[n + 1].
+        texts: (R,) int64, the text of `PreferenceData.texts` that stands for the option.
+        shares: (R,) float64 in [0, 1]; those of a distribution sum to 1.
+        option_numbers: (R,) int64, the option's place in the source's list.
+        refusals: (R,) bool, whether it is a refusal to answer.
+        culture_codes: (N,) int32, index into `cultures`.
+        question_codes: (N,) int64, what is resampled and split.
+        groups: (N,) int64, ascending from 0; the same where only the order of the options differs.
+        is_test: (N,) bool.
+        cultures: names, in the order of the codes.
+    """
+
+    offsets: NDArray[np.int64]
+    texts: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    option_numbers: NDArray[np.int64]
+    refusals: NDArray[np.bool_]
+    culture_codes: NDArray[np.int32]
+    question_codes: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    is_test: NDArray[np.bool_]
+    cultures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PreferenceData:
-    """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`."""
+    """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
+
+    `opinions` is None where the data holds no distributions; all their texts are in `texts`.
+    """
 
     train: Pairs
     test: Pairs
@@ -136,7 +172,8 @@ class PreferenceData:
     counts: dict[str, CultureCounts]
     warnings: tuple[str, ...]
     fingerprint: str
-    """Hash of the pairs and the texts: the same data gives the same value on any machine."""
+    """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
+    opinions: Opinions | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +215,7 @@ class Estimate:
     """A mean with its 95 % interval over resampled users (or questions).
 
     `value` is None where there is nothing to average, the interval is None with one cluster.
+    `num_pairs` counts what was averaged: pairs, or answer distributions of opinions.
     """
 
     value: float | None
@@ -189,7 +227,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference on the same pairs (this model minus another), in accuracy.
+    """A paired difference on the same pairs (this model minus another), in accuracy, or in
+    similarity on the same answer distributions.
 
     `p_value`: two-sided, signs of the clusters' differences flipped at random; `p_holm`: after
     Holm's correction over the cultures it was computed with. None where undefined.
@@ -217,6 +256,36 @@ class CultureEvaluation:
     after: dict[str, Estimate]
     difference: dict[str, Difference]
     controls: dict[str, dict[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class OpinionScores:
+    """How near predicted answer shares come to each country's, on its test questions.
+
+    The number is the mean of 1 - Jensen-Shannon distance over answer distributions. Predictors:
+    "model" and "global" (softmax of their rewards), "model_fitted" and "global_fitted" (rewards
+    over the country's temperature), "uniform", "training_countries", "other_countries" and
+    "best_constant"; see `opinions.evaluate_opinions`.
+
+    Attributes:
+        options: what a distribution is over: all options, or those that are no refusal.
+        base: of the logarithms.
+        cultures: culture -> predictor -> estimate.
+        macro: predictor -> mean over the cultures; micro: over the distributions of all cultures.
+        difference: culture -> "model" and "model_fitted" minus the global model at the same kind
+            of temperature; `p_holm` over the cultures. macro_difference: as `macro`.
+        temperatures: culture -> "model_fitted", "global_fitted" -> in reward units, fitted on the
+            culture's training questions.
+    """
+
+    options: Literal["all", "drop_refusal"]
+    base: Literal["e", "2"]
+    cultures: dict[str, dict[str, Estimate]]
+    macro: dict[str, Estimate]
+    micro: dict[str, Estimate]
+    difference: dict[str, dict[str, Difference]]
+    macro_difference: dict[str, Difference]
+    temperatures: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -289,6 +358,8 @@ class RunResult:
     """Workers that brought the run to its end."""
     engine: str = "torch"
     """"torch", or "deepspeed ZeRO <stage>"."""
+    opinions: list[OpinionScores] = field(default_factory=list)
+    """One for each choice of options and base; none where the data holds no distributions."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +385,25 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class OpinionSummary:
+    """One method's answer shares against one country's (or the macro mean), averaged over seeds.
+
+    `similarity` is that of `OpinionScores`, of the models trained for the country; differences
+    are paired, `p_holm` is over the countries. None where there is no such rival, or for itself.
+    """
+
+    method: str
+    culture: str
+    """A culture's name, or "" for the macro mean."""
+    options: Literal["all", "drop_refusal"]
+    base: Literal["e", "2"]
+    predictor: Literal["model", "model_fitted"]
+    similarity: Estimate
+    minus_global: Difference | None
+    minus_finetune: Difference | None
+
+
+@dataclass(frozen=True)
 class ComparisonResult:
     """Methods side by side: `comparison.json` beside the runs it was made from."""
 
@@ -325,3 +415,5 @@ class ComparisonResult:
     failures: dict[str, str]
     """Run name -> what went wrong; such runs are in no number here."""
     summaries: list[MethodSummary]
+    opinions: list[OpinionSummary] = field(default_factory=list)
+    """None where the data holds no distributions."""

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from scpo_ray.records import (
     ExamplePair,
     InputError,
     MethodSummary,
+    OpinionScores,
     RunResult,
     SelectionSummary,
 )
@@ -136,6 +137,7 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         results=results,
         comparison=comparison,
         tables=_comparison_tables(results, comparison) if comparison else _run_tables(results),
+        opinions=_opinion_tables(results, comparison),
         selection=_selection_table(results),
         legend=Markup(pictures.to_svg(legend, title="Legend", key="legend")),
         examples=_examples(results),
@@ -284,6 +286,98 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
     return found
 
 
+def _opinion_tables(
+    results: Sequence[RunResult], comparison: ComparisonResult | None
+) -> dict[str, list[Table]]:
+    """Base of the logarithms -> tables; empty where no run has opinions."""
+    scored = [r for r in results if r.opinions]
+    if comparison is not None:
+        return _compared_opinions(scored, comparison) if comparison.opinions else {}
+    found: dict[str, list[Table]] = {}
+    cultures = list(dict.fromkeys(c for r in scored for c in r.opinions[0].cultures))
+    for place in range(max((len(r.opinions) for r in scored), default=0)):
+        scores = [r.opinions[place] for r in scored]
+        rows = []
+        first: dict[tuple[str | None, str | None], RunResult] = {}
+        for r in scored:
+            key = r.fingerprints.get("model"), r.fingerprints.get("data")
+            if first.setdefault(key, r) is r:
+                others = [p for p in r.opinions[place].macro if not p.startswith("model")]
+                rows += [_opinion_row(p, "control", r.opinions[place], p, cultures) for p in others]
+        for r in scored:
+            for predictor in ("model", "model_fitted"):
+                name = f"{_run_name(r)}, {_temperature(predictor)}"
+                rows.append(_opinion_row(name, "", r.opinions[place], predictor, cultures))
+        columns = [("macro mean", ""), ("micro mean", ""), *((c, "") for c in cultures)]
+        title = f"{_opinion_title(scores[0].options, scores[0].base)}"
+        found.setdefault(scores[0].base, []).append(Table(title, "predictor", columns, rows))
+    return found
+
+
+def _compared_opinions(
+    results: Sequence[RunResult], comparison: ComparisonResult
+) -> dict[str, list[Table]]:
+    """Rows are countries, the macro mean first, columns the methods, then what needs no model."""
+    summaries = {
+        (s.options, s.base, s.predictor, s.method, s.culture): s for s in comparison.opinions
+    }
+    beside = {(o.options, o.base): o for r in results for o in r.opinions}
+    found: dict[str, list[Table]] = {}
+    for options, base, predictor in dict.fromkeys(key[:3] for key in summaries):
+        controls_of = beside.get((options, base))
+        names = ("other_countries", "best_constant", "uniform") if controls_of else ()
+        rows = []
+        for culture in ("", *comparison.cultures):
+            keys = [(options, base, predictor, m, culture) for m in comparison.methods]
+            cells = []
+            for summary in map(summaries.get, keys):
+                similarity = summary.similarity if summary else None
+                cells.append(_opinion_cell(similarity, summary.minus_global if summary else None))
+            if controls_of is not None:
+                of_controls = (
+                    controls_of.cultures.get(culture, {}) if culture else controls_of.macro
+                )
+                cells += [_opinion_cell(of_controls.get(name)) for name in names]
+            rows.append(Row(culture or "Macro mean", "", "" if culture else "macro", cells))
+        columns = [(m, "") for m in comparison.methods] + [(name, "control") for name in names]
+        title = f"{_opinion_title(options, base)}, {_temperature(predictor)}"
+        found.setdefault(base, []).append(Table(title, "country", columns, rows))
+    return found
+
+
+def _opinion_row(
+    name: str, kind: str, scores: OpinionScores, predictor: str, cultures: Sequence[str]
+) -> Row:
+    changes = [scores.macro_difference, {}, *(scores.difference.get(c, {}) for c in cultures)]
+    estimates = [scores.macro, scores.micro, *(scores.cultures.get(c, {}) for c in cultures)]
+    cells = [
+        _opinion_cell(of_predictors.get(predictor), of_models.get(predictor))
+        for of_predictors, of_models in zip(estimates, changes, strict=True)
+    ]
+    return Row(name, "", kind, cells)
+
+
+def _opinion_cell(found: Estimate | None, change: Difference | None = None) -> Cell:
+    cell = cell_of(found, "questions")
+    if found is None or found.value is None:
+        return cell
+    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions"
+    if change is None or change.value is None:
+        return replace(cell, hint=hint)
+    changed = cell_of(change, "questions")
+    lines = (*cell.lines, f"{changed.main} over global", *changed.lines)
+    return Cell(cell.main, lines, changed.tone, hint)
+
+
+def _opinion_title(options: str, base: str) -> str:
+    what = "all options" if options == "all" else "without refusals"
+    return f"{what}, base {base}: 100 × (1 − Jensen-Shannon distance)"
+
+
+def _temperature(predictor: str) -> str:
+    return "fitted temperature" if predictor == "model_fitted" else "temperature 1"
+
+
 def _selection_table(results: Sequence[RunResult]) -> Table:
     """Rows: cultures trained on; columns: methods. Of several seeds, the lowest one's."""
     methods = sorted({r.method for r in results if r.selection}, key=order)
@@ -385,6 +479,8 @@ def counted(number: int, noun: str) -> str:
 
 def _unit(results: Sequence[RunResult]) -> str:
     """What intervals resample, by the data's settings."""
+    if any(r.config.get("data", {}).get("source") == "opinions" for r in results):
+        return "questions"
     columns = [r.config.get("data", {}).get("columns") for r in results]
     if any(c is None or c.get("user") for c in columns):
         return "users"

@@ -23,6 +23,7 @@ from scpo_ray.stores import ScoreStore, TokenStore
 log = logging.getLogger(__name__)
 
 TEST_PAIRS_FILE = "test_pairs.parquet"
+TEST_OPINIONS_FILE = "test_opinions.parquet"
 _RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
 
@@ -130,6 +131,10 @@ class RunDir:
         with whole_file(self.test_pairs_path) as part:
             pq.write_table(pa.table(columns), part)
 
+    def save_test_opinions(self, columns: dict[str, Any]) -> None:
+        with whole_file(self.path / TEST_OPINIONS_FILE) as part:
+            pq.write_table(pa.table(columns), part)
+
 
 def load_result(path: Path) -> RunResult:
     """The result in a run's folder. Raises: InputError if there is none or it is damaged."""
@@ -149,7 +154,20 @@ def save_comparison_result(path: Path, result: ComparisonResult) -> None:
 
 def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:
     """Columns of a run's `test_pairs.parquet` as arrays."""
-    file = path / TEST_PAIRS_FILE
+    return _load_columns(path / TEST_PAIRS_FILE)
+
+
+def load_test_opinions(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Columns of a run's `test_opinions.parquet`; None where its data held no opinions.
+
+    `culture`, `cluster` (the question), and "<predictor>/<options>/<base>" -> (D,) similarity to
+    each test distribution, NaN where there is none.
+    """
+    file = path / TEST_OPINIONS_FILE
+    return _load_columns(file) if file.exists() else None
+
+
+def _load_columns(file: Path) -> dict[str, NDArray[Any]]:
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:

@@ -13,6 +13,8 @@ from scpo_ray.records import (
     CultureEvaluation,
     Difference,
     Estimate,
+    OpinionScores,
+    OpinionSummary,
 )
 from scpo_ray.sweep_records import SweepResult
 from scpo_ray.tracking import RegisteredModel
@@ -107,6 +109,70 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
             _p_value(change.p_holm if change else None),
         )
     return table
+
+
+def opinion_tables(opinions: Sequence[OpinionScores]) -> list[Table]:
+    """Countries x predictors, one for each choice of options, to base e; none without opinions."""
+    tables = []
+    for scores in opinions:
+        if scores.base != "e":
+            continue
+        table = _table(
+            f"1 - Jensen-Shannon distance to the country's answers, x 100 (options: "
+            f"{scores.options}, base {scores.base})",
+            "country",
+            "distri-\nbutions",
+            "questions",
+            *(name.replace("_", "\n", 1) for name in scores.macro),
+            "model fitted,\nminus global",
+            "fitted T",
+        )
+        rows = [
+            *scores.cultures.items(),
+            ("macro mean", scores.macro),
+            ("micro mean", scores.micro),
+        ]
+        differences = scores.difference | {"macro mean": scores.macro_difference}
+        for name, found in rows:
+            change = differences.get(name, {}).get("model_fitted")
+            temperature = scores.temperatures.get(name, {}).get("model_fitted")
+            table.add_row(
+                name,
+                str(found["model"].num_pairs),
+                str(found["model"].num_clusters),
+                *(_percent(found[predictor]) for predictor in scores.macro),
+                _percent(change, signed=True),
+                "–" if temperature is None else f"{temperature:.3g}",
+            )
+        tables.append(table)
+    return tables
+
+
+def opinion_comparison_tables(summaries: Sequence[OpinionSummary]) -> list[Table]:
+    """Methods' macro means, a row for each, to base e; none without opinions."""
+    rows = [s for s in summaries if not s.culture and s.base == "e"]
+    if not rows:
+        return []
+    table = _table(
+        "1 - Jensen-Shannon distance to the countries' answers, x 100 (macro mean, base e)",
+        "method",
+        "options",
+        "temperature",
+        "similarity",
+        "minus global",
+        "p",
+    )
+    for s in rows:
+        change = s.minus_global
+        table.add_row(
+            s.method,
+            s.options,
+            "fitted" if s.predictor == "model_fitted" else "1",
+            _percent(s.similarity),
+            _percent(change, signed=True),
+            _p_value(change.p_value if change else None),
+        )
+    return [table]
 
 
 def comparison_table(summary: ComparisonResult) -> Table:

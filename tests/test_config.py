@@ -3,6 +3,7 @@ import pytest
 from scpo_ray.config import (
     METHODS,
     PAPER_CULTURES,
+    OpinionsConfig,
     PreferencesConfig,
     PrismConfig,
     RunConfig,
@@ -127,7 +128,9 @@ def test_every_setting_has_a_help_text(section):
     assert without == []
 
 
-@pytest.mark.parametrize("section", [PrismConfig, PreferencesConfig, SyntheticConfig])
+@pytest.mark.parametrize(
+    "section", [PrismConfig, PreferencesConfig, OpinionsConfig, SyntheticConfig]
+)
 def test_every_source_has_the_settings_of_all(section):
     assert {"source", "cultures", "data_fraction", "split"} <= set(section.model_fields)
 

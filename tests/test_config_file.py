@@ -77,8 +77,14 @@ run:
         ("method: scop", "method = scop: must be 'global', 'finetune', 'filter', 'weight'"),
         ("culture_weights: {Chile: -1}", "culture_weights.Chile = -1: must be greater than or"),
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
-        ("data: {path: x}", "data.source: must be set, to one of prism, preferences, synthetic"),
-        ("data: {source: x}", "data.source = x: must be one of prism, preferences, synthetic"),
+        (
+            "data: {path: x}",
+            "data.source: must be set, to one of prism, preferences, opinions, synthetic",
+        ),
+        (
+            "data: {source: x}",
+            "data.source = x: must be one of prism, preferences, opinions, synthetic",
+        ),
         ("data: {source: prism, history: maybe}", "data.history = maybe: must be a valid boolean"),
         ("data: {source: synthetic, history: true}", "data.history = true: no such setting"),
         ("data: {source: synthetic, users: {A: 0}}", "data: users must name cultures with at"),

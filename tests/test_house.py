@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "scpo_ray"
 ORDER = [
     "records",
     "sweep_records",
+    "countries",
     "config",
     "sweep_config",
     "config_file",
@@ -24,6 +25,7 @@ ORDER = [
     "selection",
     "loss",
     "metrics",
+    "distributions",
     "plan",
     "sweep",
     "disk",
@@ -38,6 +40,7 @@ ORDER = [
     "data.table",
     "data.prism",
     "data.preferences",
+    "data.opinions",
     "data.synthetic",
     "data.pairing",
     "data.splits",
@@ -57,8 +60,10 @@ ORDER = [
     "sweep_tracking",
     "training",
     "evaluation",
+    "opinions",
     "experiment",
     "comparison",
+    "opinion_comparison",
     "sweep_outcomes",
     "sweep_scores",
     "sweep_efficiency",
@@ -115,9 +120,11 @@ HOMES = {
 
 # Arrays and numbers in, arrays and numbers out: no files, clock, chance of their own, logging.
 PURE = [
+    "countries",
     "selection",
     "loss",
     "metrics",
+    "distributions",
     "plan",
     "sweep",
     "sweep_outcomes",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.config import (
+    OpinionsConfig,
     PreferencesConfig,
     PrismConfig,
     SplitConfig,
@@ -16,6 +17,7 @@ from scpo_ray.config import (
 )
 from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.health import count_cultures, find_warnings
+from scpo_ray.data.opinions import open_opinions
 from scpo_ray.data.pairing import IndexPairs, make_pairs
 from scpo_ray.data.preferences import open_preferences
 from scpo_ray.data.prism import open_prism
@@ -32,11 +34,11 @@ from scpo_ray.data.table import (
     open_table,
     write_table,
 )
-from scpo_ray.records import InputError, Pairs, PreferenceData
+from scpo_ray.records import InputError, Opinions, Pairs, PreferenceData
 
 log = logging.getLogger(__name__)
 
-DataConfig = PrismConfig | PreferencesConfig | SyntheticConfig
+DataConfig = PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig
 
 TRAIN, TEST, UNUSED = 0, 1, -1
 
@@ -59,14 +61,22 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
     sides = _sides(table, config)
 
     rows = np.flatnonzero(culture_codes[table.culture_codes] >= 0)
-    indices = make_pairs(table.offsets, table.human_scores, table.text_hashes, rows)
+    gap = config.min_score_gap
+    indices = make_pairs(table.offsets, table.human_scores, table.text_hashes, rows, min_gap=gap)
     used = sides[indices.interactions] != UNUSED
-    pairs, positions = _number_texts(table, indices, used, cultures, culture_codes)
+    # An option in no pair has a share all the same.
+    opinion_rows = rows[sides[rows] != UNUSED] if isinstance(config, OpinionsConfig) else rows[:0]
+    pairs, positions, numbers = _number_texts(
+        table, indices, used, opinion_rows, cultures, culture_codes
+    )
     train = pairs.take(sides[pairs.interactions] == TRAIN)
     test = pairs.take(sides[pairs.interactions] == TEST)
     _check_both_sides(table, sides, train, test)
 
     texts = TableTexts(table, positions)
+    opinions = None
+    if isinstance(config, OpinionsConfig):
+        opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
     counts = count_cultures(table, rows, indices, train, test)
     warnings = find_warnings(counts)
     for warning in warnings:
@@ -87,7 +97,8 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
         cultures=cultures,
         counts=counts,
         warnings=tuple(warnings),
-        fingerprint=_fingerprint(train, test, texts),
+        fingerprint=_fingerprint(train, test, texts, opinions),
+        opinions=opinions,
     )
 
 
@@ -116,6 +127,8 @@ def _open_source(config: DataConfig) -> Source:
             return open_prism(config)
         case PreferencesConfig():
             return open_preferences(config)
+        case OpinionsConfig():
+            return open_opinions(config)
         case SyntheticConfig():
             return open_synthetic(config)
 
@@ -186,10 +199,15 @@ def _number_texts(
     table: InteractionTable,
     indices: IndexPairs,
     used: NDArray[np.bool_],
+    whole_rows: NDArray[np.int64],
     cultures: tuple[str, ...],
     culture_codes: NDArray[np.int32],
-) -> tuple[Pairs, NDArray[np.int64]]:
-    """The used pairs, and where in the table the texts they number from 0 stand."""
+) -> tuple[Pairs, NDArray[np.int64], NDArray[np.int64]]:
+    """The used pairs; (T,) where in the table the texts they number from 0 stand; (R,) the number
+    of each of the table's responses, -1 where it is not used.
+
+    `whole_rows`: interactions whose responses are all numbered, whether in a pair or not.
+    """
     interactions = indices.interactions[used]
     chosen_responses = indices.chosen_responses[used]
     rejected_responses = indices.rejected_responses[used]
@@ -197,11 +215,12 @@ def _number_texts(
     # First the distinct places, then the distinct texts among them; np.unique sorts by hash, so
     # the numbering depends on the texts alone.
     chosen_places, rejected_places = starts + chosen_responses, starts + rejected_responses
-    in_pairs = np.zeros(len(table.text_hashes), dtype=np.bool_)
-    in_pairs[chosen_places] = in_pairs[rejected_places] = True
-    places = np.flatnonzero(in_pairs)
+    is_used = np.zeros(len(table.text_hashes), dtype=np.bool_)
+    is_used[chosen_places] = is_used[rejected_places] = True
+    is_used[_response_places(table, whole_rows)] = True
+    places = np.flatnonzero(is_used)
     _, first, inverse = np.unique(table.text_hashes[places], return_index=True, return_inverse=True)
-    numbers = np.full(len(in_pairs), -1, dtype=np.int64)
+    numbers = np.full(len(is_used), -1, dtype=np.int64)
     numbers[places] = inverse
     pairs = Pairs(
         interactions=interactions,
@@ -213,7 +232,41 @@ def _number_texts(
         cluster_codes=table.cluster_codes[interactions],
         cultures=cultures,
     )
-    return pairs, places[first]
+    return pairs, places[first], numbers
+
+
+def _response_places(table: InteractionTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the interactions at `rows`, each response's number among all R, in order."""
+    sizes = table.offsets[rows + 1] - table.offsets[rows]
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(table.offsets[rows] - before, sizes) + np.arange(int(sizes.sum()))
+
+
+def _opinions(
+    table: InteractionTable,
+    rows: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    sides: NDArray[np.int8],
+    cultures: tuple[str, ...],
+    culture_codes: NDArray[np.int32],
+) -> Opinions:
+    """The distributions of the interactions at `rows`."""
+    places = _response_places(table, rows)
+    sizes = table.offsets[rows + 1] - table.offsets[rows]
+    # The orders of one question follow each other, the one with the source's first option ahead.
+    is_first_order = table.option_numbers[table.offsets[rows]] == 0
+    return Opinions(
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        texts=numbers[places],
+        shares=table.human_scores[places],
+        option_numbers=table.option_numbers[places],
+        refusals=table.refusals[places],
+        culture_codes=culture_codes[table.culture_codes[rows]],
+        question_codes=table.question_codes[rows],
+        groups=np.cumsum(is_first_order) - 1,
+        is_test=sides[rows] == TEST,
+        cultures=cultures,
+    )
 
 
 def _check_both_sides(
@@ -238,11 +291,15 @@ def _check_both_sides(
         raise InputError("cultures without training or test pairs", problems)
 
 
-def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts) -> str:
+def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts, opinions: Opinions | None) -> str:
     digest = hashlib.sha256(json.dumps(train.cultures).encode())
     for pairs in (train, test):
         _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)
         for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, clusters):
             digest.update(len(column).to_bytes(8, "little") + column.astype("<i8").tobytes())
     digest.update(texts.hashes.astype("<u8").tobytes())
+    if opinions is not None:
+        digest.update(opinions.shares.astype("<f8").tobytes())
+        for codes in (opinions.texts, opinions.culture_codes, opinions.is_test):
+            digest.update(codes.astype("<i8").tobytes())
     return digest.hexdigest()[:16]

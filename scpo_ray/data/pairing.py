@@ -16,8 +16,8 @@ class IndexPairs:
     Attributes:
         interactions: (P,) int64, row of the interaction in its table.
         chosen_responses, rejected_responses: (P,) int16, number within the interaction.
-        ties, equal_texts: (len(rows),) int64, response pairs with equal scores, with equal texts;
-            one with both is in both.
+        ties, equal_texts: (len(rows),) int64, response pairs with scores no further apart than
+            the smallest gap, with equal texts; one with both is in both.
     """
 
     interactions: NDArray[np.int64]
@@ -32,18 +32,22 @@ def make_pairs(
     human_scores: NDArray[np.float64],
     text_hashes: NDArray[np.uint64],
     rows: NDArray[np.int64],
+    *,
+    min_gap: float,
 ) -> IndexPairs:
-    """Every (i, j) of an interaction with score_i > score_j and different texts.
+    """Every (i, j) of an interaction with score_i > score_j + min_gap and different texts.
 
     Args:
         offsets: (N + 1,); interaction n has the responses offsets[n] to offsets[n + 1].
         human_scores, text_hashes: (R,), R = offsets[N]; scores without NaN.
         rows: the interactions to pair.
+        min_gap: in units of the scores, 0 or more; a gap that only rounding lifts above it is one
+            at it, and makes no pair.
 
     Source: docs/method.md, "pairs".
     """
     chunks = [
-        _pair_chunk(offsets, human_scores, text_hashes, rows[start : start + CHUNK_ROWS])
+        _pair_chunk(offsets, human_scores, text_hashes, rows[start : start + CHUNK_ROWS], min_gap)
         for start in range(0, max(len(rows), 1), CHUNK_ROWS)
     ]
     return IndexPairs(
@@ -60,6 +64,7 @@ def _pair_chunk(
     human_scores: NDArray[np.float64],
     text_hashes: NDArray[np.uint64],
     rows: NDArray[np.int64],
+    min_gap: float,
 ) -> IndexPairs:
     sizes = offsets[rows + 1] - offsets[rows]
     ties = np.zeros(len(rows), dtype=np.int64)
@@ -71,7 +76,8 @@ def _pair_chunk(
         flat = offsets[rows[same]][:, None] + np.arange(size)
         scores, hashes = human_scores[flat], text_hashes[flat]
         for i, j in combinations(range(int(size)), 2):
-            tied, equal = scores[:, i] == scores[:, j], hashes[:, i] == hashes[:, j]
+            tied = _are_tied(scores[:, i], scores[:, j], min_gap)
+            equal = hashes[:, i] == hashes[:, j]
             ties[same] += tied
             equal_texts[same] += equal
             kept = np.flatnonzero(~(tied | equal))
@@ -92,3 +98,11 @@ def _pair_chunk(
         ties=ties,
         equal_texts=equal_texts,
     )
+
+
+def _are_tied(
+    first: NDArray[np.float64], second: NDArray[np.float64], min_gap: float
+) -> NDArray[np.bool_]:
+    if min_gap == 0:
+        return np.equal(first, second)
+    return np.less_equal(np.abs(first - second), min_gap * (1 + 1e-9))

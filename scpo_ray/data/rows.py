@@ -39,11 +39,13 @@ class Place(NamedTuple):
 class Notes:
     """What a reader notes beside the interactions it yields.
 
-    `users`: of the whole source in file order, where it lists them apart from the interactions.
+    `users`, `questions`: of the whole source in file order, where it lists them apart from the
+    interactions (and so also those without one).
     `skipped`: (culture, reason) -> rows left out. `problems`: the first few of `num_problems`.
     """
 
     users: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0

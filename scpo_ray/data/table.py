@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scpo_ray.data.rows import Notes, Place
 from scpo_ray.records import InputError, Interaction, Text, TextSource
 
-FORMAT_NUMBER = 1
+FORMAT_NUMBER = 2
 """Part of every cache file's name: another layout or meaning of the columns raises it."""
 
 BATCH_ROWS = 16_384
@@ -44,6 +44,8 @@ _SCHEMA = pa.schema(
         ("history", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
         ("responses", pa.list_(pa.string())),
         ("human_scores", pa.list_(pa.float64())),
+        ("option_numbers", pa.list_(pa.int64())),
+        ("refusals", pa.list_(pa.bool_())),
         ("text_hashes", pa.list_(pa.uint64())),
         ("response_lengths", pa.list_(pa.int32())),
         ("format_marks", pa.list_(pa.uint8())),
@@ -61,7 +63,8 @@ class InteractionTable:
 
     Attributes:
         cultures, users, questions: names, in the order of the codes. `users` are those of the
-            whole source in file order, also those without an interaction.
+            whole source in file order, also those without an interaction; so are `questions`
+            where the source lists them.
         skipped: culture -> reason -> rows left out.
         culture_codes: (N,) int32.
         user_codes, question_codes: (N,) int64, -1 where there is none.
@@ -95,6 +98,16 @@ class InteractionTable:
         own = np.arange(len(self), dtype=np.int64) + users + questions
         by_question = np.where(self.question_codes >= 0, self.question_codes + users, own)
         return np.where(self.user_codes >= 0, self.user_codes, by_question)
+
+    @property
+    def option_numbers(self) -> NDArray[np.int64]:
+        """(R,) int64, place in the survey's list of options; empty where there is none."""
+        return _flat(self.columns, "option_numbers").astype(np.int64, copy=False)
+
+    @property
+    def refusals(self) -> NDArray[np.bool_]:
+        """(R,) bool, whether the option is a refusal to answer; empty as `option_numbers`."""
+        return _flat(self.columns, "refusals").astype(np.bool_, copy=False)
 
     @property
     def response_lengths(self) -> NDArray[np.int32]:
@@ -164,7 +177,7 @@ def write_table(rows: Iterable[tuple[Place, Interaction]], path: Path, notes: No
     """Writes interactions as they come, under `path` once they are whole.
 
     `notes` are the reader's: read after the last row, for it writes them on the way; its `users`
-    (in file order) stand before those met in the rows.
+    and `questions` (in file order) stand before those met in the rows.
 
     Raises: InputError if `notes` hold a problem, two interactions share an id, a user is in two
         cultures, or no row came. OSError if the disk is full or not writable. Then `path` is as
@@ -236,7 +249,7 @@ class _Writer:
         self.num_characters = 0
         self.cultures: dict[str, int] = {}
         self.users = {user: code for code, user in enumerate(notes.users)}
-        self.questions: dict[str, int] = {}
+        self.questions = {question: code for code, question in enumerate(notes.questions)}
         self.user_cultures: dict[int, tuple[int, Place]] = {}
         # Ids are compared by 64-bit hash: ten million strings in a set would be a gigabyte.
         self.id_hashes = array("Q")
@@ -264,6 +277,8 @@ class _Writer:
                 interaction.history,
                 interaction.responses,
                 interaction.human_scores,
+                interaction.option_numbers,
+                interaction.refusals,
                 hashes,
             )
         )
@@ -367,7 +382,8 @@ def _parts(interaction: Interaction) -> Iterator[bytes]:
 
 
 def _flat(columns: dict[str, Any], name: str) -> NDArray[Any]:
-    chunks = [chunk.flatten().to_numpy() for chunk in columns[name].chunks]
+    # Truth values are packed, and so copied.
+    chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in columns[name].chunks]
     return np.concatenate(chunks)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed
@@ -12,9 +13,16 @@ from scpo_ray.deepspeed_settings import deepspeed_settings
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.naming import run_name
+from scpo_ray.opinion_comparison import compare_opinions
 from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
 from scpo_ray.report import write_report
-from scpo_ray.storage import RunDir, load_result, load_test_pairs, save_comparison_result
+from scpo_ray.storage import (
+    RunDir,
+    load_result,
+    load_test_opinions,
+    load_test_pairs,
+    save_comparison_result,
+)
 from scpo_ray.sweep import comparison_trials
 from scpo_ray.workers import join_group
 
@@ -107,7 +115,9 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     if not compared:
         raise InputError("no run of the comparison came to its end", list(failures.values()))
     folder = run.output_dir / run.experiment
-    summary = compare_runs(compared, run.experiment, failures)
+    summary = replace(
+        compare_runs(compared, run.experiment, failures), opinions=compare_opinions(compared)
+    )
     save_comparison_result(folder, summary)
     write_report([c.result for c in compared], summary, folder / "report.html")
     return summary, folder
@@ -115,4 +125,5 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
 
 def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
     """A finished run with its test pairs' outcomes, read from its folder."""
-    return ComparedRun(result, culture, pair_outcomes(load_test_pairs(path)))
+    outcomes = pair_outcomes(load_test_pairs(path))
+    return ComparedRun(result, culture, outcomes, load_test_opinions(path))

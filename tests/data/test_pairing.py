@@ -24,7 +24,7 @@ def test_a_higher_score_is_chosen_and_equal_scores_and_texts_make_no_pair():
     # scores 80, 20, 80, 50; the first and the last have one text
     offsets, scores, hashes = _arrays([[(80, 1), (20, 2), (80, 3), (50, 1)]])
 
-    pairs = make_pairs(offsets, scores, hashes, np.arange(1))
+    pairs = make_pairs(offsets, scores, hashes, np.arange(1), min_gap=0)
 
     found = zip(pairs.chosen_responses.tolist(), pairs.rejected_responses.tolist(), strict=True)
     assert list(found) == [(0, 1), (2, 1), (3, 1), (2, 3)]
@@ -37,7 +37,7 @@ def test_pairs_are_those_of_the_definition(interactions, data):
     offsets, scores, hashes = _arrays(interactions)
     rows = [row for row in range(len(interactions)) if data.draw(st.booleans())]
 
-    pairs = make_pairs(offsets, scores, hashes, np.array(rows, dtype=np.int64))
+    pairs = make_pairs(offsets, scores, hashes, np.array(rows, dtype=np.int64), min_gap=0)
 
     expected, ties, equal_texts = set(), [], []
     for row in rows:
@@ -55,3 +55,15 @@ def test_pairs_are_those_of_the_definition(interactions, data):
     assert pairs.interactions.tolist() == sorted(pairs.interactions.tolist())
     assert pairs.ties.tolist() == ties
     assert pairs.equal_texts.tolist() == equal_texts
+
+
+def test_a_gap_at_the_smallest_makes_no_pair_however_it_was_rounded():
+    # 0.40 - 0.35 is above 0.05 and 0.35 - 0.30 below it, by rounding alone
+    offsets, scores, hashes = _arrays([[(0.40, 1), (0.35, 2)], [(0.35, 1), (0.30, 2)]])
+
+    pairs = make_pairs(offsets, scores, hashes, np.arange(2), min_gap=0.05)
+
+    assert len(pairs.interactions) == 0
+    assert pairs.ties.tolist() == [1, 1]
+    wider = make_pairs(offsets, scores, hashes, np.arange(2), min_gap=0.049)
+    assert wider.chosen_responses.tolist() == [0, 0]
