@@ -212,7 +212,7 @@ ALONE = Worker(rank=0, world_size=1, device="cpu")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval over resampled users (or questions).
+    """A mean with its 95 % interval over resampled users (or questions) and, of several, seeds.
 
     `value` is None where there is nothing to average, the interval is None with one cluster.
     `num_pairs` counts what was averaged: pairs, or answer distributions of opinions.
@@ -231,7 +231,9 @@ class Difference:
     similarity on the same answer distributions.
 
     `p_value`: two-sided, signs of the clusters' differences flipped at random; `p_holm`: after
-    Holm's correction over the cultures it was computed with. None where undefined.
+    Holm's correction over the cultures it was computed with. `detectable`: the smallest
+    difference for which such a test set gives p <= 0.05 (not corrected) in 80 % of cases, were
+    the two models to differ as unevenly as these. None where undefined.
     """
 
     value: float | None
@@ -241,6 +243,7 @@ class Difference:
     p_holm: float | None
     num_pairs: int
     num_clusters: int
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
