@@ -98,7 +98,9 @@ def compare_runs(
     """Each method on each culture's own test pairs, seeds averaged, and its macro mean.
 
     A pair's outcome is the share of a method's seeds that rank it right, over the seeds that
-    finished; estimates and paired differences are taken of these. The differences against
+    finished; estimates and paired differences are taken of these. Their intervals and p-values
+    count the seeds as a layer of chance beside the users (`other_cultures` averages them first:
+    there one seed's model serves several cultures). The differences against
     "global" are against the global model's margins that every run carries. Holm's correction runs
     over the cultures, for each method, layer and rival; the macro difference is a single test.
     Where a method has no run for a culture there is no summary of the two, and the method's macro
@@ -172,10 +174,10 @@ class _Grid:
     seed: int
 
     @cached_property
-    def outcomes(self) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """(method, trained culture) -> (P,) share of its seeds that rank a pair right."""
+    def outcomes(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
+        """(method, trained culture) -> (P, K) whether each of its K seeds ranks a pair right."""
         return {
-            cell: np.mean([right(run.outcomes.margin) for run in runs], axis=0)
+            cell: np.stack([right(run.outcomes.margin) for run in runs], axis=1)
             for cell, runs in self.runs.items()
         }
 
@@ -183,8 +185,8 @@ class _Grid:
     def layers(self) -> list[Layer]:
         return list(next(iter(self.tested.values())).masks)
 
-    def own(self, method: str, culture: str, layer: Layer) -> NDArray[np.float64]:
-        """The method's outcomes on the culture it was trained for; empty without a run."""
+    def own(self, method: str, culture: str, layer: Layer) -> NDArray[Any]:
+        """(B, K) the method's outcomes on the culture it was trained for; empty without a run."""
         if (method, culture) not in self.outcomes:
             return np.empty(0)
         tested = self.tested[culture]
@@ -417,7 +419,7 @@ def _other_cultures(method: str, culture: str, grid: _Grid) -> Estimate:
     outcomes, clusters = [], []
     for name, tested in grid.tested.items():
         reached = [
-            grid.outcomes[method, trained][tested.rows]
+            grid.outcomes[method, trained][tested.rows].mean(axis=1)
             for trained in models
             if trained != name and (method, trained) in grid.outcomes
         ]

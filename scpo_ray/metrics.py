@@ -696,7 +696,7 @@ def _sign_flip_p_value(
     variance = square - 2 * observed * leaning.sum() + own * observed**2
     if moving.size <= EXACT_CLUSTERS:
         further, as_far = extremes(np.arange(2**moving.size)[:, None] >> np.arange(moving.size) & 1)
-        return (further + as_far / 2) / 2**moving.size
+        return float((further + as_far / 2) / 2**moving.size)
     further, as_far = 0, 1
     block = max(1, BLOCK_CELLS // moving.size)
     for start in range(0, NUM_FLIPS, block):

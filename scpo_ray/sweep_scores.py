@@ -11,6 +11,7 @@ from scpo_ray.comparison import MACRO, CulturePairs
 from scpo_ray.metrics import (
     ClusterDraws,
     draw_clusters,
+    interval_tail,
     joint_means,
     percentile_intervals,
     stream,
@@ -29,18 +30,21 @@ MIN_CLUSTERS = 4
 class Replicated:
     """A number for each of S settings, with its replicates in the same resamples.
 
-    `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `num_pairs` and
+    `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `tail`: the share of
+    them that an interval leaves out at each end (`metrics.interval_tail`); `num_pairs` and
     `num_clusters`: the test pairs behind each number.
     """
 
     values: NDArray[np.float64]
     replicates: NDArray[np.float64]
+    tail: float
     num_pairs: int
     num_clusters: int
 
     def estimates(self) -> list[Estimate]:
-        """(S) numbers with their 95 % percentile intervals."""
-        rows = zip(self.values, *percentile_intervals(self.replicates), strict=True)
+        """(S) numbers with their 95 % intervals."""
+        intervals = percentile_intervals(self.replicates, self.tail)
+        rows = zip(self.values, *intervals, strict=True)
         return [
             Estimate(_number(value), _number(low), _number(high), *self._sizes(value))
             for value, low, high in rows
@@ -53,7 +57,7 @@ class Replicated:
             value, replicates: the rival's, (samples,) from the same resamples.
         """
         values = self.values - value
-        intervals = percentile_intervals(self.replicates - replicates[:, None])
+        intervals = percentile_intervals(self.replicates - replicates[:, None], self.tail)
         # Two columns that are alike may differ by the rounding of a matrix product.
         rows = (np.round([values, *intervals], 12) + 0.0).T
         return [
@@ -236,7 +240,7 @@ def _draws(
 
 def _nothing(samples: int, num_settings: int) -> Replicated:
     nothing = np.full((samples, num_settings), np.nan)
-    return Replicated(nothing[0], nothing, 0, 0)
+    return Replicated(nothing[0], nothing, 0.025, 0, 0)
 
 
 def _replicated(
@@ -250,7 +254,8 @@ def _replicated(
     there = ~np.isnan(values)
     replicates = np.full((samples, num_settings), np.nan)
     replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
-    return Replicated(values, replicates, len(outcomes), len(draws.labels))
+    tail = interval_tail([clusters])
+    return Replicated(values, replicates, tail, len(outcomes), len(draws.labels))
 
 
 def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replicated:
@@ -259,6 +264,8 @@ def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replic
     return Replicated(
         how(total.values, part.values),
         how(total.replicates, part.replicates),
+        # That of one culture, the widest: right for the lowest of them; `_shared` has the mean's.
+        min(total.tail, part.tail),
         total.num_pairs + part.num_pairs,
         total.num_clusters + part.num_clusters,
     )
@@ -273,6 +280,7 @@ def _shared(
     num_clusters = len(np.unique(np.concatenate(clusters)))
     return replace(
         total,
+        tail=interval_tail(clusters) if number > 1 else total.tail,
         values=total.values / number,
         replicates=total.replicates / number,
         num_clusters=num_clusters,

@@ -11,6 +11,7 @@ from scpo_ray.comparison import ComparedRun, PairOutcomes
 from scpo_ray.metrics import (
     accuracy,
     draw_clusters,
+    interval_tail,
     joint_means,
     macro_mean,
     paired_difference,
@@ -604,7 +605,7 @@ def test_joint_resamples_are_those_of_the_single_ones(rows, shared: bool):
             samples=100,
             rng=np.random.default_rng(3),
         )
-        joint = percentile_intervals(macro)[:, model]
+        joint = percentile_intervals(macro, interval_tail(clusters))[:, model]
         expected = np.nan if single.low is None else single.low, single.high
         if single.low is None:
             assert np.isnan(joint).all()
@@ -623,7 +624,8 @@ def test_differences_of_joint_resamples_are_paired():
     [draws] = draw_clusters([users], samples=500, rng=np.random.default_rng(5))
     means = joint_means(np.column_stack([ours, rival]), users, draws)
 
-    low, high = percentile_intervals(means[:, :1] - means[:, 1:])[:, 0]
+    differences = means[:, :1] - means[:, 1:]
+    low, high = percentile_intervals(differences, interval_tail([users]))[:, 0]
     single = paired_difference(ours, rival, users, samples=500, rng=np.random.default_rng(5))
     assert (low, high) == (pytest.approx(single.low), pytest.approx(single.high))
     alone = accuracy(ours, users, samples=500, rng=np.random.default_rng(5))
@@ -654,4 +656,4 @@ def test_no_culture_no_pair_and_one_cluster_have_no_resamples():
 
     assert none.counts.shape == (10, 0)
     assert np.isnan(joint_means(np.ones((4, 2)), np.zeros(4, int), one)).all()
-    assert np.isnan(percentile_intervals(np.full((10, 2), np.nan))).all()
+    assert np.isnan(percentile_intervals(np.full((10, 2), np.nan), 0.025)).all()
