@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
-from scpo_ray.metrics import ranked_right
+from scpo_ray.metrics import detectable_difference, ranked_right
 from scpo_ray.models import (
     load_exported,
     merged_adapters,
@@ -52,19 +52,29 @@ from scpo_ray.training import TrainingData, step_loss
 
 log = logging.getLogger(__name__)
 
+# Supposed of two models worth comparing, before there is any: the share of pairs that one ranks
+# right and the other wrong, and how much a person's pairs agree in which of the two it is.
+DIFFERING_SHARE = 0.2
+DIFFERENCE_CORRELATION = 0.05
 _TIMED_STEPS = 3
 _SAMPLED_TRIALS = 12
 
 
 @dataclass(frozen=True)
 class DataHealth:
-    """What `scpo data` shows. `truncated_texts`: culture -> texts cut at the maximum length."""
+    """What `scpo data` shows.
+
+    `truncated_texts`: culture -> texts cut at the maximum length. `detectable`: culture -> the
+    smallest difference of accuracy that its test pairs could show between two models that differ
+    on 20 % of them (`metrics.detectable_difference`); None with fewer than two users.
+    """
 
     counts: dict[str, CultureCounts]
     truncated_texts: dict[str, int]
     max_length: int
     warnings: list[str]
     fingerprint: str
+    detectable: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,16 @@ def data_health(config: RunConfig) -> DataHealth:
         max_length=config.model.max_length,
         warnings=list(data.warnings),
         fingerprint=data.fingerprint,
+        detectable={
+            culture: detectable_difference(
+                np.unique(
+                    data.test.cluster_codes[data.test.culture_codes == code], return_counts=True
+                )[1],
+                differing_share=DIFFERING_SHARE,
+                correlation=DIFFERENCE_CORRELATION,
+            )
+            for code, culture in enumerate(data.test.cultures)
+        },
     )
 
 

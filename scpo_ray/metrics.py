@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtr
 from scipy.stats import norm, t
 
 from scpo_ray.records import Difference, Estimate, Layer
@@ -98,6 +98,25 @@ def layer_masks(
         "distinctive": distinctive,
         "agreed": ~distinctive,
     }
+
+
+def noise_outcomes(ref_margins: NDArray[Any], margins: NDArray[Any]) -> NDArray[np.float64]:
+    """(B,) how often the reference model would rank each pair right, were a model's change noise.
+
+    Gaussian noise as large as the change of the margins (its root mean square) is added to the
+    reference margins: a pair is then ranked right with probability Phi(ref_margin / size), so no
+    draw is needed. Where nothing changed, the reference model's own outcomes.
+
+    Args:
+        ref_margins, margins: (B,) of the reference and of the changed model, in reward units.
+
+    Raises: ValueError if the shapes differ or a margin is NaN or infinite.
+    """
+    size = float(np.sqrt(np.mean(_margins(margins, ref_margins) ** 2))) if len(margins) else 0.0
+    if size == 0:
+        return (ref_margins > 0).astype(np.float64)
+    probabilities: NDArray[np.float64] = ndtr(ref_margins.astype(np.float64) / size)
+    return probabilities
 
 
 def accuracy(
@@ -665,10 +684,17 @@ def _sign_flip_p_value(
     """Two-sided mid-p-value of the macro difference over its standard error, under random signs.
 
     The standard error is that of `interval_tail`, with the cultures as one: cluster g stands for
-    its share of the macro mean. The seeds' variance widens the observed one.
+    its share of the macro mean. The seeds' variance widens the observed one, and more so where few
+    seeds know it badly.
     """
     if len(sums.sizes) < 2:
         return None
+    freedom = _freedom(sums)
+    wider = 1.0
+    if freedom is not None and seeds.value > 0:
+        with_seeds = _with_seeds(freedom, _bootstrap_variance(sums), seeds)
+        quantiles = t.ppf(0.975, [freedom.degrees, with_seeds.degrees])
+        wider = max(1.0, float(quantiles[1] / quantiles[0])) ** 2
     parts, shares = sums.parts, sums.shares
     moves = parts != 0
     moving = parts[moves]
@@ -689,7 +715,7 @@ def _sign_flip_p_value(
         variances = square - 2 * differences * leanings
         variances += own * differences**2
         # Multiplied out: a variance may be 0. What rounding sets apart is as far.
-        excess = differences**2 * (variance + seeds.value) - observed**2 * variances
+        excess = differences**2 * (variance + seeds.value) * wider - observed**2 * variances
         bound = 1e-9 * observed**2 * square
         return int((excess > bound).sum()), int((np.abs(excess) <= bound).sum())
 

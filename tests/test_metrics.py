@@ -16,6 +16,7 @@ from scpo_ray.metrics import (
     layer_masks,
     macro_difference,
     macro_mean,
+    noise_outcomes,
     paired_difference,
     ranked_right,
     stream,
@@ -92,6 +93,25 @@ def test_the_global_model_has_0_on_distinctive_and_1_on_agreed_whatever_its_rewa
 def test_the_threshold_is_a_probability(threshold: float):
     with pytest.raises(ValueError, match=r"distinctive_threshold must be in \(0, 1\], got"):
         layer_masks(np.zeros(1), np.zeros(1), distinctive_threshold=threshold)
+
+
+def test_noise_outcomes_are_what_many_draws_of_noise_would_do():
+    generator = rng()
+    ref_margins = np.array([-2.0, -0.5, 0.1, 1.0])
+    margins = ref_margins + np.array([1.0, -1.0, 1.0, 1.0])  # root mean square 1
+
+    drawn = ref_margins + generator.standard_normal((100_000, 4)) > 0
+
+    np.testing.assert_allclose(noise_outcomes(ref_margins, margins), drawn.mean(axis=0), atol=0.01)
+
+
+def test_no_change_leaves_the_reference_models_outcomes():
+    assert noise_outcomes(np.array([1.0, -1.0, 0.0]), np.array([1.0, -1.0, 0.0])).tolist() == [
+        1,
+        0,
+        0,
+    ]
+    assert noise_outcomes(np.empty(0), np.empty(0)).shape == (0,)
 
 
 def test_accuracy_is_the_mean_over_pairs_and_counts_pairs_and_clusters():

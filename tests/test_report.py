@@ -111,6 +111,40 @@ def test_the_lead_says_the_main_finding_with_its_uncertainty(compared):
     assert "(Holm p = 1.000, within noise)" in lead
 
 
+def test_the_lead_says_what_the_test_sets_can_show(compared):
+    lead = words(compared)[:3000]
+
+    assert "a macro difference from the global model of 4.2 points would be found in 80 %" in lead
+    assert "in one culture alone it would take 4.2 points" in lead
+
+
+def test_a_gain_that_noise_would_give_is_warned_of_and_a_real_one_is_not(tmp_path):
+    results, summary = comparison(methods=("global", "finetune", "filter", "scpo"), seeds=(0,))
+    within = {**summary.summaries[-4].minus_noise, "distinctive": difference(0.01)}
+    summaries = [
+        replace(s, minus_noise=within) if (s.method, s.culture) == ("scpo", "") else s
+        for s in summary.summaries
+    ]
+
+    text = words(write_report(results, replace(summary, summaries=summaries), tmp_path / "r.html"))
+
+    assert (
+        "scpo: the gain on distinctive is what noise of the same size would give (40.6 % against "
+        "11.0 %; +1.0 points [−2.0, +4.0]): it shows no taste learned." in text
+    )
+    assert "finetune: the gain on distinctive" not in text
+    # 35.5 % of agreed against noise's 89.0 %.
+    assert "filter: more of agreed is lost than to noise of the same size (35.5 % against" in text
+    assert "Over-bias" in text and "noise on distinctive control" in text
+
+
+def test_a_run_alone_is_set_against_noise_too(tmp_path):
+    text = words(write_report([run_result()], None, tmp_path / "r.html"))
+
+    assert "a difference of 4.2 points would be found in 80 % of cases" in text
+    assert "scpo, Chile, seed 0, tested on Chile" in text
+
+
 def test_failures_controls_and_the_warning_on_distinctive_are_shown(compared):
     text = words(compared)
 
