@@ -282,6 +282,28 @@ def sweep_table(result: SweepResult) -> Table:
     return table
 
 
+def efficiency_table(result: SweepResult) -> Table:
+    """The objective by share of the training users, a line for each point of each curve."""
+    objective = f"{result.objective['metric']}, {result.objective['culture']}"
+    table = _table(
+        f"{objective}, by share of the training users (cultures: {len(result.cultures)}, "
+        f"seeds: {len(result.seeds)})",
+        "method",
+        "share of\nusers",
+        "pairs selected,\nmean per run",
+        "objective, %",
+    )
+    for curve in result.efficiency:
+        for point in curve.points:
+            table.add_row(
+                curve.name,
+                f"{point.fraction:g}",
+                f"{point.num_pairs:,.0f}",
+                _percent(point.objective),
+            )
+    return table
+
+
 def model_table(models: Sequence[RegisteredModel]) -> Table:
     table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
     for m in models:
