@@ -255,6 +255,16 @@ def interval_tail(clusters: Sequence[NDArray[Any]]) -> float:
     return 0.025 if freedom is None else freedom.tail
 
 
+def seed_variance(outcomes: NDArray[Any], clusters: NDArray[Any]) -> float:
+    """The variance of the mean over seeds that the choice of clusters does not explain.
+
+    Args:
+        outcomes: (B, K) of K seeds; with one seed nothing is known, and 0 returned.
+        clusters: (B,) labels.
+    """
+    return _seed_variance([outcomes], [clusters]).value
+
+
 def detectable_difference(
     cluster_sizes: NDArray[Any], *, differing_share: float, correlation: float
 ) -> float | None:

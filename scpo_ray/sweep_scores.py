@@ -14,6 +14,7 @@ from scpo_ray.metrics import (
     interval_tail,
     joint_means,
     percentile_intervals,
+    seed_variance,
     stream,
 )
 from scpo_ray.records import Difference, Estimate, Layer
@@ -44,7 +45,8 @@ class Replicated:
     def estimates(self) -> list[Estimate]:
         """(S) numbers with their 95 % intervals."""
         intervals = percentile_intervals(self.replicates, self.tail)
-        rows = zip(self.values, *intervals, strict=True)
+        # The seeds' noise knows no bounds; a share has them.
+        rows = zip(self.values, *np.clip(intervals, 0, 1), strict=True)
         return [
             Estimate(_number(value), _number(low), _number(high), *self._sizes(value))
             for value, low, high in rows
@@ -103,6 +105,9 @@ def score_settings(
     The objective "worst" is the lowest culture, in each resample as in the data: noise pulls the
     lowest of several down, so its interval lies low, the more so the fewer the users.
 
+    Where a setting has several seeds, its replicates vary by them as well, as one model for all
+    cultures does in all of them at once. Not so `other_cultures`: users alone.
+
     Returns: without a global model, an objective on `distinctive` or `agreed` is NaN throughout.
     Raises: ValueError if the objective's culture is not one of the sweep's.
     """
@@ -123,6 +128,7 @@ def score_settings(
         for row, culture in enumerate(cultures):
             # Only sums are kept: all replicates of all cultures would be most of the memory.
             score = _replicated(own[tested[culture].rows], clusters[culture], draws[culture])
+            score = _with_seeds(score, outcomes, settings, culture, tested[culture], layer, seed)
             accuracy[culture][layer] = score.estimates()
             macro = _joined(macro, score, np.add)
             if layer == objective.metric:
@@ -256,6 +262,29 @@ def _replicated(
     replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
     tail = interval_tail([clusters])
     return Replicated(values, replicates, tail, len(outcomes), len(draws.labels))
+
+
+def _with_seeds(
+    score: Replicated,
+    outcomes: SweepOutcomes,
+    settings: Sequence[int],
+    culture: str,
+    tested: _LayerPairs,
+    layer: Layer,
+    seed: int,
+) -> Replicated:
+    """The replicates with as much noise as only other seeds would show."""
+    for column, setting in enumerate(settings):
+        by_seed = outcomes.by_seed(setting, culture)
+        if by_seed is None or not len(tested.rows):
+            continue
+        variance = seed_variance(by_seed[tested.rows], tested.clusters)
+        # A model of its own for each culture is another training; the one for all is the same.
+        trained_for = culture if (setting, culture) in outcomes.runs else ""
+        rng = stream(seed, "sweep", "seeds", layer, str(setting), trained_for)
+        noise = rng.standard_normal(len(score.replicates))
+        score.replicates[:, column] += np.sqrt(variance) * noise
+    return score
 
 
 def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replicated:

@@ -173,6 +173,38 @@ def test_seeds_are_averaged_per_pair_and_their_spread_is_that_of_the_objective()
     assert result.seeds == [3, 1]
 
 
+def test_seeds_that_differ_widen_the_intervals_and_tie_what_users_alone_would_part():
+    # 20 users of two pairs. Three trainings of setting 1 reach 100, 60 and 80 % of everyone's
+    # pairs, or 80 % each with other pairs wrong; setting 0 reaches 70 % always.
+    pattern = {1.0: "1" * 40, 0.8: "11011" * 8, 0.7: "1101100111" * 4, 0.6: "10101" * 8}
+
+    def summary(reached: Sequence[str]) -> SettingSummary:
+        runs = {(0, c, seed): pattern[0.7] for c in CULTURES for seed in range(3)}
+        runs |= {(1, c, seed): own for c in CULTURES for seed, own in enumerate(reached)}
+        return of_setting(summarize(runs_of(runs, users=20, samples=1_000, ref="0" * 40)), 0)
+
+    apart = summary([pattern[1.0], pattern[0.6], pattern[0.8]])
+    alike = summary(["11011" * 8, "01111" * 8, "11101" * 8])
+
+    assert apart.minus_best.value == alike.minus_best.value == pytest.approx(-0.1)
+    assert (apart.tied_with_best, alike.tied_with_best) == (True, False)
+
+
+def test_the_seeds_of_one_model_for_all_cultures_vary_in_all_of_them_at_once():
+    def width(cultures: Sequence[str]) -> float:
+        runs = []
+        for seed, own in enumerate(("1" * 40, "10101" * 8, "11011" * 8)):
+            for culture in cultures:
+                of = trial(0, culture, seed)
+                runs.append((of, make_run(of, own, users=20, samples=1_000, ref="0" * 40)))
+        estimate = of_setting(summarize(runs), 0).accuracy[""]["all"]
+        assert estimate.value == pytest.approx(0.8)
+        return estimate.high - estimate.low
+
+    # Two trainings halve the variance of the macro mean; one that serves both does not.
+    assert width([""]) > 1.2 * width(CULTURES)
+
+
 def test_the_best_is_first_and_the_others_are_paired_with_it():
     ones = {(0, c, 0): "1000" for c in CULTURES} | {(1, c, 0): "1111" for c in CULTURES}
     result = summarize(runs_of(ones | {(2, c, 0): "0111" for c in CULTURES}))
