@@ -244,20 +244,38 @@ def _noise_findings(
     minus_noise: Mapping[str, Difference],
 ) -> Iterator[str]:
     """Warnings where a change does no better than noise as large as it."""
-    gained, kept = minus_noise.get("distinctive"), minus_noise.get("agreed")
-    if gained is not None and gained.value is not None and (gained.low is None or gained.low <= 0):
+    gained, kept, whole = (minus_noise.get(layer) for layer in ("distinctive", "agreed", "all"))
+    if _is_no_more(gained):
+        if _is_no_more(whole):
+            verdict = (
+                "over all pairs, too, it is no better than that noise: it does not show that a "
+                "taste was learned"
+            )
+        else:
+            verdict = f"over all pairs it is better than that noise{_by(whole)}"
         yield (
-            f"{name}: the gain on distinctive is what noise of the same size would give "
-            f"({percent(accuracy['distinctive'].value)} % against "
-            f"{percent(noise['distinctive'].value)} %; {points(gained.value)} points "
-            f"{interval(gained)}): it shows no taste learned."
+            f"{name}: the gain on distinctive is no more than noise of the same size would give"
+            f"{_against(accuracy, noise, 'distinctive')}{_by(gained)}; {verdict}."
         )
     if kept is not None and kept.value is not None and kept.high is not None and kept.high < 0:
         yield (
-            f"{name}: more of agreed is lost than to noise of the same size "
-            f"({percent(accuracy['agreed'].value)} % against {percent(noise['agreed'].value)} %; "
-            f"{points(kept.value)} points {interval(kept)}): it contradicts the global model."
+            f"{name}: more of agreed is lost than to noise of the same size"
+            f"{_against(accuracy, noise, 'agreed')}{_by(kept)}: it contradicts the global model."
         )
+
+
+def _is_no_more(change: Difference | None) -> bool:
+    """Whether the change is not shown to be above 0."""
+    return change is not None and change.value is not None and not (change.low or 0) > 0
+
+
+def _against(accuracy: Mapping[str, Estimate], noise: Mapping[str, Estimate], layer: str) -> str:
+    ours, theirs = (percent(of[layer].value) for of in (accuracy, noise))
+    return f" ({ours} % against {theirs} %)"
+
+
+def _by(change: Difference | None) -> str:
+    return "" if change is None else f", {points(change.value)} points {interval(change)}"
 
 
 def _comparison_tables(
