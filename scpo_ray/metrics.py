@@ -592,7 +592,10 @@ def _freedom(sums: _ClusterSums) -> _Freedom | None:
         everywhere = q**2 * whole**2 + 2 * float((v * a**2).sum()) * whole
         everywhere += 2 * once**2 - 4 * q * whole * once
         spread += float((v**2 * (diagonal**2 - (q - 2 * a) ** 2)).sum()) + everywhere
-    return _Freedom(expected**2 / spread, expected / plain)
+    # Where one cluster has nearly all pairs rounding eats the spread; there is one degree at least.
+    most = sum(len(sizes) - 1 for _, sizes in strata)
+    degrees = expected**2 / spread if spread > 0 else 1.0
+    return _Freedom(min(max(degrees, 1.0), float(most)), expected / plain)
 
 
 def _with_seeds(freedom: _Freedom, plain: float, seeds: _SeedVariance) -> _Freedom:

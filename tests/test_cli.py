@@ -186,6 +186,9 @@ def test_data_counts_and_warns(scpo, config):
     assert document["counts"]["North"]["users"] == 8
     assert "users or" in table.out and "questions" in table.out
     assert "North: one test user only" in table.out
+    # A test side with one user can show nothing.
+    assert document["detectable"]["North"] is None
+    assert "can show" in table.out
     assert max(map(len, table.out.splitlines())) > 80
 
 

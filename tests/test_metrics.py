@@ -430,6 +430,42 @@ def test_few_or_unequal_clusters_take_percentiles_further_out():
     assert interval_tail([np.arange(8), np.zeros(3)]) == 0.025  # no interval there
 
 
+@given(st.lists(st.integers(1, 10**7), min_size=2, max_size=12))
+def test_no_sizes_make_the_tail_senseless(sizes):
+    needed = detectable_difference(np.array(sizes), differing_share=1e-6, correlation=0.0)
+
+    assert needed is not None and 0 < needed <= 1
+
+
+@pytest.mark.parametrize("large", [10, 10**3, 10**6])
+def test_one_user_with_nearly_all_pairs_leaves_the_range_of_the_resamples(large: int):
+    users = np.repeat([0, 1, 2], [large, 1, 1])
+    outcomes = np.arange(len(users)) % 2
+
+    estimate = accuracy(outcomes, users, samples=200, rng=rng())
+
+    assert interval_tail([users]) < 0.001
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.booleans()), min_size=2, max_size=30)
+)
+def test_the_rival_sees_the_same_difference_with_the_other_sign(rows):
+    clusters, ours, theirs = (np.array(column) for column in zip(*rows, strict=True))
+
+    one = paired_difference(ours, theirs, clusters, samples=100, rng=rng())
+    other = paired_difference(theirs, ours, clusters, samples=100, rng=rng())
+
+    assert (one.p_value is None) == (len(set(clusters.tolist())) < 2)
+    if one.p_value is not None:
+        assert 0 < one.p_value <= 1
+        assert one.p_value == pytest.approx(other.p_value)
+        assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+        assert one.detectable == pytest.approx(other.detectable)
+
+
 def test_a_macro_mean_of_many_small_cultures_needs_the_variance_more_than_the_t():
     seven = interval_tail([np.arange(10) + 100 * culture for culture in range(7)])
 
