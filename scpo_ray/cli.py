@@ -199,6 +199,32 @@ def sweep(
 
 
 @app.command()
+def efficiency(
+    config: Annotated[
+        str, typer.Argument(help="A run's YAML file, or a sweep's with data.data_fraction.")
+    ],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How many pairs scpo needs to match finetune: a sweep over shares of the training users.
+
+    The same command goes on with a stopped sweep, and shows a finished one.
+    """
+    from scpo_ray import tables
+    from scpo_ray.commands import efficiency as curves
+    from scpo_ray.sweep_report import pairs_needed
+
+    result, folder, file = curves(config, overrides or [])
+    shown = [asdict(curve) for curve in result.efficiency]
+    _show(as_json, shown, [tables.efficiency_table(result)])
+    for sentence in pairs_needed(result.efficiency):
+        _say(sentence)
+    _say(f"sweep file: {file}\nreport: {folder / 'report.html'}")
+    if any(trial.state == "failed" for trial in result.trials):
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs or of comparisons.")],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),

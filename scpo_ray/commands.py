@@ -4,14 +4,16 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from scpo_ray.config import ComparisonConfig, RunConfig
-from scpo_ray.disk import whole_folder
+from scpo_ray.config_file import holds_a_space, load_config, load_sweep
+from scpo_ray.disk import whole_file, whole_folder
 from scpo_ray.engine import TorchEngine
 from scpo_ray.experiment import (
     Evaluated,
@@ -29,7 +31,7 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
-from scpo_ray.metrics import ranked_right
+from scpo_ray.metrics import detectable_difference, ranked_right
 from scpo_ray.models import (
     load_exported,
     merged_adapters,
@@ -47,24 +49,37 @@ from scpo_ray.scoring import score_tokens, tokenize
 from scpo_ray.selection import disagreement_mask
 from scpo_ray.storage import load_comparison_result, load_result
 from scpo_ray.sweep import comparison_trials, planned_settings, trials_of
-from scpo_ray.sweep_config import CULTURE, SearchConfig
+from scpo_ray.sweep_config import CULTURE, Grid, SearchConfig
+from scpo_ray.sweep_efficiency import FRACTION
+from scpo_ray.sweep_records import SweepResult
 from scpo_ray.training import TrainingData, step_loss
 
 log = logging.getLogger(__name__)
 
+# Supposed of two models worth comparing, before there is any: the share of pairs that one ranks
+# right and the other wrong, and how much a person's pairs agree in which of the two it is.
+DIFFERING_SHARE = 0.2
+DIFFERENCE_CORRELATION = 0.05
+EFFICIENCY_FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 _TIMED_STEPS = 3
 _SAMPLED_TRIALS = 12
 
 
 @dataclass(frozen=True)
 class DataHealth:
-    """What `scpo data` shows. `truncated_texts`: culture -> texts cut at the maximum length."""
+    """What `scpo data` shows.
+
+    `truncated_texts`: culture -> texts cut at the maximum length. `detectable`: culture -> the
+    smallest difference of accuracy that its test pairs could show between two models that differ
+    on 20 % of them (`metrics.detectable_difference`); None with fewer than two users.
+    """
 
     counts: dict[str, CultureCounts]
     truncated_texts: dict[str, int]
     max_length: int
     warnings: list[str]
     fingerprint: str
+    detectable: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,16 @@ def data_health(config: RunConfig) -> DataHealth:
         max_length=config.model.max_length,
         warnings=list(data.warnings),
         fingerprint=data.fingerprint,
+        detectable={
+            culture: detectable_difference(
+                np.unique(
+                    data.test.cluster_codes[data.test.culture_codes == code], return_counts=True
+                )[1],
+                differing_share=DIFFERING_SHARE,
+                correlation=DIFFERENCE_CORRELATION,
+            )
+            for code, culture in enumerate(data.test.cultures)
+        },
     )
 
 
@@ -157,6 +182,64 @@ def planned_runs(comparison: ComparisonConfig) -> list[PlannedRun]:
     inputs = load_inputs(comparison.run, open_run_dir(comparison.run))
     trials = comparison_trials(comparison, inputs.data.cultures)
     return _planned_in_turn([(trial.config, inputs) for trial in trials])
+
+
+def efficiency(path: Path | str, overrides: Sequence[str]) -> tuple[SweepResult, Path, Path]:
+    """A sweep over the share of training users, to its end: result, its folder, and its file.
+
+    Args:
+        path: a sweep file with an axis `data.data_fraction`, or a run's: then scpo and finetune
+            are compared on `EFFICIENCY_FRACTIONS` of its cultures' users with three seeds, by a
+            sweep file that is written to the run's experiment folder.
+
+    Raises: InputError if the sweep has no such axis with two values; else as `run_sweep`.
+    """
+    # Ray takes seconds to load, and no other command here needs it.
+    from scpo_ray.launch.sweeps import run_sweep
+
+    if holds_a_space(path):
+        file = Path(path)
+        axis = load_sweep(file, overrides).space.get(FRACTION)
+        if not isinstance(axis, Grid) or len(axis.grid) < 2:
+            rule = f"space.{FRACTION}: must be a grid of two values or more"
+            raise InputError(f"{file}: no curve to draw", [rule])
+    else:
+        file, overrides = efficiency_file(load_config(path, overrides)), []
+    return *run_sweep(file, overrides), file
+
+
+def efficiency_file(config: RunConfig) -> Path:
+    """Writes the sweep that `efficiency` runs for a run's file; the same run, the same sweep.
+
+    The cultures are those that the run trains for, or else all that its data has.
+    """
+    cultures = [culture for culture, weight in (config.culture_weights or {}).items() if weight > 0]
+    if not cultures:
+        data = config.data
+        cultures = data.cultures or list(load_inputs(config, open_run_dir(config)).data.cultures)
+    run = config.model_dump(mode="json", exclude_unset=True)
+    for varied in ("method", "seed", "culture_weights"):
+        run.pop(varied, None)
+    num_workers = run.get("train", {}).pop("num_workers", 1)
+    run.get("data", {}).pop("data_fraction", None)
+    document = {
+        "run": run,
+        "space": {
+            CULTURE: {"grid": cultures},
+            "method": {"grid": ["finetune", "scpo"]},
+            FRACTION: {"grid": list(EFFICIENCY_FRACTIONS)},
+        },
+        "repeat": {"seeds": [config.seed + place for place in range(3)]},
+        "resources": {"workers": num_workers},
+    }
+    folder = config.output_dir / config.experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "efficiency.yaml"
+    question = "# How many training pairs does scpo need to match finetune on all of them?\n\n"
+    with whole_file(file) as part:
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        part.write_text(question + text, encoding="utf-8")
+    return file
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Methods side by side on the same test pairs: seeds averaged, differences paired, Holm applied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -14,6 +14,7 @@ from scpo_ray.metrics import (
     layer_masks,
     macro_difference,
     macro_mean,
+    noise_outcomes,
     paired_difference,
     ranked_right,
     stream,
@@ -98,7 +99,9 @@ def compare_runs(
     """Each method on each culture's own test pairs, seeds averaged, and its macro mean.
 
     A pair's outcome is the share of a method's seeds that rank it right, over the seeds that
-    finished; estimates and paired differences are taken of these. The differences against
+    finished; estimates and paired differences are taken of these. Their intervals and p-values
+    count the seeds as a layer of chance beside the users (`other_cultures` averages them first:
+    there one seed's model serves several cultures). The differences against
     "global" are against the global model's margins that every run carries. Holm's correction runs
     over the cultures, for each method, layer and rival; the macro difference is a single test.
     Where a method has no run for a culture there is no summary of the two, and the method's macro
@@ -172,10 +175,10 @@ class _Grid:
     seed: int
 
     @cached_property
-    def outcomes(self) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """(method, trained culture) -> (P,) share of its seeds that rank a pair right."""
+    def outcomes(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
+        """(method, trained culture) -> (P, K) whether each of its K seeds ranks a pair right."""
         return {
-            cell: np.mean([right(run.outcomes.margin) for run in runs], axis=0)
+            cell: np.stack([right(run.outcomes.margin) for run in runs], axis=1)
             for cell, runs in self.runs.items()
         }
 
@@ -183,8 +186,8 @@ class _Grid:
     def layers(self) -> list[Layer]:
         return list(next(iter(self.tested.values())).masks)
 
-    def own(self, method: str, culture: str, layer: Layer) -> NDArray[np.float64]:
-        """The method's outcomes on the culture it was trained for; empty without a run."""
+    def own(self, method: str, culture: str, layer: Layer) -> NDArray[Any]:
+        """(B, K) the method's outcomes on the culture it was trained for; empty without a run."""
         if (method, culture) not in self.outcomes:
             return np.empty(0)
         tested = self.tested[culture]
@@ -197,9 +200,25 @@ class _Grid:
         tested = self.tested[culture]
         return tested.clusters[tested.masks[layer]]
 
-    def rival(self, rival: str, culture: str, layer: Layer) -> NDArray[Any] | None:
-        """What a method is set against on the pairs of `own`; None where it was not run."""
+    def noise(self, method: str, culture: str, layer: Layer) -> NDArray[np.float64]:
+        """(B, K) what noise as large as each seed's change would do on the pairs of `own`."""
         tested = self.tested[culture]
+        columns = []
+        for run in self.runs.get((method, culture), ()):
+            ref_margins = run.outcomes.ref_margin
+            if ref_margins is None:
+                return np.empty(0)
+            margins = run.outcomes.margin[tested.rows]
+            columns.append(noise_outcomes(ref_margins[tested.rows], margins)[tested.masks[layer]])
+        return np.stack(columns, axis=1) if columns else np.empty(0)
+
+    def rival(self, method: str, rival: str, culture: str, layer: Layer) -> NDArray[Any] | None:
+        """What a method is set against on the pairs of `own`: the global model, "noise", or a
+        method; None where there is none."""
+        tested = self.tested[culture]
+        if rival == "noise":
+            known = tested.ref_outcomes is not None and method != "global"
+            return self.noise(method, culture, layer) if known else None
         if rival != "global":
             return self.own(rival, culture, layer) if (rival, culture) in self.outcomes else None
         return None if tested.ref_outcomes is None else tested.ref_outcomes[tested.masks[layer]]
@@ -302,27 +321,31 @@ def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[st
 def _summaries(method: str, grid: _Grid) -> list[MethodSummary]:
     minus_global = _differences(method, "global", grid)
     minus_finetune = _differences(method, "finetune", grid)
+    minus_noise = _differences(method, "noise", grid)
     kept_shares = {
         culture: float(np.mean([_kept_share(run) for run in grid.runs[method, culture]]))
         for culture in grid.cultures
         if (method, culture) in grid.runs
     }
-    return [
-        MethodSummary(
+    summaries = []
+    macro_share = float(np.mean(list(kept_shares.values())))
+    for culture, kept_share in ((MACRO, macro_share), *kept_shares.items()):
+        others, others_minus_global = _other_cultures(method, culture, grid)
+        summary = MethodSummary(
             method=method,
             culture=culture,
-            accuracy=_accuracies(method, culture, grid),
+            accuracy=_accuracies(method, culture, grid, grid.own),
             minus_global=minus_global.get(culture, {}),
             minus_finetune=minus_finetune.get(culture, {}),
             seed_sd={layer: _seed_sd(method, culture, layer, grid) for layer in grid.layers},
             kept_share=kept_share,
-            other_cultures=_other_cultures(method, culture, grid),
+            other_cultures=others,
+            noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
+            minus_noise=minus_noise.get(culture, {}),
+            others_minus_global=others_minus_global,
         )
-        for culture, kept_share in (
-            (MACRO, float(np.mean(list(kept_shares.values())))),
-            *kept_shares.items(),
-        )
-    ]
+        summaries.append(summary)
+    return summaries
 
 
 def _kept_share(run: ComparedRun) -> float:
@@ -333,12 +356,17 @@ def _kept_share(run: ComparedRun) -> float:
     return run.result.selection[run.culture].kept_share
 
 
-def _accuracies(method: str, culture: str, grid: _Grid) -> dict[str, Estimate]:
+def _accuracies(
+    method: str,
+    culture: str,
+    grid: _Grid,
+    outcomes: Callable[[str, str, Layer], NDArray[Any]],
+) -> dict[str, Estimate]:
     samples = grid.settings.bootstrap_samples
     cultures = grid.cultures if culture == MACRO else [culture]
     return {
         layer: macro_mean(
-            [grid.own(method, c, layer) for c in cultures],
+            [outcomes(method, c, layer) for c in cultures],
             [grid.clusters(method, c, layer) for c in cultures],
             samples=samples,
             rng=grid.stream("accuracy", method, culture, layer),
@@ -352,7 +380,8 @@ def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Di
     cultures = [
         culture
         for culture in grid.cultures
-        if (method, culture) in grid.outcomes and grid.rival(rival, culture, "all") is not None
+        if (method, culture) in grid.outcomes
+        and grid.rival(method, rival, culture, "all") is not None
     ]
     if not cultures:
         return {}
@@ -386,7 +415,7 @@ def _paired(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
     """Outcomes, the rival's and their clusters; all empty where either was not run."""
     ours, clusters = grid.own(method, culture, layer), grid.clusters(method, culture, layer)
-    theirs = grid.rival(rival, culture, layer)
+    theirs = grid.rival(method, rival, culture, layer)
     if theirs is None or (method, culture) not in grid.outcomes:
         return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
     return ours, theirs, clusters
@@ -412,23 +441,27 @@ def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | No
     return float(np.std(means, ddof=1))
 
 
-def _other_cultures(method: str, culture: str, grid: _Grid) -> Estimate:
+def _other_cultures(method: str, culture: str, grid: _Grid) -> tuple[Estimate, Difference | None]:
+    """The method's accuracy on the others' pairs, and minus the global model's there."""
     models = grid.cultures if culture == MACRO else [culture]
-    outcomes, clusters = [], []
+    outcomes, ref_outcomes, clusters = [], [], []
     for name, tested in grid.tested.items():
         reached = [
-            grid.outcomes[method, trained][tested.rows]
+            grid.outcomes[method, trained][tested.rows].mean(axis=1)
             for trained in models
             if trained != name and (method, trained) in grid.outcomes
         ]
         if reached:
             outcomes.append(np.mean(reached, axis=0))
             clusters.append(tested.clusters)
+            ref_outcomes.append(tested.ref_outcomes)
     if any((method, trained) not in grid.outcomes for trained in models):
-        outcomes, clusters = [], []
-    return macro_mean(
-        outcomes,
-        clusters,
-        samples=grid.settings.bootstrap_samples,
-        rng=grid.stream("other cultures", method, culture),
-    )
+        outcomes, ref_outcomes, clusters = [], [], []
+    samples = grid.settings.bootstrap_samples
+    rng = grid.stream("other cultures", method, culture)
+    estimate = macro_mean(outcomes, clusters, samples=samples, rng=rng)
+    known = [column for column in ref_outcomes if column is not None]
+    if not known or method == "global":
+        return estimate, None
+    rng = grid.stream("other cultures minus global", method, culture)
+    return estimate, macro_difference(outcomes, known, clusters, samples=samples, rng=rng)

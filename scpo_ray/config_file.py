@@ -59,6 +59,14 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     return validate(SweepConfig, document, path)
 
 
+def holds_a_space(path: Path | str) -> bool:
+    """Whether a YAML file is a sweep's or a comparison's (`run:` and `space:`), not a run's alone.
+
+    Raises: InputError if it cannot be read.
+    """
+    return "run" in _read_document(path)
+
+
 def load_header(path: Path) -> str:
     """The comment that a YAML file begins with, up to its first empty line."""
     lines = []

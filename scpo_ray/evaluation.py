@@ -11,6 +11,7 @@ from scpo_ray.config import EvaluationConfig
 from scpo_ray.metrics import (
     accuracy,
     layer_masks,
+    noise_outcomes,
     paired_difference,
     ranked_right,
     stream,
@@ -43,13 +44,13 @@ def evaluate_pairs(
 
     Controls: "random" (a reward drawn per text), "longer" (the longer response wins; equal
     lengths count as wrong, as equal rewards do) and "global_noise": the global model plus
-    Gaussian noise as large as what training changed (the standard deviation of the change over
-    the culture's test texts), which is what a change without direction would have done. It is
-    absent where nothing changed.
+    Gaussian noise as large as what training changed (`metrics.noise_outcomes`), which is what a
+    change without direction would have done. It is absent where nothing changed.
 
     On "distinctive" the global model has 0 and on "agreed" 1 by construction (at the threshold
     0.5), so there the difference from it has one sign for any model, noise included, and a small
-    p-value says only that something changed: compare with "global_noise". Claims rest on "all".
+    p-value says only that something changed: `minus_noise` compares with "global_noise". Claims
+    rest on "all".
 
     Args:
         test: the pairs; `chosen` and `rejected` index the arrays below.
@@ -195,6 +196,11 @@ class _CultureTexts:
     chosen: NDArray[np.int64]
     rejected: NDArray[np.int64]
 
+    def margins(self, rewards: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(P,) chosen minus rejected, of (t,) rewards."""
+        margins: NDArray[np.float32] = rewards[self.chosen] - rewards[self.rejected]
+        return margins
+
     def ranked_right(self, rewards: NDArray[Any]) -> NDArray[np.bool_]:
         """(P,) outcomes of (t,) rewards."""
         return ranked_right(rewards[self.chosen], rewards[self.rejected])
@@ -221,12 +227,14 @@ def _evaluate_culture(
 ) -> CultureEvaluation:
     index = _culture_texts(pairs)
     before = None if ref_rewards is None else ref_rewards[index.texts]
-    controls = _control_rewards(
-        rewards[index.texts], before, text_lengths[index.texts], culture, seed
-    )
-    outcomes = {"after": index.ranked_right(rewards[index.texts])}
+    drawn = stream(seed, "random", culture).standard_normal(len(index.texts))
+    controls: dict[str, NDArray[Any]] = {
+        "random": index.ranked_right(drawn),
+        "longer": index.ranked_right(text_lengths[index.texts]),
+    }
+    outcomes: dict[str, NDArray[Any]] = {"after": index.ranked_right(rewards[index.texts])}
     masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(pairs), dtype=np.bool_)}
-    difference: dict[str, Difference] = {}
+    differences: dict[str, dict[str, Difference]] = {"difference": {}, "minus_noise": {}}
     if before is not None:
         outcomes["before"] = index.ranked_right(before)
         masks = layer_masks(
@@ -234,17 +242,23 @@ def _evaluate_culture(
             before[index.rejected],
             distinctive_threshold=config.distinctive_threshold,
         )
-        difference = {
-            layer: paired_difference(
-                outcomes["after"][mask],
-                outcomes["before"][mask],
-                pairs.cluster_codes[mask],
-                samples=config.bootstrap_samples,
-                rng=stream(seed, "difference", culture, layer),
-            )
-            for layer, mask in masks.items()
-        }
-    outcomes |= {name: index.ranked_right(control) for name, control in controls.items()}
+        rivals = {"difference": outcomes["before"]}
+        margins, ref_margins = index.margins(rewards[index.texts]), index.margins(before)
+        if (margins != ref_margins).any():
+            controls["global_noise"] = noise_outcomes(ref_margins, margins)
+            rivals["minus_noise"] = controls["global_noise"]
+        for name, rival in rivals.items():
+            differences[name] = {
+                layer: paired_difference(
+                    outcomes["after"][mask],
+                    rival[mask],
+                    pairs.cluster_codes[mask],
+                    samples=config.bootstrap_samples,
+                    rng=stream(seed, name, culture, layer),
+                )
+                for layer, mask in masks.items()
+            }
+    outcomes |= controls
     estimates: dict[str, dict[str, Estimate]] = {
         name: {
             layer: accuracy(
@@ -260,41 +274,33 @@ def _evaluate_culture(
     return CultureEvaluation(
         before=estimates.get("before", {}),
         after=estimates["after"],
-        difference=difference,
         controls={name: estimates[name] for name in controls},
+        difference=differences["difference"],
+        minus_noise=differences["minus_noise"],
     )
-
-
-def _control_rewards(
-    after: NDArray[np.float32],
-    before: NDArray[np.float32] | None,
-    text_lengths: NDArray[Any],
-    culture: str,
-    seed: int,
-) -> dict[str, NDArray[Any]]:
-    """Name -> (t,) rewards of one culture's texts, from their (t,) rewards and lengths."""
-    controls: dict[str, NDArray[Any]] = {
-        "random": stream(seed, "random", culture).standard_normal(len(after)),
-        "longer": text_lengths,
-    }
-    if before is not None and len(before):
-        scale = (after.astype(np.float64) - before).std()
-        if scale > 0:
-            noise = stream(seed, "global_noise", culture).standard_normal(len(before))
-            controls["global_noise"] = before + scale * noise
-    return controls
 
 
 def _corrected_over_cultures(
     evaluations: dict[str, CultureEvaluation],
 ) -> dict[str, CultureEvaluation]:
-    by_culture = {culture: dict(e.difference) for culture, e in evaluations.items()}
-    layers = {layer for differences in by_culture.values() for layer in differences}
+    difference = _with_holm({c: e.difference for c, e in evaluations.items()})
+    minus_noise = _with_holm({c: e.minus_noise for c, e in evaluations.items()})
+    return {
+        c: replace(e, difference=difference[c], minus_noise=minus_noise[c])
+        for c, e in evaluations.items()
+    }
+
+
+def _with_holm(by_culture: dict[str, dict[str, Difference]]) -> dict[str, dict[str, Difference]]:
+    """Culture -> layer -> difference, corrected over the cultures layer by layer."""
+    found = {culture: dict(differences) for culture, differences in by_culture.items()}
+    layers = {layer for differences in found.values() for layer in differences}
     for layer in layers:
-        corrected = with_holm([differences[layer] for differences in by_culture.values()])
-        for differences, difference in zip(by_culture.values(), corrected, strict=True):
+        there = [differences for differences in found.values() if layer in differences]
+        corrected = with_holm([differences[layer] for differences in there])
+        for differences, difference in zip(there, corrected, strict=True):
             differences[layer] = difference
-    return {c: replace(e, difference=by_culture[c]) for c, e in evaluations.items()}
+    return found
 
 
 def _cut(text: str) -> str:

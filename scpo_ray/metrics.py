@@ -3,7 +3,13 @@
 A *cluster* is what came into the data as one: a user with all their pairs, or a question where
 no user is known. Its pairs resemble each other, so intervals resample whole clusters and tests
 flip the sign of whole clusters. An *outcome* is 1 for a pair ranked right, 0 for one ranked wrong,
-or a fraction where several models (seeds) are averaged.
+or a fraction. Outcomes are (B,) of one model or (B, K) of a method's K seeds: seeds are averaged,
+and how much they differ is a second layer of chance in the interval and in the test.
+
+**Intervals** are percentiles of a cluster bootstrap, taken further out than 2.5 % because few
+clusters, and unequal ones, make the bootstrap too narrow; `interval_tail` says how far. **Tests**
+flip signs and compare the difference over its standard error. How often both are right is measured
+by benchmarks/interval_coverage.py; docs/method.md has the table.
 """
 
 import hashlib
@@ -14,13 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtr
+from scipy.stats import norm, t
 
 from scpo_ray.records import Difference, Estimate, Layer
 
 # With more clusters than this the sign flips are drawn, not enumerated (2 to this power of them).
 EXACT_CLUSTERS = 12
 NUM_FLIPS = 10_000
+# Correlation of two outcomes of one cluster that the small-sample correction supposes. Only the
+# correction depends on it, and little: what the clusters really do is in the resamples.
+CLUSTER_CORRELATION = 0.05
+POWER = 0.8
 # Cells of a block of resamples: stays in the cache, and bounds the memory.
 BLOCK_CELLS = 200_000
 
@@ -89,18 +100,36 @@ def layer_masks(
     }
 
 
+def noise_outcomes(ref_margins: NDArray[Any], margins: NDArray[Any]) -> NDArray[np.float64]:
+    """(B,) how often the reference model would rank each pair right, were a model's change noise.
+
+    Gaussian noise as large as the change of the margins (its root mean square) is added to the
+    reference margins: a pair is then ranked right with probability Phi(ref_margin / size), so no
+    draw is needed. Where nothing changed, the reference model's own outcomes.
+
+    Args:
+        ref_margins, margins: (B,) of the reference and of the changed model, in reward units.
+
+    Raises: ValueError if the shapes differ or a margin is NaN or infinite.
+    """
+    size = float(np.sqrt(np.mean(_margins(margins, ref_margins) ** 2))) if len(margins) else 0.0
+    if size == 0:
+        return (ref_margins > 0).astype(np.float64)
+    probabilities: NDArray[np.float64] = ndtr(ref_margins.astype(np.float64) / size)
+    return probabilities
+
+
 def accuracy(
     outcomes: NDArray[Any], clusters: NDArray[Any], *, samples: int, rng: np.random.Generator
 ) -> Estimate:
-    """Mean outcome over pairs, with the 95 % percentile interval of a cluster bootstrap.
+    """Mean outcome over pairs, with its 95 % interval from a cluster bootstrap.
 
     Each resample draws as many clusters as there are, with replacement, and divides the sum of
-    their outcomes by the number of their pairs. Few clusters make it too narrow: at a nominal
-    95 % it held the truth in 88 % of 2,000 simulated cultures with 8 users, 90 % with 13 and
-    93 % with 40 (2 to 30 correlated pairs each; benchmarks/interval_coverage.py).
+    their outcomes by the number of their pairs; the interval ends at the percentiles of
+    `interval_tail`.
 
     Args:
-        outcomes: (B,) bool, or fractions in [0, 1].
+        outcomes: (B,) or (B, K), bool or fractions in [0, 1].
         clusters: (B,) labels, integers or text.
         samples: number of resamples.
 
@@ -118,18 +147,18 @@ def paired_difference(
     samples: int,
     rng: np.random.Generator,
 ) -> Difference:
-    """Mean of `outcomes - rival_outcomes` on the same pairs, its interval and its p-value.
+    """Mean of `outcomes - rival_outcomes` on the same pairs: interval, p-value, power.
 
     The interval is that of `accuracy`. The p-value is two-sided: were the two models alike, every
-    cluster's summed difference could as well have the other sign. All signs are tried where 12
-    clusters or fewer differ, 10,000 random ones (+1 correction) where more do. At p <= 0.05 it
-    gave 2 to 4 % false alarms in the simulated cultures of `accuracy`. Its smallest value with G
-    clusters is 2 / 2**G: with 8 users 0.008, which Holm's correction over seven such cultures
-    lifts to 0.055, so few users cannot carry a claim for one culture of many.
+    cluster's summed difference could as well have the other sign. What is compared is the
+    difference over its standard error, which tells apart signs that give the same difference, and
+    signs that are just as extreme count half (mid-p): with few clusters a plain count of them
+    would call a difference at 5 % in 1 to 3 % of cases. All signs are tried where 12 clusters or
+    fewer differ, 10,000 random ones where more do.
 
-    Args and errors as for `accuracy`, both outcomes (B,).
+    Args and errors as for `accuracy`; the two may have different numbers of seeds.
     Returns: value None without pairs; no interval and no p-value with one cluster; p-value 1
-        where no cluster differs; `p_holm` None.
+        where no cluster differs or the mean difference is 0; `p_holm` None.
     """
     return macro_difference([outcomes], [rival_outcomes], [clusters], samples=samples, rng=rng)
 
@@ -146,19 +175,24 @@ def macro_mean(
     Where no cluster serves two cultures (users), clusters are resampled within each culture.
     Where one does (questions asked in several countries), all clusters are resampled together: a
     question drawn once is drawn for every culture it serves, so its shared difficulty stays in
-    the interval. Resamples that leave a culture empty are left out. With 7 cultures of 10 users,
-    simulated as for `accuracy`, the nominal 95 % held the truth in 92 % of 1,500 draws.
+    the interval. Resamples that leave a culture empty are left out. One culture's seeds are taken
+    to be independent of another's: they are other trainings.
 
     Args:
-        outcomes, clusters: per culture, (B_c,) each; the same label is the same cluster.
+        outcomes, clusters: per culture, (B_c,) or (B_c, K_c), and (B_c,); the same label is the
+            same cluster. Interval ends stay within the range of the resamples' outcomes.
         samples: number of resamples.
 
     Returns: value None if any culture has no pair, for a mean over fewer cultures is another
         number; no interval if any culture has one cluster or half of the resamples fell out.
     Raises: as for `accuracy`.
     """
-    sums = _cluster_sums(outcomes, clusters)
-    low, high = _interval(sums, samples=samples, rng=rng)
+    sums = _cluster_sums([_seed_mean(columns) for columns in outcomes], clusters)
+    seeds = _seed_variance(outcomes, clusters)
+    low, high = _interval(sums, seeds, samples=samples, rng=rng)
+    if low is not None and high is not None and seeds.value > 0:
+        # The seeds' noise knows no bounds; a share has them.
+        low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(_macro_value(sums), low, high, sums.num_pairs, len(sums.sizes))
 
 
@@ -170,25 +204,88 @@ def macro_difference(
     samples: int,
     rng: np.random.Generator,
 ) -> Difference:
-    """Mean over cultures of their paired differences, with interval and p-value.
+    """Mean over cultures of their paired differences, with interval, p-value and power.
 
     The interval is that of `macro_mean` over the differences. The p-value flips the sign of a
-    whole cluster, in every culture that it serves, as in `paired_difference`.
+    whole cluster, in every culture that it serves, as in `paired_difference`. The seeds of the two
+    are taken to be independent.
 
     Args, result and errors as for `macro_mean` and `paired_difference`.
     """
     differences = [
-        _outcomes(ours) - _outcomes(theirs)
-        for ours, theirs in zip(_same_shapes(outcomes, rival_outcomes), rival_outcomes, strict=True)
+        _seed_mean(ours) - _seed_mean(theirs)
+        for ours, theirs in zip(
+            _same_lengths(outcomes, rival_outcomes), rival_outcomes, strict=True
+        )
     ]
     sums = _cluster_sums(differences, clusters)
+    seeds = _seed_variance(outcomes, clusters).plus(_seed_variance(rival_outcomes, clusters))
     value = _macro_value(sums)
-    low, high = _interval(sums, samples=samples, rng=rng)
-    p_value = None
-    if value is not None:
-        shares = (sums.totals / sums.sizes.sum(axis=0)).mean(axis=1)
-        p_value = _sign_flip_p_value(shares, rng)
-    return Difference(value, low, high, p_value, None, sums.num_pairs, len(sums.sizes))
+    low, high = _interval(sums, seeds, samples=samples, rng=rng)
+    return Difference(
+        value,
+        low,
+        high,
+        None if value is None else _sign_flip_p_value(sums, seeds, rng),
+        None,
+        sums.num_pairs,
+        len(sums.sizes),
+        _detectable(sums, seeds),
+    )
+
+
+def interval_tail(clusters: Sequence[NDArray[Any]]) -> float:
+    """The share of resamples that a 95 % interval leaves out at each end; at most 0.025.
+
+    A bootstrap of G clusters is too narrow: its variance is short by about (G - 1) / G, more if
+    some clusters are large, and it knows nothing of the variance's own uncertainty. So the
+    percentiles are those of a normal at t * sqrt(inflation): t with the degrees of freedom that
+    the clusters' sizes leave (Satterthwaite), inflation the expected ratio of a variance without
+    bias (each cluster's residual over sqrt(1 - its share of the pairs), CR2) to the bootstrap's.
+    Both depend on the sizes alone, so all models on the same pairs share one tail.
+
+    Args:
+        clusters: per culture of a macro mean, (B_c,) labels of its pairs.
+
+    Returns: 0.025 where a culture has fewer than two clusters; there is no interval then.
+    Source: Hesterberg (2015), "What teachers should know about the bootstrap" (expanded
+        percentiles); Bell and McCaffrey (2002) and Imbens and Kolesar (2016) for the correction.
+    """
+    freedom = _freedom(_cluster_sums([np.zeros(len(column)) for column in clusters], clusters))
+    return 0.025 if freedom is None else freedom.tail
+
+
+def seed_variance(outcomes: NDArray[Any], clusters: NDArray[Any]) -> float:
+    """The variance of the mean over seeds that the choice of clusters does not explain.
+
+    Args:
+        outcomes: (B, K) of K seeds; with one seed nothing is known, and 0 returned.
+        clusters: (B,) labels.
+    """
+    return _seed_variance([outcomes], [clusters]).value
+
+
+def detectable_difference(
+    cluster_sizes: NDArray[Any], *, differing_share: float, correlation: float
+) -> float | None:
+    """The smallest paired difference that a test set could show, before any model is there.
+
+    In 80 % of test sets like this one a difference of this size would have p <= 0.05.
+
+    Args:
+        cluster_sizes: (G,) pairs of each user (or question).
+        differing_share: share of the pairs that one model ranks right and the other wrong.
+        correlation: of two pairs of one cluster in which model is right.
+
+    Returns: accuracy, in [0, 1]; None with fewer than two clusters.
+    """
+    sizes = np.asarray(cluster_sizes, dtype=np.float64)
+    sizes = sizes[sizes > 0]
+    freedom = _freedom(_ClusterSums(np.zeros((len(sizes), 1)), sizes[:, None]))
+    if freedom is None:
+        return None
+    variance = differing_share * (sizes * (1 + correlation * (sizes - 1))).sum() / sizes.sum() ** 2
+    return min(1.0, _needed(freedom.degrees) * float(np.sqrt(variance)))
 
 
 def within_noise(difference: Difference) -> bool:
@@ -284,19 +381,20 @@ def joint_means(
     return means
 
 
-def percentile_intervals(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The 95 % percentile interval of each number, from its replicates.
+def percentile_intervals(replicates: NDArray[np.float64], tail: float) -> NDArray[np.float64]:
+    """The interval of each number between two percentiles of its replicates.
 
     Args:
         replicates: (samples, M). A row that is NaN in every column is left out; a column that is
             NaN elsewhere has no interval.
+        tail: share of the replicates left out at each end, from `interval_tail`.
 
     Returns: (2, M), low and high; NaN where a column has none or half of the rows fell out.
     """
     complete = replicates[~np.isnan(replicates).all(axis=1)]
     if 2 * len(complete) < len(replicates):
         return np.full((2, replicates.shape[1]), np.nan)
-    intervals: NDArray[np.float64] = np.quantile(complete, [0.025, 0.975], axis=0)
+    intervals: NDArray[np.float64] = np.quantile(complete, [tail, 1 - tail], axis=0)
     return intervals
 
 
@@ -334,6 +432,45 @@ class _ClusterSums:
     def num_pairs(self) -> int:
         return int(self.sizes.sum())
 
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(G,) how much of the macro mean each cluster is; they sum to 1."""
+        shares: NDArray[np.float64] = (self.sizes / self.sizes.sum(axis=0)).mean(axis=1)
+        return shares
+
+    @property
+    def parts(self) -> NDArray[np.float64]:
+        """(G,) what each cluster adds to the macro mean."""
+        parts: NDArray[np.float64] = (self.totals / self.sizes.sum(axis=0)).mean(axis=1)
+        return parts
+
+
+@dataclass(frozen=True)
+class _Freedom:
+    """How far a cluster bootstrap is to be trusted: `degrees` of freedom of its variance, and
+    `inflation`, the factor that takes the bias out of it."""
+
+    degrees: float
+    inflation: float
+
+    @property
+    def tail(self) -> float:
+        return float(norm.sf(t.ppf(0.975, self.degrees) * np.sqrt(self.inflation)))
+
+
+@dataclass(frozen=True)
+class _SeedVariance:
+    """Variance of a mean over seeds that only other seeds would show, not other clusters.
+
+    `squares`: the sum of each independent part's variance squared over its degrees of freedom.
+    """
+
+    value: float
+    squares: float
+
+    def plus(self, other: "_SeedVariance") -> "_SeedVariance":
+        return _SeedVariance(self.value + other.value, self.squares + other.squares)
+
 
 def _margins(chosen_rewards: NDArray[Any], rejected_rewards: NDArray[Any]) -> NDArray[np.float64]:
     if chosen_rewards.shape != rejected_rewards.shape or chosen_rewards.ndim != 1:
@@ -357,11 +494,17 @@ def _outcomes(outcomes: NDArray[Any]) -> NDArray[np.float64]:
     return values
 
 
-def _same_shapes(
+def _seed_mean(outcomes: NDArray[Any]) -> NDArray[np.float64]:
+    """(B,) from (B,) or (B, K)."""
+    values = _outcomes(outcomes)
+    return values if values.ndim < 2 else values.mean(axis=1)
+
+
+def _same_lengths(
     arrays: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]]
 ) -> Sequence[NDArray[Any]]:
     shapes, other_shapes = [a.shape for a in arrays], [o.shape for o in others]
-    if shapes != other_shapes or any(len(shape) != 1 for shape in shapes):
+    if [s[:1] for s in shapes] != [o[:1] for o in other_shapes] or () in shapes:
         raise ValueError(f"outcomes and clusters must be (B,) alike, got {shapes}, {other_shapes}")
     return arrays
 
@@ -371,7 +514,7 @@ def _cluster_sums(
 ) -> _ClusterSums:
     if not outcomes:
         return _ClusterSums(np.zeros((0, 0)), np.zeros((0, 0)))
-    lengths = [len(outcome) for outcome in _same_shapes(outcomes, clusters)]
+    lengths = [len(outcome) for outcome in _same_lengths(outcomes, clusters)]
     labels, codes = np.unique(np.concatenate(list(clusters)), return_inverse=True)
     shape = (len(labels), len(lengths))
     cells = codes * len(lengths) + np.repeat(np.arange(len(lengths)), lengths)
@@ -391,13 +534,13 @@ def _macro_value(sums: _ClusterSums) -> float | None:
 
 
 def _interval(
-    sums: _ClusterSums, *, samples: int, rng: np.random.Generator
+    sums: _ClusterSums, seeds: _SeedVariance, *, samples: int, rng: np.random.Generator
 ) -> tuple[float | None, float | None]:
-    """The 2.5 and 97.5 percentiles of the resampled macro means, or None twice."""
-    serves = sums.sizes > 0
-    if serves.size == 0 or (serves.sum(axis=0) < 2).any():
+    """The percentiles of the resampled macro means at the tail they call for, or None twice."""
+    freedom = _freedom(sums)
+    if freedom is None:
         return None, None
-    if (serves.sum(axis=1) > 1).any():
+    if _is_shared(sums):
         means = _resampled_means(sums.totals, sums.sizes, samples=samples, rng=rng)
     else:
         columns = [
@@ -407,11 +550,113 @@ def _interval(
                 samples=samples,
                 rng=rng,
             )
-            for column, rows in enumerate(serves.T)
+            for column, rows in enumerate((sums.sizes > 0).T)
         ]
         means = np.hstack(columns)
-    low, high = percentile_intervals(means.mean(axis=1, keepdims=True))[:, 0]
+    replicates = means.mean(axis=1, keepdims=True)
+    if seeds.value > 0:
+        freedom = _with_seeds(freedom, _bootstrap_variance(sums), seeds)
+        replicates += np.sqrt(seeds.value) * rng.standard_normal(replicates.shape)
+    low, high = percentile_intervals(replicates, freedom.tail)[:, 0]
     return (None, None) if np.isnan(low) else (float(low), float(high))
+
+
+def _is_shared(sums: _ClusterSums) -> bool:
+    return bool(((sums.sizes > 0).sum(axis=1) > 1).any())
+
+
+def _bootstrap_variance(sums: _ClusterSums) -> float:
+    """What the variance of the resampled macro means would be with endless resamples."""
+    sizes = sums.sizes.sum(axis=0)
+    residuals = (sums.totals - sums.totals.sum(axis=0) / sizes * sums.sizes) / sizes
+    return float((residuals.mean(axis=1) ** 2).sum())
+
+
+def _freedom(sums: _ClusterSums) -> _Freedom | None:
+    """From the clusters' sizes alone; None if any culture has fewer than two clusters.
+
+    With shares h and cluster errors of variance v the estimated variance is a quadratic form of
+    the errors, sum of d (e - h sum(e))^2 with d = 1 / (1 - h); its mean and variance follow.
+    """
+    serves = sums.sizes > 0
+    if serves.size == 0 or (serves.sum(axis=0) < 2).any():
+        return None
+    if _is_shared(sums):
+        strata = [(sums.shares, sums.sizes.sum(axis=1))]
+    else:
+        columns = [sums.sizes[rows, column] for column, rows in enumerate(serves.T)]
+        strata = [(sizes / sizes.sum(), sizes) for sizes in columns]
+    expected = plain = spread = 0.0
+    for h, sizes in strata:
+        v = h**2 * (1 + CLUSTER_CORRELATION * (sizes - 1)) / sizes
+        plain += float((v * (1 - 2 * h + (h**2).sum())).sum())
+        d = 1 / (1 - h)
+        a, q = d * h, float((d * h**2).sum())
+        diagonal = d - 2 * a + q
+        expected += float((v * diagonal).sum())
+        whole, once = float(v.sum()), float((v * a).sum())
+        everywhere = q**2 * whole**2 + 2 * float((v * a**2).sum()) * whole
+        everywhere += 2 * once**2 - 4 * q * whole * once
+        spread += float((v**2 * (diagonal**2 - (q - 2 * a) ** 2)).sum()) + everywhere
+    # Where one cluster has nearly all pairs rounding eats the spread; there is one degree at least.
+    most = sum(len(sizes) - 1 for _, sizes in strata)
+    degrees = expected**2 / spread if spread > 0 else 1.0
+    return _Freedom(min(max(degrees, 1.0), float(most)), expected / plain)
+
+
+def _with_seeds(freedom: _Freedom, plain: float, seeds: _SeedVariance) -> _Freedom:
+    """The seeds' variance as a further independent part (Welch and Satterthwaite)."""
+    of_clusters = plain * freedom.inflation
+    whole = of_clusters + seeds.value
+    squares = of_clusters**2 / freedom.degrees + seeds.squares
+    return _Freedom(whole**2 / squares, whole / (plain + seeds.value))
+
+
+def _seed_variance(
+    outcomes: Sequence[NDArray[Any]], clusters: Sequence[NDArray[Any]]
+) -> _SeedVariance:
+    """What the seeds' means differ by, less what the choice of clusters alone makes them differ.
+
+    The second is in the bootstrap already: where one seed is better for some users and another
+    for others, other users would have drawn another mean.
+    """
+    found = _SeedVariance(0.0, 0.0)
+    for columns, labels in zip(_same_lengths(outcomes, clusters), clusters, strict=True):
+        num_seeds = columns.shape[1] if columns.ndim == 2 else 1
+        if num_seeds < 2 or not len(columns):
+            continue
+        values = columns.astype(np.float64)
+        between = float(values.mean(axis=0).var(ddof=1))
+        centred = values - values.mean(axis=0)
+        centred -= centred.mean(axis=1, keepdims=True)
+        _, codes = np.unique(labels, return_inverse=True)
+        sizes = np.bincount(codes)
+        if len(sizes) < 2:
+            continue
+        order = np.argsort(codes, kind="stable")
+        totals = np.add.reduceat(centred[order], np.cumsum(sizes) - sizes, axis=0) / len(values)
+        by_chance = float((totals**2 / (1 - sizes / len(values))[:, None]).sum()) / (num_seeds - 1)
+        part = max(0.0, between - by_chance) / num_seeds / len(outcomes) ** 2
+        found = found.plus(_SeedVariance(part, part**2 / (num_seeds - 1)))
+    return found
+
+
+def _detectable(sums: _ClusterSums, seeds: _SeedVariance) -> float | None:
+    """The smallest macro difference that clusters and seeds which vary so much could show."""
+    freedom = _freedom(sums)
+    if freedom is None:
+        return None
+    plain = _bootstrap_variance(sums)
+    if seeds.value > 0:
+        freedom = _with_seeds(freedom, plain, seeds)
+    variance = (plain + seeds.value) * freedom.inflation
+    # Models that never differ, or alike for everyone, say nothing of what another one could show.
+    return _needed(freedom.degrees) * float(np.sqrt(variance)) if variance > 1e-20 else None
+
+
+def _needed(degrees: float) -> float:
+    """Standard errors that a difference must be for p <= 0.05 in 80 % of cases."""
+    return float(t.ppf(0.975, degrees) + t.ppf(POWER, degrees))
 
 
 def _resampled_means(
@@ -452,24 +697,57 @@ def _count_blocks(
         yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
-def _sign_flip_p_value(differences: NDArray[np.float64], rng: np.random.Generator) -> float | None:
-    """Two-sided p-value of the sum of the clusters' differences under random signs."""
-    if len(differences) < 2:
+def _sign_flip_p_value(
+    sums: _ClusterSums, seeds: _SeedVariance, rng: np.random.Generator
+) -> float | None:
+    """Two-sided mid-p-value of the macro difference over its standard error, under random signs.
+
+    The standard error is that of `interval_tail`, with the cultures as one: cluster g stands for
+    its share of the macro mean. The seeds' variance widens the observed one, and more so where few
+    seeds know it badly.
+    """
+    if len(sums.sizes) < 2:
         return None
-    moving = differences[differences != 0]
-    if not moving.size:
+    freedom = _freedom(sums)
+    wider = 1.0
+    if freedom is not None and seeds.value > 0:
+        with_seeds = _with_seeds(freedom, _bootstrap_variance(sums), seeds)
+        quantiles = t.ppf(0.975, [freedom.degrees, with_seeds.degrees])
+        wider = max(1.0, float(quantiles[1] / quantiles[0])) ** 2
+    parts, shares = sums.parts, sums.shares
+    moves = parts != 0
+    moving = parts[moves]
+    observed = moving.sum()
+    # A difference that only rounding sets apart from 0 is 0.
+    if abs(observed) <= 1e-12 * np.abs(moving).sum():
         return 1.0
-    # A sum that only rounding sets apart from the observed one counts as equal to it.
-    bound = abs(moving.sum()) - 1e-12 * np.abs(moving).sum()
+    inverse = 1 / (1 - shares)
+    square = float((inverse * parts**2).sum())
+    leaning = moving * (shares * inverse)[moves]
+    both = np.stack([moving, leaning], axis=1)
+    whole = both.sum(axis=0)[:, None]
+    own = float((inverse * shares**2).sum())
+
+    def extremes(flips: NDArray[Any]) -> tuple[int, int]:
+        """How many rows (1 flips a cluster) are further from 0 than was observed, and as far."""
+        differences, leanings = whole - 2 * (flips @ both).T
+        variances = square - 2 * differences * leanings
+        variances += own * differences**2
+        # Multiplied out: a variance may be 0. What rounding sets apart is as far.
+        excess = differences**2 * (variance + seeds.value) * wider - observed**2 * variances
+        bound = 1e-9 * observed**2 * square
+        return int((excess > bound).sum()), int((np.abs(excess) <= bound).sum())
+
+    variance = square - 2 * observed * leaning.sum() + own * observed**2
     if moving.size <= EXACT_CLUSTERS:
-        flips = np.arange(2**moving.size)[:, None] >> np.arange(moving.size) & 1
-        return float(np.mean(np.abs(2 * (flips @ moving) - moving.sum()) >= bound))
-    as_extreme = 0
+        further, as_far = extremes(np.arange(2**moving.size)[:, None] >> np.arange(moving.size) & 1)
+        return float((further + as_far / 2) / 2**moving.size)
+    further, as_far = 0, 1
     block = max(1, BLOCK_CELLS // moving.size)
     for start in range(0, NUM_FLIPS, block):
         rows = min(block, NUM_FLIPS - start)
         packed = rng.bytes(rows * (-(-moving.size // 8)))
         bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(rows, -1), axis=1)
-        flipped = 2 * (bits[:, : moving.size] @ moving) - moving.sum()
-        as_extreme += int(np.count_nonzero(np.abs(flipped) >= bound))
-    return (as_extreme + 1) / (NUM_FLIPS + 1)
+        counts = extremes(bits[:, : moving.size])
+        further, as_far = further + counts[0], as_far + counts[1]
+    return (further + as_far / 2) / (NUM_FLIPS + 1)

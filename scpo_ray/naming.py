@@ -76,7 +76,8 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     """Every number of a result that is there, under a name that MLflow accepts.
 
     `accuracy/<layer>/<culture>`, its ends `.../low` and `.../high`; the same below
-    `accuracy_before`, `accuracy_difference` (with `p_value`, `p_holm`) and `control/<name>`;
+    `accuracy_before`, `accuracy_difference`, `accuracy_minus_noise` (both with `p_value`, `p_holm`
+    and `detectable`) and `control/<name>`;
     `accuracy_macro/<layer>` is the mean over the cultures that have a value. Opinions:
     `opinions/<options>/base_<base>/<predictor>/<culture>`, or `macro`, `micro` in the culture's
     place, below `opinions_difference` minus the global model, and `opinions_temperature`.
@@ -105,10 +106,16 @@ def result_metrics(result: RunResult) -> dict[str, float]:
                 by_layer.setdefault(layer, []).append(estimate.value)
         for layer, estimate in evaluation.before.items():
             metrics |= _with_ends(f"accuracy_before/{layer}/{name}", estimate)
-        for layer, difference in evaluation.difference.items():
-            metrics |= _with_ends(f"accuracy_difference/{layer}/{name}", difference)
-            metrics[f"accuracy_difference/{layer}/{name}/p_value"] = difference.p_value
-            metrics[f"accuracy_difference/{layer}/{name}/p_holm"] = difference.p_holm
+        for kind, differences in (
+            ("accuracy_difference", evaluation.difference),
+            ("accuracy_minus_noise", evaluation.minus_noise),
+        ):
+            for layer, difference in differences.items():
+                key = f"{kind}/{layer}/{name}"
+                metrics |= _with_ends(key, difference)
+                metrics[f"{key}/p_value"] = difference.p_value
+                metrics[f"{key}/p_holm"] = difference.p_holm
+                metrics[f"{key}/detectable"] = difference.detectable
         for control, layers in evaluation.controls.items():
             for layer, estimate in layers.items():
                 metrics |= _with_ends(f"control/{control}/{layer}/{name}", estimate)

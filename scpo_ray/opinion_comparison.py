@@ -16,13 +16,14 @@ from scpo_ray.records import Difference, Estimate, OpinionSummary
 Predictor = Literal["model", "model_fitted"]
 PREDICTORS: tuple[Predictor, ...] = ("model", "model_fitted")
 Column = tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[Any]]
-"""(D,) similarity of a method, of its rival where it has one, and questions."""
+"""(D, K) similarity of a method's K seeds, of its rival's where it has one, and (D,) questions."""
 
 
 def compare_opinions(runs: Sequence[ComparedRun]) -> list[OpinionSummary]:
     """Each method on each country's own test distributions, and its macro mean.
 
-    A distribution's similarity is the mean over a method's seeds. As in `compare_runs`, a method
+    A distribution's similarity is the mean over a method's seeds, which count as a layer of
+    chance beside the questions. As in `compare_runs`, a method
     without a run for a country has no summary there and no macro value.
 
     Args:
@@ -105,10 +106,10 @@ class _Comparison:
             return None
         values, clusters = ours
         theirs = None if rival is None else self._over_seeds(*rival, culture)
-        known = np.isfinite(values)
+        known = np.isfinite(values).all(axis=1)
         if theirs is None:
             return values[known], None, clusters[known]
-        known &= np.isfinite(theirs[0])
+        known &= np.isfinite(theirs[0]).all(axis=1)
         return values[known], theirs[0][known], clusters[known]
 
     def _over_seeds(
@@ -122,7 +123,7 @@ class _Comparison:
         if not columns:
             return None
         mine = columns[0]["culture"] == culture
-        values = np.mean([column[name][mine] for column in columns], axis=0)
+        values = np.stack([column[name][mine] for column in columns], axis=1)
         return values, columns[0]["cluster"][mine]
 
     def _mean(self, columns: Sequence[Column | None], *names: str) -> Estimate:

@@ -164,7 +164,15 @@ def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
     macro = {s.method: s for s in comparison.summaries if s.culture == ""}
     trained = [m for m in comparison.methods if m != "global"]
     main = "scpo" if "scpo" in trained else next(reversed(trained), "global")
-    return said + (_macro_finding(macro[main], comparison, unit) if main in macro else [])
+    if main in macro:
+        said += _macro_finding(macro[main], comparison, unit)
+        changes = [s.minus_global for s in comparison.summaries if s.method == main]
+        said += _what_can_be_shown(macro[main].minus_global, changes[1:], unit)
+    for method in trained:
+        if method in macro:
+            noise, minus_noise = macro[method].noise, macro[method].minus_noise
+            said += _noise_findings(method, macro[method].accuracy, noise, minus_noise)
+    return said
 
 
 def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str) -> list[str]:
@@ -203,6 +211,72 @@ def _run_finding(result: RunResult, unit: str) -> Iterator[str]:
             f"pairs of {isolated(culture)} ranked right ({size_of(estimate, unit)})"
             f"{change_over(change, 'over the global model')}."
         )
+        if change is not None and change.detectable is not None:
+            yield (
+                f"With these {unit}, a difference of {100 * change.detectable:.1f} points would be "
+                "found in 80 % of cases (p ≤ 0.05); a smaller one may be there and not show."
+            )
+        noise = tested.controls.get("global_noise", {})
+        yield from _noise_findings(_run_name(result), tested.after, noise, tested.minus_noise)
+
+
+def _what_can_be_shown(
+    macro: Mapping[str, Difference], by_culture: Sequence[Mapping[str, Difference]], unit: str
+) -> list[str]:
+    """How large a difference must be for these test sets to show it."""
+    change = macro.get("all")
+    if change is None or change.detectable is None:
+        return []
+    found = [c["all"].detectable for c in by_culture if "all" in c]
+    alone = sorted(detectable for detectable in found if detectable is not None)
+    ends = " to ".join(dict.fromkeys(f"{100 * end:.1f}" for end in (alone[:1] + alone[-1:])))
+    return [
+        f"With these {unit}, a macro difference from the global model of "
+        f"{100 * change.detectable:.1f} points would be found in 80 % of cases (p ≤ 0.05)"
+        f"{f'; in one culture alone it would take {ends} points' if alone else ''}. "
+        "A smaller one may be there and not show."
+    ]
+
+
+def _noise_findings(
+    name: str,
+    accuracy: Mapping[str, Estimate],
+    noise: Mapping[str, Estimate],
+    minus_noise: Mapping[str, Difference],
+) -> Iterator[str]:
+    """Warnings where a change does no better than noise as large as it."""
+    gained, kept, whole = (minus_noise.get(layer) for layer in ("distinctive", "agreed", "all"))
+    if _is_no_more(gained):
+        if _is_no_more(whole):
+            verdict = (
+                "over all pairs, too, it is no better than that noise: it does not show that a "
+                "taste was learned"
+            )
+        else:
+            verdict = f"over all pairs it is better than that noise{_by(whole)}"
+        yield (
+            f"{name}: the gain on distinctive is no more than noise of the same size would give"
+            f"{_against(accuracy, noise, 'distinctive')}{_by(gained)}; {verdict}."
+        )
+    if kept is not None and kept.value is not None and kept.high is not None and kept.high < 0:
+        yield (
+            f"{name}: more of agreed is lost than to noise of the same size"
+            f"{_against(accuracy, noise, 'agreed')}{_by(kept)}: it contradicts the global model."
+        )
+
+
+def _is_no_more(change: Difference | None) -> bool:
+    """Whether the change is not shown to be above 0."""
+    return change is not None and change.value is not None and not (change.low or 0) > 0
+
+
+def _against(accuracy: Mapping[str, Estimate], noise: Mapping[str, Estimate], layer: str) -> str:
+    ours, theirs = (percent(of[layer].value) for of in (accuracy, noise))
+    return f" ({ours} % against {theirs} %)"
+
+
+def _by(change: Difference | None) -> str:
+    return "" if change is None else f", {points(change.value)} points {interval(change)}"
 
 
 def _comparison_tables(
@@ -232,8 +306,19 @@ def _comparison_tables(
         return Table(title, f"culture (pairs, {unit})", columns, rows)
 
     trained = [m for m in comparison.methods if m != "global"]
+    macro = [summaries[m, ""] for m in trained if (m, "") in summaries]
+    overbias = [
+        _overbias_row(
+            s.method, "", s.minus_global, s.noise, s.minus_noise, unit, s.others_minus_global
+        )
+        for s in macro
+        if s.minus_noise
+    ]
     others = [m for m in trained if m != "finetune"] if "finetune" in trained else []
     found: dict[str, list[Table]] = {"accuracy": [], "differences": []}
+    found["overbias"] = _overbias_tables(
+        "method, macro mean", overbias, [("other cultures", "all, minus global, points")]
+    )
     for layer in LAYERS:
         title = f"{layer}: % of test pairs ranked right"
         found["accuracy"].append(
@@ -242,6 +327,7 @@ def _comparison_tables(
         for methods, pick, against in (
             (trained, lambda s: s.minus_global, "the global model"),
             (others, lambda s: s.minus_finetune, "finetune"),
+            (trained, lambda s: s.minus_noise, "the global model plus noise of the same size"),
         ):
             if methods:
                 title = f"{layer}: minus {against}, in points"
@@ -267,6 +353,21 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
     for r in results:
         first.setdefault((r.fingerprints.get("model"), r.fingerprints.get("data")), r)
     found: dict[str, list[Table]] = {"accuracy": [], "differences": []}
+    overbias = [
+        _overbias_row(
+            f"{_run_name(r)}, tested on {label(culture, 40)}",
+            r.run_id,
+            r.evaluation[culture].difference,
+            r.evaluation[culture].controls.get("global_noise", {}),
+            r.evaluation[culture].minus_noise,
+            unit,
+        )
+        for r in results
+        for culture in r.culture_weights
+        if culture in r.evaluation and r.evaluation[culture].minus_noise
+    ]
+    # What a run costs the other cultures is in the matrix, culture by culture.
+    found["overbias"] = _overbias_tables("run", overbias, [])
     for layer in LAYERS:
         rows = []
         for (model, _), r in first.items():
@@ -284,6 +385,36 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
         title = f"{layer}: minus the global model, in points"
         found["differences"].append(Table(title, "run", columns, changes))
     return found
+
+
+def _overbias_tables(
+    corner: str, rows: list[Row], more_columns: Sequence[tuple[str, str]]
+) -> list[Table]:
+    """What was gained where the global model is wrong, what it cost, and what noise would do."""
+    columns = [
+        (layer, size) if size != "control" else (f"noise on {layer}", size)
+        for layer in ("distinctive", "agreed")
+        for size in ("minus global, points", "control", "minus noise, points")
+    ]
+    title = "Gained on distinctive, and what it cost, beside noise as large as the change"
+    return [Table(title, corner, [*columns, *more_columns], rows)] if rows else []
+
+
+def _overbias_row(
+    name: str,
+    size: str,
+    minus_global: Mapping[str, Difference],
+    noise: Mapping[str, Estimate],
+    minus_noise: Mapping[str, Difference],
+    unit: str,
+    *more: Difference | None,
+) -> Row:
+    cells = [
+        cell_of(of.get(layer), unit)
+        for layer in ("distinctive", "agreed")
+        for of in (minus_global, noise, minus_noise)
+    ]
+    return Row(name, size, "", [*cells, *(cell_of(found, unit) for found in more)])
 
 
 def _opinion_tables(
@@ -426,6 +557,8 @@ def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | Non
     noise = within_noise(found)
     tone = "noise" if noise else ("up" if found.value > 0 else "down")
     below = (interval(found), _p_value(found), *(["within noise"] if noise else []))
+    if found.detectable is not None:
+        hint += f"; shows {100 * found.detectable:.1f} points in 80 % of cases"
     return Cell(points(found.value), below, tone, hint)
 
 

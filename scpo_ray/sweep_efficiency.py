@@ -23,6 +23,8 @@ def efficiency_curves(
     summaries: Sequence[SettingSummary],
     replicates: Mapping[int, NDArray[np.float64]],
     mode: Literal["max", "min"],
+    *,
+    tail: float,
 ) -> list[EfficiencyCurve]:
     """The objective by data fraction: a curve for each combination of the other axes.
 
@@ -34,6 +36,7 @@ def efficiency_curves(
         axes: the sweep's; without "data.data_fraction", or with one value of it, no curve.
         summaries: in the order of their numbers.
         replicates: setting's number -> (samples,) of its objective, NaN where it has none.
+        tail: the share of replicates that an interval leaves out at each end.
 
     Returns: in the order in which `summaries` names them. `pairs_to_match` is None for the rival
         itself, and where it has no objective at its largest fraction or no pair selected there.
@@ -63,7 +66,9 @@ def efficiency_curves(
             ],
             rival=rival,
             pairs_to_match=(
-                None if name == rival else _to_match(curve, curves[rival][-1], replicates, mode)
+                None
+                if name == rival
+                else _to_match(curve, curves[rival][-1], replicates, mode, tail)
             ),
         )
         for name, curve in curves.items()
@@ -97,6 +102,7 @@ def _to_match(
     rival: SettingSummary,
     replicates: Mapping[int, NDArray[np.float64]],
     mode: Literal["max", "min"],
+    tail: float,
 ) -> tuple[float, float, float] | None:
     """The share of the rival's pairs: value, low, high."""
     points = sorted(
@@ -119,7 +125,7 @@ def _to_match(
         # Percentiles by rank: between two ranks there may be the step to infinity.
         ranked = np.sort(matching_pairs(num_pairs, sign * resampled[:, kept], sign * goals[kept]))
         last = len(ranked) - 1
-        low, high = ranked[floor(0.025 * last)], ranked[ceil(0.975 * last)]
+        low, high = ranked[floor(tail * last)], ranked[ceil((1 - tail) * last)]
     whole = rival.num_pairs
     return float(value / whole), float(low / whole), float(high / whole)
 

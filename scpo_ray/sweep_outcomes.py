@@ -100,6 +100,18 @@ class SweepOutcomes:
                     outcomes[rows, column] = shares[rows]
         return outcomes
 
+    def by_seed(self, setting: int, culture: str) -> NDArray[np.float64] | None:
+        """(P, K) whether each of the K seeds that finished in every fold ranks each pair right.
+
+        None where there are fewer than two.
+        """
+        seeds = sorted({run.trial.seed for run in self.runs_for(setting, culture)})
+        if len(seeds) < 2:
+            return None
+        columns = [self.shares(setting, culture, seed) for seed in seeds]
+        whole = [column for column in columns if column is not None]
+        return np.stack(whole, axis=1) if len(whole) > 1 else None
+
     def others(self, settings: Sequence[int]) -> NDArray[np.float64]:
         """(P, S) mean outcome of each setting's models for other cultures than the pair's.
 

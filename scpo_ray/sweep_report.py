@@ -106,7 +106,7 @@ def _page(result: SweepResult) -> str:
         max_culture_maps=MAX_CULTURE_MAPS,
         best_trials=result.best_trials,
         folders={t.trial_id: t.path for t in result.trials},
-        needs=_pairs_needed(result.efficiency),
+        needs=pairs_needed(result.efficiency),
         max_needs=MAX_NEEDS,
         trials=result.trials[:MAX_TRIALS],
         num_trials=len(result.trials),
@@ -285,7 +285,8 @@ def _culture_table(result: SweepResult) -> Table:
     return Table("The first settings by culture, in %", "setting", columns, rows)
 
 
-def _pairs_needed(curves: Sequence[EfficiencyCurve]) -> list[str]:
+def pairs_needed(curves: Sequence[EfficiencyCurve]) -> list[str]:
+    """Of each curve, the share of its rival's pairs with which it does as well, in a sentence."""
     said = []
     for curve in curves:
         if curve.pairs_to_match is None:

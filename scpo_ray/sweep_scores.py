@@ -11,8 +11,10 @@ from scpo_ray.comparison import MACRO, CulturePairs
 from scpo_ray.metrics import (
     ClusterDraws,
     draw_clusters,
+    interval_tail,
     joint_means,
     percentile_intervals,
+    seed_variance,
     stream,
 )
 from scpo_ray.records import Difference, Estimate, Layer
@@ -29,18 +31,22 @@ MIN_CLUSTERS = 4
 class Replicated:
     """A number for each of S settings, with its replicates in the same resamples.
 
-    `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `num_pairs` and
+    `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `tail`: the share of
+    them that an interval leaves out at each end (`metrics.interval_tail`); `num_pairs` and
     `num_clusters`: the test pairs behind each number.
     """
 
     values: NDArray[np.float64]
     replicates: NDArray[np.float64]
+    tail: float
     num_pairs: int
     num_clusters: int
 
     def estimates(self) -> list[Estimate]:
-        """(S) numbers with their 95 % percentile intervals."""
-        rows = zip(self.values, *percentile_intervals(self.replicates), strict=True)
+        """(S) numbers with their 95 % intervals."""
+        intervals = percentile_intervals(self.replicates, self.tail)
+        # The seeds' noise knows no bounds; a share has them.
+        rows = zip(self.values, *np.clip(intervals, 0, 1), strict=True)
         return [
             Estimate(_number(value), _number(low), _number(high), *self._sizes(value))
             for value, low, high in rows
@@ -53,7 +59,7 @@ class Replicated:
             value, replicates: the rival's, (samples,) from the same resamples.
         """
         values = self.values - value
-        intervals = percentile_intervals(self.replicates - replicates[:, None])
+        intervals = percentile_intervals(self.replicates - replicates[:, None], self.tail)
         # Two columns that are alike may differ by the rounding of a matrix product.
         rows = (np.round([values, *intervals], 12) + 0.0).T
         return [
@@ -99,6 +105,9 @@ def score_settings(
     The objective "worst" is the lowest culture, in each resample as in the data: noise pulls the
     lowest of several down, so its interval lies low, the more so the fewer the users.
 
+    Where a setting has several seeds, its replicates vary by them as well, as one model for all
+    cultures does in all of them at once. Not so `other_cultures`: users alone.
+
     Returns: without a global model, an objective on `distinctive` or `agreed` is NaN throughout.
     Raises: ValueError if the objective's culture is not one of the sweep's.
     """
@@ -119,6 +128,7 @@ def score_settings(
         for row, culture in enumerate(cultures):
             # Only sums are kept: all replicates of all cultures would be most of the memory.
             score = _replicated(own[tested[culture].rows], clusters[culture], draws[culture])
+            score = _with_seeds(score, outcomes, settings, culture, tested[culture], layer, seed)
             accuracy[culture][layer] = score.estimates()
             macro = _joined(macro, score, np.add)
             if layer == objective.metric:
@@ -236,7 +246,7 @@ def _draws(
 
 def _nothing(samples: int, num_settings: int) -> Replicated:
     nothing = np.full((samples, num_settings), np.nan)
-    return Replicated(nothing[0], nothing, 0, 0)
+    return Replicated(nothing[0], nothing, 0.025, 0, 0)
 
 
 def _replicated(
@@ -250,7 +260,31 @@ def _replicated(
     there = ~np.isnan(values)
     replicates = np.full((samples, num_settings), np.nan)
     replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
-    return Replicated(values, replicates, len(outcomes), len(draws.labels))
+    tail = interval_tail([clusters])
+    return Replicated(values, replicates, tail, len(outcomes), len(draws.labels))
+
+
+def _with_seeds(
+    score: Replicated,
+    outcomes: SweepOutcomes,
+    settings: Sequence[int],
+    culture: str,
+    tested: _LayerPairs,
+    layer: Layer,
+    seed: int,
+) -> Replicated:
+    """The replicates with as much noise as only other seeds would show."""
+    for column, setting in enumerate(settings):
+        by_seed = outcomes.by_seed(setting, culture)
+        if by_seed is None or not len(tested.rows):
+            continue
+        variance = seed_variance(by_seed[tested.rows], tested.clusters)
+        # A model of its own for each culture is another training; the one for all is the same.
+        trained_for = culture if (setting, culture) in outcomes.runs else ""
+        rng = stream(seed, "sweep", "seeds", layer, str(setting), trained_for)
+        noise = rng.standard_normal(len(score.replicates))
+        score.replicates[:, column] += np.sqrt(variance) * noise
+    return score
 
 
 def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replicated:
@@ -259,6 +293,8 @@ def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replic
     return Replicated(
         how(total.values, part.values),
         how(total.replicates, part.replicates),
+        # That of one culture, the widest: right for the lowest of them; `_shared` has the mean's.
+        min(total.tail, part.tail),
         total.num_pairs + part.num_pairs,
         total.num_clusters + part.num_clusters,
     )
@@ -273,6 +309,7 @@ def _shared(
     num_clusters = len(np.unique(np.concatenate(clusters)))
     return replace(
         total,
+        tail=interval_tail(clusters) if number > 1 else total.tail,
         values=total.values / number,
         replicates=total.replicates / number,
         num_clusters=num_clusters,

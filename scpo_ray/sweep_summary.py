@@ -94,7 +94,9 @@ def summarize_sweep(
         pareto=pareto(summaries),
         best_trials=_best_trials(summaries, outcomes, objective),
         chosen_honestly=scores.chosen_honestly,
-        efficiency=efficiency_curves(axes, summaries, replicates, objective.mode),
+        efficiency=efficiency_curves(
+            axes, summaries, replicates, objective.mode, tail=scores.objective.tail
+        ),
     )
 
 

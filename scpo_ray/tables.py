@@ -35,6 +35,7 @@ def data_tables(health: DataHealth) -> list[Table]:
         f"cut at\n{health.max_length}",
         "longer\nchosen",
         "texts in\nboth sides",
+        "can show,\npoints",
     )
     for culture, c in health.counts.items():
         counts.add_row(
@@ -49,7 +50,13 @@ def data_tables(health: DataHealth) -> list[Table]:
             str(health.truncated_texts.get(culture, 0)),
             "–" if c.longer_chosen_share is None else f"{100 * c.longer_chosen_share:.1f} %",
             str(c.train_test_texts),
+            _points(health.detectable.get(culture)),
         )
+    counts.caption = (
+        "can show: the smallest difference of accuracy between two models that the test\n"
+        "pairs show in 80 % of cases (p <= 0.05), if the two differ on 20 % of the pairs"
+    )
+    counts.caption_justify = "left"
     tables = [counts]
     skipped = _table("rows left out", "culture", "reason", "rows")
     for culture, c in health.counts.items():
@@ -87,7 +94,10 @@ def score_table(scores: GlobalScores) -> Table:
 
 
 def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
-    """Cultures x layers, in percent with 95 % intervals, and the difference to the global model."""
+    """Cultures x layers, in percent with 95 % intervals, and the difference to the global model.
+
+    "can show": the smallest such difference that these test pairs show in 80 % of cases.
+    """
     table = _table(
         "share of test pairs ranked right, %",
         "culture",
@@ -96,6 +106,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
         *LAYERS,
         "all, minus global",
         "p (Holm)",
+        "can show",
     )
     for culture, e in evaluation.items():
         whole = e.after["all"]
@@ -107,6 +118,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
             *(_percent(e.after.get(layer)) for layer in LAYERS),
             _percent(change, signed=True),
             _p_value(change.p_holm if change else None),
+            _points(change.detectable if change else None),
         )
     return table
 
@@ -183,6 +195,8 @@ def comparison_table(summary: ComparisonResult) -> Table:
         *LAYERS,
         "all, minus global",
         "p",
+        "can show",
+        "minus noise on\ndistinctive",
         "pairs kept",
     )
     for s in summary.summaries:
@@ -194,6 +208,8 @@ def comparison_table(summary: ComparisonResult) -> Table:
             *(_percent(s.accuracy.get(layer)) for layer in LAYERS),
             _percent(change, signed=True),
             _p_value(change.p_value if change else None),
+            _points(change.detectable if change else None),
+            _percent(s.minus_noise.get("distinctive"), signed=True),
             f"{100 * s.kept_share:.0f} %",
         )
     return table
@@ -266,6 +282,28 @@ def sweep_table(result: SweepResult) -> Table:
     return table
 
 
+def efficiency_table(result: SweepResult) -> Table:
+    """The objective by share of the training users, a line for each point of each curve."""
+    objective = f"{result.objective['metric']}, {result.objective['culture']}"
+    table = _table(
+        f"{objective}, by share of the training users (cultures: {len(result.cultures)}, "
+        f"seeds: {len(result.seeds)})",
+        "method",
+        "share of\nusers",
+        "pairs selected,\nmean per run",
+        "objective, %",
+    )
+    for curve in result.efficiency:
+        for point in curve.points:
+            table.add_row(
+                curve.name,
+                f"{point.fraction:g}",
+                f"{point.num_pairs:,.0f}",
+                _percent(point.objective),
+            )
+    return table
+
+
 def model_table(models: Sequence[RegisteredModel]) -> Table:
     table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
     for m in models:
@@ -326,6 +364,10 @@ def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) ->
     if estimate.low is None or estimate.high is None:
         return value
     return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _points(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _p_value(p: float | None) -> str:

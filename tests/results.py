@@ -45,7 +45,8 @@ def estimate(value: float | None, num_pairs: int = 140, num_clusters: int = 9) -
 def difference(value: float | None, half_width: float = 0.03, p: float = 0.04) -> Difference:
     if value is None:
         return Difference(None, None, None, None, None, 0, 0)
-    return Difference(value, value - half_width, value + half_width, p, min(1.0, 3 * p), 140, 9)
+    low, high = value - half_width, value + half_width
+    return Difference(value, low, high, p, min(1.0, 3 * p), 140, 9, 1.4 * half_width)
 
 
 def counts() -> CultureCounts:
@@ -79,7 +80,13 @@ def evaluation(method: str, shift: float = 0.0) -> CultureEvaluation:
             name: {layer: estimate(v) for layer, v in zip(LAYERS, values, strict=True)}
             for name, values in CONTROLS.items()
         },
+        minus_noise={} if method == "global" else minus_noise(result_after=after),
     )
+
+
+def minus_noise(result_after: dict[str, float]) -> dict[str, Difference]:
+    noise = dict(zip(LAYERS, CONTROLS["global_noise"], strict=True))
+    return {layer: difference(result_after[layer] - noise[layer]) for layer in LAYERS}
 
 
 def selection(method: str) -> SelectionSummary:
@@ -184,6 +191,9 @@ def summary(method: str, culture: str, *, with_finetune: bool, shift: float = 0.
         seed_sd=dict.fromkeys(LAYERS, 0.011),
         kept_share=0.54 if method in ("filter", "scpo") else 1.0,
         other_cultures=estimate(ACCURACY[method][0] - 0.03, 780, 50),
+        noise={} if method == "global" else result.controls["global_noise"],
+        minus_noise=result.minus_noise,
+        others_minus_global=None if method == "global" else difference(-0.02),
     )
 
 

@@ -99,7 +99,7 @@ def test_a_model_below_the_champion_on_all_is_not_whatever_else_it_gains():
     assert holds(verdict)["all"] is False
     assert holds(verdict)["agreed"] is holds(verdict)["other cultures"] is True
     assert verdict.reason == (
-        "it may be worse, in points: all -12.50 [-37.50, +0.00], must not be below 0"
+        "it may be worse, in points: all -12.50 [-49.70, +0.00], must not be below 0"
     )
 
 
@@ -113,7 +113,7 @@ def test_what_the_global_model_knew_is_not_traded_for_what_it_did_not():
         "other cultures": True,
     }
     assert not verdict.is_champion
-    assert "agreed -25.00 [-75.00, +0.00], whose lower end must be above -2.00" in verdict.reason
+    assert "agreed -25.00 [-99.41, +0.00], whose lower end must be above -2.00" in verdict.reason
     assert "all" not in verdict.reason
 
 
@@ -121,14 +121,15 @@ def test_the_other_cultures_do_not_pay():
     verdict = judged(mexico(4, 4, chile=3), mexico(0, 4, chile=4))
 
     assert [name for name, held in holds(verdict).items() if held is False] == ["other cultures"]
-    assert "other cultures -25.00 [-75.00, +0.00]" in verdict.reason
+    assert "other cultures -25.00 [-99.41, +0.00]" in verdict.reason
 
 
 def test_a_loss_within_the_margin_is_allowed():
     new, champion = mexico(4, 3), mexico(0, 4)
 
-    assert not judged(new, champion, margin=0.75).is_champion
-    assert judged(new, champion, margin=0.76).is_champion
+    # One of four users loses: in one resample of 256 all four are that user.
+    assert not judged(new, champion, margin=0.99).is_champion
+    assert judged(new, champion, margin=1.0).is_champion
 
 
 def test_without_other_cultures_that_check_is_skipped_and_said():

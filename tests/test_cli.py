@@ -16,9 +16,12 @@ from rich.console import Console
 
 import scpo_ray.cli
 from scpo_ray import tables
-from scpo_ray.commands import DataHealth
+from scpo_ray.commands import DataHealth, efficiency_file
+from scpo_ray.config_file import load_config, load_sweep
+from scpo_ray.launch.runs import start_run
 from scpo_ray.models import load_exported
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
+from scpo_ray.sweep import check_space, planned_settings, trials_of
 from scpo_ray.tracking import RegisteredModel
 from tests.tiny import tiny_document
 
@@ -31,6 +34,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "sweep",
+    "efficiency",
     "report",
     "export",
     "models",
@@ -182,6 +186,9 @@ def test_data_counts_and_warns(scpo, config):
     assert document["counts"]["North"]["users"] == 8
     assert "users or" in table.out and "questions" in table.out
     assert "North: one test user only" in table.out
+    # A test side with one user can show nothing.
+    assert document["detectable"]["North"] is None
+    assert "can show" in table.out
     assert max(map(len, table.out.splitlines())) > 80
 
 
@@ -275,6 +282,60 @@ def test_a_mixtures_model_has_no_accuracy_of_one_culture():
         console.print(tables.model_table([model]))
 
     assert re.search(r"scpo-mix .* North, South +scpo +– +– +–", console.export_text())
+
+
+# Data efficiency
+
+
+def test_a_runs_file_becomes_a_sweep_over_shares_of_its_users(config, tmp_path):
+    run = load_config(config, ["train.num_workers=2", "seed=4"])
+
+    file = efficiency_file(run)
+
+    sweep = load_sweep(file)
+    check_space(sweep, file)
+    assert sweep.space["culture"].grid == ["North"]
+    assert sweep.space["data.data_fraction"].grid == [0.125, 0.25, 0.5, 0.75, 1.0]
+    assert (sweep.repeat.seeds, sweep.resources.workers) == ([4, 5, 6], 2)
+    assert sweep.run.train.max_steps == run.train.max_steps
+    assert efficiency_file(run).read_text() == file.read_text()
+
+
+def test_a_finished_sweep_over_shares_is_shown_with_its_curves_and_its_answer(
+    scpo, tiny_reward_model, tmp_path
+):
+    document = tiny_document(tiny_reward_model, tmp_path / "runs")
+    document.pop("culture_weights", None)
+    space = {
+        "culture": {"grid": ["North"]},
+        "method": {"grid": ["finetune", "filter"]},
+        "data.data_fraction": {"grid": [0.5, 1.0]},
+    }
+    file = write_yaml(tmp_path / "shares.yaml", {"run": document, "space": space})
+    sweep = load_sweep(file)
+    # Its trials, run one by one in this process: there is nothing left that would need Ray.
+    for trial in trials_of(sweep, planned_settings(sweep), ["North"]):
+        start_run(trial.config)
+
+    outcome = scpo("efficiency", file)
+
+    assert outcome.code == 0, outcome.err
+    assert "all, macro, by share of the training users" in outcome.out
+    assert len(re.findall(r"method=(?:finetune|filter) +(?:0.5|1) +\d+ +\d", outcome.out)) == 4
+    assert re.search(r"filter.* (?:needs \d|never reaches)", outcome.err)
+    assert f"sweep file: {file}" in outcome.err
+
+
+def test_without_shares_there_is_no_curve(scpo, tiny_reward_model, tmp_path):
+    document = {
+        "run": tiny_document(tiny_reward_model, tmp_path / "runs"),
+        "space": {"method": {"grid": ["finetune", "scpo"]}},
+    }
+
+    outcome = scpo("efficiency", write_yaml(tmp_path / "methods.yaml", document))
+
+    assert outcome.code == 2
+    assert "space.data.data_fraction: must be a grid of two values or more" in outcome.err
 
 
 # Export and evaluate

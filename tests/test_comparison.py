@@ -90,6 +90,52 @@ def test_each_method_is_measured_on_the_culture_it_was_trained_for():
     assert macro.other_cultures.value == pytest.approx((1 / 4 + 0) / 2)
 
 
+def test_each_methods_gain_stands_beside_noise_and_the_cost_to_others():
+    result = compare(
+        [
+            *(make_run("global", c) for c in CULTURES),
+            *(make_run("scpo", c, own=[1, 1, 1, 1], other=[-1, -1, -1, 1]) for c in CULTURES),
+        ]
+    )
+
+    chile = summary_of(result, "scpo", "Chile")
+    # Half of the margins change by 2: noise of size sqrt(2) turns 24 % of margins of 1.
+    assert values(chile.noise) == {
+        "all": pytest.approx(0.5),
+        "distinctive": pytest.approx(0.24, abs=0.001),
+        "agreed": pytest.approx(0.76, abs=0.001),
+    }
+    assert chile.minus_noise["distinctive"].value == pytest.approx(0.76, abs=0.001)
+    assert chile.others_minus_global.value == 1 / 4 - 2 / 4
+    macro = summary_of(result, "scpo", "")
+    assert macro.minus_noise["agreed"].value == pytest.approx(0.24, abs=0.001)
+    assert macro.others_minus_global.num_pairs == 8
+    unchanged = summary_of(result, "global", "")
+    assert (unchanged.noise, unchanged.minus_noise) == ({}, {})
+    assert unchanged.others_minus_global is None
+
+
+def test_seeds_that_differ_widen_the_interval_of_their_mean():
+    users = range(20)
+    good, bad = [1.0] * 20, [1.0, -1.0] * 10
+    ref = [-1.0] * 20
+
+    def interval(seeds: Sequence[Sequence[float]]) -> float:
+        runs = [
+            make_run("scpo", c, seed=seed, own=own, ref=ref, other=ref, samples=500)
+            for c in CULTURES
+            for seed, own in enumerate(seeds)
+        ]
+        chile = summary_of(compare(runs), "scpo", "Chile").accuracy["all"]
+        assert chile.value == pytest.approx(0.75)
+        return chile.high - chile.low
+
+    # The same mean for every user: from three seeds alike, and from seeds of 100, 50, 75 %.
+    alike = [[1.0 if (pair + seed) % 4 else -1.0 for pair in users] for seed in range(3)]
+    middle = [-1.0 if pair % 4 == 3 else 1.0 for pair in users]
+    assert interval([good, bad, middle]) > interval(alike) + 0.2
+
+
 def test_seeds_are_averaged_and_their_spread_is_kept():
     runs = [
         make_run("scpo", culture, seed=seed, own=own)
@@ -136,9 +182,9 @@ def test_p_values_are_corrected_over_cultures_and_the_macro_test_stands_alone():
     result = compare([make_run("scpo", c, own=own, ref=ref, other=ref) for c in CULTURES])
 
     chile = summary_of(result, "scpo", "Chile").minus_global["all"]
-    assert (chile.p_value, chile.p_holm) == (2 / 2**6, 4 / 2**6)
+    assert (chile.p_value, chile.p_holm) == (1 / 2**6, 2 / 2**6)
     macro = summary_of(result, "scpo", "").minus_global["all"]
-    assert macro.p_value == macro.p_holm == 2 / 2**12
+    assert macro.p_value == macro.p_holm == 1 / 2**12
     assert summary_of(result, "scpo", "Chile").minus_global["agreed"].p_holm is None
 
 
@@ -149,7 +195,7 @@ def test_questions_shared_by_cultures_are_flipped_together():
     )
 
     macro = summary_of(result, "scpo", "")
-    assert macro.minus_global["all"].p_value == 2 / 2**6
+    assert macro.minus_global["all"].p_value == 1 / 2**6
     assert (macro.accuracy["all"].num_pairs, macro.accuracy["all"].num_clusters) == (24, 6)
 
 

@@ -143,6 +143,25 @@ def test_noise_is_as_large_as_what_training_changed_without_its_mean():
     assert result.after["agreed"].value == pytest.approx(kept, abs=0.03)
 
 
+def test_a_change_is_set_against_noise_as_large_as_it():
+    # The global model is unsure everywhere. One model turns what it should, another at random.
+    generator = np.random.default_rng(0)
+    test = make_pairs([0] * 400, np.arange(400) // 10, cultures=["A"])
+    before = np.where(np.arange(400) % 2, 0.1, -0.1)
+    turned = generator.random(400) < 0.5
+
+    [learned] = evaluate(test, after=np.abs(before), before=before).values()
+    [lost] = evaluate(test, after=np.where(turned, -before, before), before=before).values()
+
+    # Learned: half of the margins change by 0.2, so the noise is 0.14: Phi(-0.71) is 24 %.
+    assert learned.controls["global_noise"]["distinctive"].value == pytest.approx(0.24, abs=0.005)
+    assert learned.minus_noise["distinctive"].value == pytest.approx(0.76, abs=0.005)
+    assert learned.minus_noise["distinctive"].p_holm < 0.001
+    assert lost.difference["distinctive"].value == pytest.approx(0.5, abs=0.1)
+    assert lost.minus_noise["agreed"].high < 0
+    assert abs(lost.minus_noise["all"].value) < 0.05
+
+
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 def test_a_model_that_did_not_change_has_no_noise_beside_it(shift: float):
     test = make_pairs([0] * 2, range(2), cultures=["A"])
@@ -153,6 +172,7 @@ def test_a_model_that_did_not_change_has_no_noise_beside_it(shift: float):
     ).values()
 
     assert set(result.controls) == {"random", "longer"}
+    assert result.minus_noise == {}
     assert result.difference["all"].p_value == 1.0
 
 
@@ -193,13 +213,14 @@ def test_p_values_are_corrected_over_the_cultures_of_each_layer():
 
     results = evaluate(test, after=after, before=before)
 
-    smaller = 2 / 2**6
-    larger = 2 * (1 + 8 + 28) / 2**8
+    # Sums of all six signs, and of eight with two or fewer against; as far as observed is half.
+    smaller = 2 / 2**6 / 2
+    larger = 2 * (1 + 8 + 28 / 2) / 2**8
     a, b = results["A"].difference, results["B"].difference
     assert (a["all"].p_value, a["all"].p_holm) == (smaller, 2 * smaller)
     assert (b["all"].p_value, b["all"].p_holm) == (larger, larger)
     assert (a["agreed"].p_value, a["agreed"].p_holm) == (None, None)
-    assert b["agreed"].p_holm == b["agreed"].p_value == 0.5
+    assert b["agreed"].p_holm == b["agreed"].p_value == 0.25
 
 
 def test_the_seed_decides_the_draws():

@@ -114,7 +114,7 @@ HOMES = {
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "tables"},
-    "yaml": {"config_file", "report", "cli"},
+    "yaml": {"config_file", "report", "commands", "cli"},
     "pydantic": {"config", "config_file", "storage", "sweep_config", "sweep_store"},
 }
 

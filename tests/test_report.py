@@ -111,6 +111,45 @@ def test_the_lead_says_the_main_finding_with_its_uncertainty(compared):
     assert "(Holm p = 1.000, within noise)" in lead
 
 
+def test_the_lead_says_what_the_test_sets_can_show(compared):
+    lead = words(compared)[:3000]
+
+    assert "a macro difference from the global model of 4.2 points would be found in 80 %" in lead
+    assert "in one culture alone it would take 4.2 points" in lead
+
+
+def test_a_gain_that_noise_would_give_is_warned_of_and_a_real_one_is_not(tmp_path):
+    results, summary = comparison(methods=("global", "finetune", "filter", "scpo"), seeds=(0,))
+    macro = next(s for s in summary.summaries if (s.method, s.culture) == ("scpo", ""))
+
+    def lead(**minus_noise):
+        changed = replace(macro, minus_noise={**macro.minus_noise, **minus_noise})
+        summaries = [changed if s is macro else s for s in summary.summaries]
+        page = write_report(results, replace(summary, summaries=summaries), tmp_path / "r.html")
+        return words(page)[:4000]
+
+    text = lead(distinctive=difference(0.01), all=difference(0.02))
+    assert (
+        "scpo: the gain on distinctive is no more than noise of the same size would give (40.6 % "
+        "against 11.0 %), +1.0 points [−2.0, +4.0]; over all pairs, too, it is no better than that "
+        "noise: it does not show that a taste was learned." in text
+    )
+    careful = lead(distinctive=difference(-0.05), all=difference(0.05))
+    assert "over all pairs it is better than that noise, +5.0 points [+2.0, +8.0]." in careful
+    assert "scpo: the gain" not in lead(distinctive=difference(0.05), all=difference(0.0))
+    assert "finetune: the gain on distinctive" not in text
+    # 35.5 % of agreed against noise's 89.0 %.
+    assert "filter: more of agreed is lost than to noise of the same size (35.5 % against" in text
+    assert "Over-bias" in words(tmp_path / "r.html")
+
+
+def test_a_run_alone_is_set_against_noise_too(tmp_path):
+    text = words(write_report([run_result()], None, tmp_path / "r.html"))
+
+    assert "a difference of 4.2 points would be found in 80 % of cases" in text
+    assert "scpo, Chile, seed 0, tested on Chile" in text
+
+
 def test_failures_controls_and_the_warning_on_distinctive_are_shown(compared):
     text = words(compared)
 

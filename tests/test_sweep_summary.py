@@ -11,6 +11,7 @@ from scpo_ray.comparison import ComparedRun, PairOutcomes
 from scpo_ray.metrics import (
     accuracy,
     draw_clusters,
+    interval_tail,
     joint_means,
     macro_mean,
     paired_difference,
@@ -170,6 +171,38 @@ def test_seeds_are_averaged_per_pair_and_their_spread_is_that_of_the_objective()
     # Macro by seed: (1 + 1/2) / 2 and (1/2 + 1/2) / 2, a quarter apart.
     assert summary.seed_sd == pytest.approx(1 / 4 / 2**0.5)
     assert result.seeds == [3, 1]
+
+
+def test_seeds_that_differ_widen_the_intervals_and_tie_what_users_alone_would_part():
+    # 20 users of two pairs. Three trainings of setting 1 reach 100, 60 and 80 % of everyone's
+    # pairs, or 80 % each with other pairs wrong; setting 0 reaches 70 % always.
+    pattern = {1.0: "1" * 40, 0.8: "11011" * 8, 0.7: "1101100111" * 4, 0.6: "10101" * 8}
+
+    def summary(reached: Sequence[str]) -> SettingSummary:
+        runs = {(0, c, seed): pattern[0.7] for c in CULTURES for seed in range(3)}
+        runs |= {(1, c, seed): own for c in CULTURES for seed, own in enumerate(reached)}
+        return of_setting(summarize(runs_of(runs, users=20, samples=1_000, ref="0" * 40)), 0)
+
+    apart = summary([pattern[1.0], pattern[0.6], pattern[0.8]])
+    alike = summary(["11011" * 8, "01111" * 8, "11101" * 8])
+
+    assert apart.minus_best.value == alike.minus_best.value == pytest.approx(-0.1)
+    assert (apart.tied_with_best, alike.tied_with_best) == (True, False)
+
+
+def test_the_seeds_of_one_model_for_all_cultures_vary_in_all_of_them_at_once():
+    def width(cultures: Sequence[str]) -> float:
+        runs = []
+        for seed, own in enumerate(("1" * 40, "10101" * 8, "11011" * 8)):
+            for culture in cultures:
+                of = trial(0, culture, seed)
+                runs.append((of, make_run(of, own, users=20, samples=1_000, ref="0" * 40)))
+        estimate = of_setting(summarize(runs), 0).accuracy[""]["all"]
+        assert estimate.value == pytest.approx(0.8)
+        return estimate.high - estimate.low
+
+    # Two trainings halve the variance of the macro mean; one that serves both does not.
+    assert width([""]) > 1.2 * width(CULTURES)
 
 
 def test_the_best_is_first_and_the_others_are_paired_with_it():
@@ -604,7 +637,7 @@ def test_joint_resamples_are_those_of_the_single_ones(rows, shared: bool):
             samples=100,
             rng=np.random.default_rng(3),
         )
-        joint = percentile_intervals(macro)[:, model]
+        joint = percentile_intervals(macro, interval_tail(clusters))[:, model]
         expected = np.nan if single.low is None else single.low, single.high
         if single.low is None:
             assert np.isnan(joint).all()
@@ -623,7 +656,8 @@ def test_differences_of_joint_resamples_are_paired():
     [draws] = draw_clusters([users], samples=500, rng=np.random.default_rng(5))
     means = joint_means(np.column_stack([ours, rival]), users, draws)
 
-    low, high = percentile_intervals(means[:, :1] - means[:, 1:])[:, 0]
+    differences = means[:, :1] - means[:, 1:]
+    low, high = percentile_intervals(differences, interval_tail([users]))[:, 0]
     single = paired_difference(ours, rival, users, samples=500, rng=np.random.default_rng(5))
     assert (low, high) == (pytest.approx(single.low), pytest.approx(single.high))
     alone = accuracy(ours, users, samples=500, rng=np.random.default_rng(5))
@@ -654,4 +688,4 @@ def test_no_culture_no_pair_and_one_cluster_have_no_resamples():
 
     assert none.counts.shape == (10, 0)
     assert np.isnan(joint_means(np.ones((4, 2)), np.zeros(4, int), one)).all()
-    assert np.isnan(percentile_intervals(np.full((10, 2), np.nan))).all()
+    assert np.isnan(percentile_intervals(np.full((10, 2), np.nan), 0.025)).all()

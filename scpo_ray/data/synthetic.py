@@ -6,7 +6,8 @@ culture's taste is a direction among the features, a person's taste the culture'
 noise, and a score grows with taste . features: what a word-level model can learn.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -46,12 +47,12 @@ class Answers(NamedTuple):
     """One person's n interactions with K responses each.
 
     `words`: (n, K, MAX_WORDS) numbers into `_response_words()`, -1 beyond the response's end.
-    `utilities`: (n, K) by the culture's taste. `scores`: (n, K) by the person's, 1 to 100.
+    `features`: (n, K, NUM_FEATURES), what tastes judge. `scores`: (n, K) by the person's, 1 to 100.
     """
 
     prompts: list[str]
     words: NDArray[np.int64]
-    utilities: NDArray[np.float64]
+    features: NDArray[np.float64]
     scores: NDArray[np.float64]
 
 
@@ -61,6 +62,16 @@ def vocabulary() -> list[str]:
     return sorted({*_response_words(), *prompt_words, *TOPICS})
 
 
+class TrueMargins(NamedTuple):
+    """What the tastes behind P pairs say of them: (P,) utility of chosen minus rejected.
+
+    `culture`: by the taste of the pair's culture; `majority`: by the first culture's.
+    """
+
+    culture: NDArray[np.float64]
+    majority: NDArray[np.float64]
+
+
 def best_accuracy(config: SyntheticConfig) -> dict[str, float]:
     """Culture -> the share of its pairs that its true taste ranks right.
 
@@ -68,9 +79,47 @@ def best_accuracy(config: SyntheticConfig) -> dict[str, float]:
     score per text does better but by chance: what it misses is the people's own noise and the
     outliers. NaN where a culture has no pair.
     """
+    margins = {culture: margins_of_culture(config, culture) for culture in config.users}
     return {
-        culture: _share_ranked_right(config, number) for number, culture in enumerate(config.users)
+        culture: float((found.culture > 0).mean()) if len(found.culture) else float("nan")
+        for culture, found in margins.items()
     }
+
+
+def margins_of_culture(config: SyntheticConfig, culture: str) -> TrueMargins:
+    """The true margins of all generated pairs of a culture, people one after the other."""
+    tastes, number = culture_tastes(config), list(config.users).index(culture)
+    both = tastes[[number, 0]]
+    margins = [np.empty((0, 2))]
+    for person in range(config.users[culture]):
+        answers = _answers(config, tastes[number], number, person)
+        turns, chosen, rejected = np.nonzero(
+            answers.scores[:, :, None] > answers.scores[:, None, :]
+        )
+        features = answers.features[turns, chosen] - answers.features[turns, rejected]
+        margins.append(features @ both.T)
+    return TrueMargins(*np.concatenate(margins).T)
+
+
+def margins_of_pairs(config: SyntheticConfig, pair_ids: Sequence[str]) -> TrueMargins:
+    """The true margins of pairs of this source, by their ids ("North-0003-002:1>0").
+
+    Raises: ValueError for an id that the source has not made.
+    """
+    tastes, numbers = culture_tastes(config), {c: i for i, c in enumerate(config.users)}
+    known: dict[tuple[int, int], Answers] = {}
+    margins = np.empty((len(pair_ids), 2))
+    for row, pair_id in enumerate(pair_ids):
+        found = re.fullmatch(r"(.+)-(\d{4,})-(\d{3,}):(\d+)>(\d+)", pair_id, flags=re.DOTALL)
+        if found is None or found[1] not in numbers:
+            raise ValueError(f"{pair_id!r} is no pair of this synthetic source")
+        number = numbers[found[1]]
+        person, turn, chosen, rejected = map(int, found.groups()[1:])
+        if (number, person) not in known:
+            known[number, person] = _answers(config, tastes[number], number, person)
+        features = known[number, person].features[turn]
+        margins[row] = tastes[[number, 0]] @ (features[chosen] - features[rejected])
+    return TrueMargins(*margins.T)
 
 
 def culture_tastes(config: SyntheticConfig) -> NDArray[np.float64]:
@@ -146,7 +195,7 @@ def _answers(
     words, features = _draw_responses(rng, shape)
     scores = np.rint(SCORE_MEAN + SCORE_SPREAD * (features @ person_taste))
     prompts = [_draw_prompt(rng) for _ in range(shape[0])]
-    return Answers(prompts, words, features @ taste, np.clip(scores, 1, 100))
+    return Answers(prompts, words, features, np.clip(scores, 1, 100))
 
 
 def _draw_responses(
@@ -178,18 +227,6 @@ def _draw_prompt(rng: np.random.Generator) -> str:
     opening = OPENINGS[rng.integers(len(OPENINGS))]
     closing = CLOSINGS[rng.integers(len(CLOSINGS))]
     return " ".join([*opening, TOPICS[rng.integers(len(TOPICS))], *closing])
-
-
-def _share_ranked_right(config: SyntheticConfig, culture_number: int) -> float:
-    taste = culture_tastes(config)[culture_number]
-    right = total = 0
-    for person in range(list(config.users.values())[culture_number]):
-        answers = _answers(config, taste, culture_number, person)
-        higher = answers.scores[:, :, None] > answers.scores[:, None, :]
-        better = answers.utilities[:, :, None] > answers.utilities[:, None, :]
-        right += int((higher & better).sum())
-        total += int(higher.sum())
-    return right / total if total else float("nan")
 
 
 def _response_words() -> list[str]:

@@ -9,6 +9,8 @@ from scpo_ray.data.rows import Notes
 from scpo_ray.data.synthetic import (
     best_accuracy,
     culture_tastes,
+    margins_of_culture,
+    margins_of_pairs,
     open_synthetic,
     vocabulary,
 )
@@ -92,6 +94,46 @@ def test_the_majoritys_taste_is_a_coin_for_an_unrelated_culture_and_wrong_for_an
 
     assert agreement(1.0) == pytest.approx(0.5, abs=0.03)
     assert agreement(2.0) == 0.0
+
+
+def test_true_margins_are_those_of_the_pairs_that_people_made():
+    config = _config(users={"New-Major": 3, "B-side": 4}, taste_distance=0.5)
+    pairs = [
+        (interaction, chosen, rejected)
+        for interaction in _interactions(config)
+        for chosen in range(3)
+        for rejected in range(3)
+        if interaction.human_scores[chosen] > interaction.human_scores[rejected]
+    ]
+    ids = [f"{interaction.interaction_id}:{c}>{r}" for interaction, c, r in pairs]
+
+    found = margins_of_pairs(config, ids)
+
+    of_b = np.array([interaction.culture == "B-side" for interaction, _, _ in pairs])
+    assert (found.culture[of_b] > 0).mean() == best_accuracy(config)["B-side"]
+    # The majority's taste is the first culture's own.
+    np.testing.assert_array_equal(found.culture[~of_b], found.majority[~of_b])
+    whole = margins_of_culture(config, "B-side")
+    np.testing.assert_allclose(np.sort(whole.majority), np.sort(found.majority[of_b]))
+
+
+@pytest.mark.parametrize("pair_id", ["", "Chile-0000-000:0>1", "A-0-0"])
+def test_a_pair_of_another_source_has_no_true_margin(pair_id):
+    with pytest.raises(ValueError, match="is no pair of this synthetic source"):
+        margins_of_pairs(_config(users={"A": 1}), [pair_id])
+
+
+def test_people_who_agree_with_their_culture_leave_all_of_distinctive_to_be_learned():
+    united = _config(users={"M": 40, "A": 40}, person_noise=0.0, outlier_share=0.0)
+    divided = united.model_copy(update={"person_noise": 0.6, "outlier_share": 0.3})
+
+    shares = []
+    for config in (united, divided):
+        found = margins_of_culture(config, "A")
+        shares.append((found.culture[found.majority <= 0] > 0).mean())
+
+    assert shares[0] == 1.0
+    assert 0.5 < shares[1] < 0.9
 
 
 def test_a_culture_without_pairs_has_no_best_accuracy():
