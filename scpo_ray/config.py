@@ -10,7 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from scpo_ray.countries import country_name
 
-MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
+MethodName = Literal[
+    "global",
+    "finetune",
+    "filter",
+    "weight",
+    "inverse",
+    "scpo",
+    "pooled",
+    "group_dro",
+    "shared_offset",
+    "lore",
+]
 
 METHOD_VERSION = 1
 """Raised when the same settings come to give another model: earlier runs are then other runs."""
@@ -28,15 +39,32 @@ PAPER_CULTURES = (
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method as a point of SCPO's settings (paper, ablations)."""
+    """A method as a point of settings: SCPO's own (paper, ablations), then its rivals.
+
+    Attributes:
+        trains: the network's weights, by the plan's steps.
+        filters, weighting: which pairs, and how much each counts.
+        pools: one model for all cultures: in a comparison or a sweep, theirs is one run.
+        reweights: cultures count as group DRO says, from step to step.
+        heads: what is learned from all cultures' pairs on the frozen network's features, in place
+            of its weights; None: nothing.
+    """
 
     trains: bool
     filters: bool
     weighting: Literal["none", "agreement", "inverse"]
+    pools: bool = False
+    reweights: bool = False
+    heads: Literal["offset", "low-rank"] | None = None
 
     @property
     def needs_global_model(self) -> bool:
-        return self.filters or self.weighting != "none"
+        return self.filters or self.weighting != "none" or self.heads is not None
+
+    @property
+    def needs_cultures(self) -> bool:
+        """Whether it learns from several cultures at once, and one alone makes no sense."""
+        return self.pools or self.heads is not None
 
 
 METHODS: dict[MethodName, Method] = {
@@ -46,7 +74,21 @@ METHODS: dict[MethodName, Method] = {
     "weight": Method(trains=True, filters=False, weighting="agreement"),
     "inverse": Method(trains=True, filters=False, weighting="inverse"),
     "scpo": Method(trains=True, filters=True, weighting="agreement"),
+    "pooled": Method(trains=True, filters=False, weighting="none", pools=True),
+    "group_dro": Method(trains=True, filters=False, weighting="none", pools=True, reweights=True),
+    "shared_offset": Method(trains=False, filters=False, weighting="none", heads="offset"),
+    "lore": Method(trains=False, filters=False, weighting="none", heads="low-rank"),
 }
+
+OWN_METHODS: tuple[MethodName, ...] = (
+    "global",
+    "finetune",
+    "filter",
+    "weight",
+    "inverse",
+    "scpo",
+)
+"""The paper's, which a comparison runs where its space names none; the others are rivals."""
 
 
 class Section(BaseModel):
@@ -330,6 +372,48 @@ class SelectionConfig(Section):
     weighting does not shrink the step."""
 
 
+class GroupDroConfig(Section):
+    step_size: float = Field(0.01, gt=0)
+    """How fast the cultures' weights follow their losses (eta_q in the paper)."""
+
+
+class SharedOffsetConfig(Section):
+    shared_ridge: float = Field(1e-3, gt=0)
+    """Penalty on what all cultures share, as half of it times the squared length, in units of the
+    loss; pairs' features are scaled to a mean squared length of 1."""
+
+    offset_ridge: float = Field(1e-2, gt=0)
+    """The same for what a culture has of its own: higher keeps the cultures closer together."""
+
+    max_iterations: int = Field(1_000, ge=1)
+    """Iterations of the solver at most; it ends before where the gradient vanishes."""
+
+
+class LoreConfig(Section):
+    rank: int | None = Field(None, ge=1)
+    """Shared heads of which each culture is a mixture, at most as many as there are cultures;
+    null: one for every two cultures, at least 2."""
+
+    ridge: float = Field(1e-3, gt=0)
+    """Penalty on each shared head's distance from the global model's, as for shared_offset."""
+
+    max_iterations: int = Field(1_000, ge=1)
+    """Iterations of the solver at most; it ends before where the gradient vanishes."""
+
+
+class RivalsConfig(Section):
+    """Each method reads the section of its own name."""
+
+    group_dro: GroupDroConfig = GroupDroConfig()
+    """One model for all cultures, the worst of which counts most."""
+
+    shared_offset: SharedOffsetConfig = SharedOffsetConfig()
+    """A score head for all cultures and an offset for each, on frozen features."""
+
+    lore: LoreConfig = LoreConfig()
+    """A few shared score heads, mixed for each culture, on frozen features."""
+
+
 class TrainConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Pairs per optimizer step, over all workers."""
@@ -517,7 +601,8 @@ class RunConfig(Section):
     """Groups runs: a folder below `output_dir` and an MLflow experiment."""
 
     method: MethodName = "scpo"
-    """global (no training), finetune (all pairs), filter, weight, inverse, or scpo."""
+    """global (no training), finetune (all pairs), filter, weight, inverse, scpo; or one of the
+    rivals pooled, group_dro, shared_offset, lore."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
@@ -545,6 +630,9 @@ class RunConfig(Section):
 
     train: TrainConfig = TrainConfig()
     """The optimisation."""
+
+    rivals: RivalsConfig = RivalsConfig()
+    """What the rival methods have of their own."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """Layers, intervals, examples."""
@@ -589,7 +677,10 @@ class RunConfig(Section):
     @property
     def run_id(self) -> str:
         """Hash of what decides the result; who computes it and where it goes do not count."""
-        document = self.model_dump(mode="json", exclude={"experiment": True, **EXECUTION})
+        exclude = {"experiment": True, "rivals": True, **EXECUTION}
+        document = self.model_dump(mode="json", exclude=exclude)
+        if self.method in RivalsConfig.model_fields:
+            document["rivals"] = getattr(self.rivals, self.method).model_dump(mode="json")
         document["method_version"] = METHOD_VERSION
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -624,8 +715,9 @@ def _check_head(method: MethodName, model: ModelConfig) -> None:
 
 
 class SpaceConfig(Section):
-    method: list[MethodName] = list(METHODS)
-    """Methods to compare; those but "global" are trained."""
+    method: list[MethodName] = list(OWN_METHODS)
+    """Methods to compare; those but "global" are trained. pooled and group_dro are trained once for
+    all cultures of the data."""
 
     culture: list[str] | None = None
     """One model per culture; null: the cultures of `run.data.cultures`."""

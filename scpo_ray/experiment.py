@@ -20,6 +20,7 @@ from scpo_ray.data.loading import load_preferences
 from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
+from scpo_ray.group_dro import Groups
 from scpo_ray.models import (
     RewardModel,
     load_reward_model,
@@ -156,6 +157,7 @@ def prepare_run(
     """
     culture_weights = culture_weights_of(config, inputs.data)
     ref_rewards = global_rewards(config, inputs, worker, run_dir)
+    _check_several_cultures(config, inputs.data, culture_weights)
     train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, culture_weights))
     selection = _select(config, train_pairs, ref_rewards)
     rows = np.flatnonzero(selection.keep.numpy())
@@ -288,6 +290,19 @@ def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[n
     return np.isin(pairs.culture_codes, wanted)
 
 
+def _check_several_cultures(
+    config: RunConfig, data: PreferenceData, culture_weights: dict[str, float]
+) -> None:
+    """Raises: InputError if a method that learns from several cultures at once gets only one."""
+    method = METHODS[config.method]
+    learned = data.cultures if method.heads else trained_cultures(culture_weights)
+    if method.needs_cultures and len(learned) < 2:
+        raise InputError(
+            f"method = {config.method}: learns from several cultures at once, got {[*learned]}",
+            ["name more in data.cultures" if method.heads else "give more than one a weight"],
+        )
+
+
 def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None) -> Selection:
     return select_pairs(
         None if rewards is None else torch.from_numpy(rewards[pairs.chosen]),
@@ -296,6 +311,13 @@ def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None
         method=METHODS[config.method],
         config=config.selection,
     )
+
+
+def culture_groups(pairs: Pairs, config: RunConfig) -> Groups:
+    """The cultures that the plan's pairs come from, for group DRO."""
+    present, codes = np.unique(pairs.culture_codes, return_inverse=True)
+    names = tuple(pairs.cultures[code] for code in present)
+    return Groups(codes.astype(np.int64), names, config.rivals.group_dro.step_size)
 
 
 def _check_every_culture_has_pairs(
@@ -336,6 +358,7 @@ def _trained_model(
         model = load_global_model(config, inputs, worker)
     engine = start_engine(model, config.train, worker)
     pairs = prepared.train_pairs.take(prepared.rows)
+    groups = culture_groups(pairs, config) if METHODS[config.method].reweights else None
 
     def look(step: int) -> None:
         if midway is None or step not in midway.steps:
@@ -355,6 +378,7 @@ def _trained_model(
             inputs.tokens,
             prepared.weights,
             lambda rows: pair_ids(pairs.take(rows), prepared.inputs.data.interaction_ids),
+            groups,
         ),
         config.train,
         tracker,
@@ -446,6 +470,7 @@ def _result(
         num_workers=worker.world_size,
         engine=config.train.engine_name,
         opinions=found.opinions,
+        group_weights=summary.group_weights,
     )
 
 

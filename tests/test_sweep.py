@@ -358,20 +358,28 @@ def test_an_objective_on_a_culture_without_runs_is_refused_before_anything_runs(
 
 def test_a_trial_is_another_with_other_settings_data_or_model(monkeypatch):
     config = RunConfig(seed=1)
-    first = trial_id(config, FINGERPRINTS)
+    first = trial_id(config, FINGERPRINTS, "Chile")
 
-    assert trial_id(config, dict(FINGERPRINTS)) == first
-    assert trial_id(config, {**FINGERPRINTS, "scores": "s2"}) == first
-    assert trial_id(config.model_copy(update={"device": "cpu"}), FINGERPRINTS) == first
+    assert trial_id(config, dict(FINGERPRINTS), "Chile") == first
+    assert trial_id(config, {**FINGERPRINTS, "scores": "s2"}, "Chile") == first
+    assert trial_id(config.model_copy(update={"device": "cpu"}), FINGERPRINTS, "Chile") == first
     others = [
-        trial_id(RunConfig(seed=2), FINGERPRINTS),
-        trial_id(config, {**FINGERPRINTS, "data": "d2"}),
-        trial_id(config, {**FINGERPRINTS, "model": "m2"}),
-        trial_id(config, {"data": "m1", "model": "d1"}),
+        trial_id(RunConfig(seed=2), FINGERPRINTS, "Chile"),
+        trial_id(config, {**FINGERPRINTS, "data": "d2"}, "Chile"),
+        trial_id(config, {**FINGERPRINTS, "model": "m2"}, "Chile"),
+        trial_id(config, {"data": "m1", "model": "d1"}, "Chile"),
     ]
     monkeypatch.setattr(config_module, "METHOD_VERSION", config_module.METHOD_VERSION + 1)
-    others.append(trial_id(config, FINGERPRINTS))
+    others.append(trial_id(config, FINGERPRINTS, "Chile"))
     assert len({first, *others}) == 6
+
+
+def test_trials_of_a_method_that_pools_share_a_run_and_not_a_name():
+    pooled, own = RunConfig(method="pooled"), RunConfig(method="finetune")
+
+    assert trial_id(pooled, FINGERPRINTS, "Chile") != trial_id(pooled, FINGERPRINTS, "Mexico")
+    # The others' configs differ by their culture_weights.
+    assert trial_id(own, FINGERPRINTS, "Chile") == trial_id(own, FINGERPRINTS, "Mexico")
 
 
 # The objective
