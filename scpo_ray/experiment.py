@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +21,9 @@ from scpo_ray.data.loading import load_preferences
 from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
+from scpo_ray.frozen import change_head, learn_heads
 from scpo_ray.group_dro import Groups
+from scpo_ray.heads import rank_of
 from scpo_ray.models import (
     RewardModel,
     load_reward_model,
@@ -51,12 +54,19 @@ from scpo_ray.records import (
 )
 from scpo_ray.remote import RemoteFolder
 from scpo_ray.rendering import Renderer, load_renderer
-from scpo_ray.scoring import reference_rewards, score_key, score_tokens, tokenize
+from scpo_ray.scoring import (
+    load_frozen_model,
+    reference_features,
+    reference_rewards,
+    score_key,
+    score_tokens,
+    tokenize,
+)
 from scpo_ray.selection import Selection, select_pairs
 from scpo_ray.storage import RunDir
 from scpo_ray.tracking import Tracker
 from scpo_ray.training import TrainingData, TrainingSummary, train
-from scpo_ray.workers import together
+from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +91,9 @@ class PreparedRun:
     """All that is decided before the first gradient; making it finds every fault of the input.
 
     `ref_rewards`: (T,) the global model's, None with a new head. `train_pairs`: those of the
-    trained cultures; `selection` speaks of all of them, `rows` are the kept ones, `weights`
-    (len(rows),) what each counts with its culture's weight. `plan` is None for a method that
-    does not train.
+    trained cultures (of all, where heads are learned together); `selection` speaks of all of
+    them, `rows` are the kept ones, `weights` (len(rows),) what each counts with its culture's
+    weight. `plan` is None for a method that does not train the network.
     """
 
     inputs: RunInputs
@@ -158,11 +168,14 @@ def prepare_run(
     culture_weights = culture_weights_of(config, inputs.data)
     ref_rewards = global_rewards(config, inputs, worker, run_dir)
     _check_several_cultures(config, inputs.data, culture_weights)
-    train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, culture_weights))
+    learned = culture_weights
+    if METHODS[config.method].heads:
+        learned = dict.fromkeys(inputs.data.cultures, 1.0)
+    train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, learned))
     selection = _select(config, train_pairs, ref_rewards)
     rows = np.flatnonzero(selection.keep.numpy())
     _check_every_culture_has_pairs(config, train_pairs, rows, culture_weights)
-    by_code = np.array([culture_weights.get(c, 0.0) for c in train_pairs.cultures], np.float32)
+    by_code = np.array([learned.get(c, 0.0) for c in train_pairs.cultures], np.float32)
     weights = selection.weights.numpy()[rows] * by_code[train_pairs.culture_codes[rows]]
     if config.selection.normalize_weights and not weights.all():
         raise InputError(
@@ -198,9 +211,12 @@ def run_experiment(
     Every worker calls it. What the first one returns and writes is the run's; the others, which
     have done their share, return None.
     """
-    model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
     data = prepared.inputs.data
-    rewards = _rewards(prepared, model, evaluated_texts(data), worker)
+    if METHODS[config.method].heads:
+        rewards, summary = _rewards_on_features(config, prepared, worker, run_dir)
+    else:
+        model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
+        rewards = _rewards(prepared, model, evaluated_texts(data), worker)
     if worker.rank > 0:
         return None
     found = evaluate_rewards(config, data, rewards, prepared.ref_rewards, prepared.culture_weights)
@@ -293,7 +309,7 @@ def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[n
 def _check_several_cultures(
     config: RunConfig, data: PreferenceData, culture_weights: dict[str, float]
 ) -> None:
-    """Raises: InputError if a method that learns from several cultures at once gets only one."""
+    """Raises: InputError if a method that learns from several cultures at once gets too few."""
     method = METHODS[config.method]
     learned = data.cultures if method.heads else trained_cultures(culture_weights)
     if method.needs_cultures and len(learned) < 2:
@@ -301,6 +317,11 @@ def _check_several_cultures(
             f"method = {config.method}: learns from several cultures at once, got {[*learned]}",
             ["name more in data.cultures" if method.heads else "give more than one a weight"],
         )
+    if method.heads == "low-rank":
+        try:
+            rank_of(config.rivals.lore, len(learned))
+        except ValueError as error:
+            raise InputError(f"rivals.lore: {error}") from None
 
 
 def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None) -> Selection:
@@ -396,6 +417,53 @@ def _trained_model(
     return model, summary
 
 
+def _rewards_on_features(
+    config: RunConfig, prepared: PreparedRun, worker: Worker, run_dir: RunDir
+) -> tuple[NDArray[np.float32], TrainingSummary]:
+    """(T,) rewards by the head of the run's cultures, learned beside all others'; saves the model.
+
+    With several cultures in `culture_weights` the head is the weighted mean of theirs, and so are
+    the rewards.
+    """
+    inputs, ref_rewards = prepared.inputs, prepared.ref_rewards
+    features = reference_features(
+        inputs.model_dir,
+        config.model,
+        inputs.renderer,
+        inputs.data.texts,
+        inputs.tokens,
+        run_dir.feature_store,
+        worker,
+    )
+
+    def learn() -> tuple[NDArray[np.float32], TrainingSummary]:
+        if features is None or ref_rewards is None:
+            raise ValueError("heads need the global model's features and rewards")
+        started = time.monotonic()
+        changes, heads = learn_heads(
+            config.method,
+            prepared.train_pairs,
+            features,
+            ref_rewards,
+            config.rivals,
+            seed=config.seed,
+        )
+        seconds = time.monotonic() - started
+        shares = np.array([prepared.culture_weights.get(culture, 0.0) for culture in changes])
+        change = shares @ np.stack(list(changes.values())) / shares.sum()
+        model = load_frozen_model(
+            inputs.model_dir, config.model, inputs.renderer, device=worker.device
+        )
+        rewards = change_head(model, change, features, ref_rewards)
+        with whole_folder(run_dir.model_dir) as folder:
+            save_reward_model(model, folder)
+        passes = heads.num_evaluations
+        num_pairs = passes * len(prepared.train_pairs)
+        return rewards, TrainingSummary(passes, num_pairs, seconds, TrainingCurve())
+
+    return from_first(learn, worker)
+
+
 def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
@@ -429,6 +497,7 @@ def _result(
     found: Evaluated,
 ) -> RunResult:
     data, inputs = prepared.inputs.data, prepared.inputs
+    makes_model = prepared.plan is not None or METHODS[config.method].heads is not None
     examples = []
     if prepared.ref_rewards is not None:
         examples = example_pairs(
@@ -459,7 +528,7 @@ def _result(
         train_seconds=summary.seconds,
         curve=summary.curve,
         evaluation=found.pairs,
-        model_dir=str(run_dir.model_dir if prepared.plan else inputs.model_dir),
+        model_dir=str(run_dir.model_dir if makes_model else inputs.model_dir),
         device=worker.device,
         versions={
             "scpo_ray": scpo_ray.__version__,

@@ -52,6 +52,10 @@ INKS = {
     "weight": ("#008f68", "#3fcaa0"),
     "inverse": ("#b0568b", "#e59ac5"),
     "scpo": ("#cf4a00", "#ff8b44"),
+    "pooled": ("#1d8fb3", "#6cc9e6"),
+    "group_dro": ("#7a4fbf", "#b79af0"),
+    "shared_offset": ("#5f7a00", "#b3cf52"),
+    "lore": ("#a63d4f", "#ee8c9b"),
 }
 STYLES = {
     "global": Style("global", "s", ":"),
@@ -60,6 +64,10 @@ STYLES = {
     "weight": Style("weight", "v", "-."),
     "inverse": Style("inverse", "D", "--"),
     "scpo": Style("scpo", "P", "-"),
+    "pooled": Style("pooled", "h", "-."),
+    "group_dro": Style("group_dro", "X", "--"),
+    "shared_offset": Style("shared_offset", "<", ":"),
+    "lore": Style("lore", ">", "-."),
     "random": Style("soft", "x", ":"),
     "longer": Style("soft", "+", ":"),
     "global_noise": Style("soft", "1", ":"),
