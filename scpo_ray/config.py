@@ -21,6 +21,7 @@ MethodName = Literal[
     "group_dro",
     "shared_offset",
     "lore",
+    "gpo",
 ]
 
 METHOD_VERSION = 1
@@ -48,6 +49,8 @@ class Method:
         reweights: cultures count as group DRO says, from step to step.
         heads: what is learned from all cultures' pairs on the frozen network's features, in place
             of its weights; None: nothing.
+        few_shot: answer shares are predicted from the frozen features of a country's few known
+            answers; for opinions alone.
     """
 
     trains: bool
@@ -56,15 +59,21 @@ class Method:
     pools: bool = False
     reweights: bool = False
     heads: Literal["offset", "low-rank"] | None = None
+    few_shot: bool = False
+
+    @property
+    def on_features(self) -> bool:
+        """Whether it learns from all cultures on the network's features, and not its weights."""
+        return self.heads is not None or self.few_shot
 
     @property
     def needs_global_model(self) -> bool:
-        return self.filters or self.weighting != "none" or self.heads is not None
+        return self.filters or self.weighting != "none" or self.on_features
 
     @property
     def needs_cultures(self) -> bool:
         """Whether it learns from several cultures at once, and one alone makes no sense."""
-        return self.pools or self.heads is not None
+        return self.pools or self.on_features
 
 
 METHODS: dict[MethodName, Method] = {
@@ -78,6 +87,7 @@ METHODS: dict[MethodName, Method] = {
     "group_dro": Method(trains=True, filters=False, weighting="none", pools=True, reweights=True),
     "shared_offset": Method(trains=False, filters=False, weighting="none", heads="offset"),
     "lore": Method(trains=False, filters=False, weighting="none", heads="low-rank"),
+    "gpo": Method(trains=False, filters=False, weighting="none", few_shot=True),
 }
 
 OWN_METHODS: tuple[MethodName, ...] = (
@@ -401,6 +411,46 @@ class LoreConfig(Section):
     """Iterations of the solver at most; it ends before where the gradient vanishes."""
 
 
+class GpoConfig(Section):
+    num_learning_countries: int = Field(5, ge=1)
+    """Countries to learn from, drawn by the run's seed; a run's own country is never among them."""
+
+    learning_countries: list[str] | None = Field(None, min_length=1)
+    """The countries to learn from, in place of drawn ones."""
+
+    num_context_questions: int = Field(20, ge=1)
+    """Training questions whose answers are known of the country that is predicted."""
+
+    num_steps: int = Field(2_000, ge=1)
+    """Steps of the predictor; every learning country is in each. The paper makes 200,000."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Adam's, falling to zero in a cosine."""
+
+    min_questions: int = Field(10, ge=1)
+    """Questions that a learning country shows in a step, and that are asked of it, at least."""
+
+    max_questions: int = Field(100, ge=1)
+    """The same at most."""
+
+    @field_validator("learning_countries")
+    @classmethod
+    def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else [country_name(country) for country in value]
+
+    @model_validator(mode="after")
+    def settings_agree(self) -> Self:
+        if self.max_questions < self.min_questions:
+            raise ValueError(
+                f"max_questions {self.max_questions} must not be below min_questions "
+                f"{self.min_questions}"
+            )
+        named = self.learning_countries or []
+        if len(set(named)) < len(named):
+            raise ValueError(f"learning_countries must be named once each, got {named}")
+        return self
+
+
 class RivalsConfig(Section):
     """Each method reads the section of its own name."""
 
@@ -412,6 +462,9 @@ class RivalsConfig(Section):
 
     lore: LoreConfig = LoreConfig()
     """A few shared score heads, mixed for each culture, on frozen features."""
+
+    gpo: GpoConfig = GpoConfig()
+    """A country's answer shares, predicted from its answers to a few questions."""
 
 
 class TrainConfig(Section):
@@ -602,7 +655,7 @@ class RunConfig(Section):
 
     method: MethodName = "scpo"
     """global (no training), finetune (all pairs), filter, weight, inverse, scpo; or one of the
-    rivals pooled, group_dro, shared_offset, lore."""
+    rivals pooled, group_dro, shared_offset, lore, gpo (opinions alone)."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
@@ -661,7 +714,7 @@ class RunConfig(Section):
             raise ValueError("output_dir: a path cannot hold a NUL character")
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
-        _check_head(self.method, self.model)
+        _check_method(self.method, self)
         if self.launch.storage and self.tracking.tracker == "mlflow" and not self.tracking.uri:
             raise ValueError(
                 "launch.storage is for machines without a common disk, and so without a common "
@@ -706,8 +759,13 @@ def _is_opinions(run: dict[str, Any]) -> bool:
     return source == "opinions"
 
 
-def _check_head(method: MethodName, model: ModelConfig) -> None:
-    if model.new_head and (method == "global" or METHODS[method].needs_global_model):
+def _check_method(method: MethodName, run: RunConfig) -> None:
+    if METHODS[method].few_shot and run.data.source != "opinions":
+        raise ValueError(
+            f"method {method!r} predicts answers to survey questions: it needs data.source "
+            f'"opinions", got "{run.data.source}"'
+        )
+    if run.model.new_head and (method == "global" or METHODS[method].needs_global_model):
         raise ValueError(
             f"method {method!r} needs a trained global model, but model.new_head gives "
             'the model an untrained head; make one first with method "finetune"'
@@ -757,7 +815,7 @@ class ComparisonConfig(Section):
     @model_validator(mode="after")
     def methods_fit_the_model(self) -> Self:
         for method in self.space.method:
-            _check_head(method, self.run.model)
+            _check_method(method, self.run)
         return self
 
 

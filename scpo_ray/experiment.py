@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
 from scpo_ray.frozen import change_head, learn_heads
+from scpo_ray.gpo import FewShot, few_shot, learn_predictor, predicted_logits, standardized
 from scpo_ray.group_dro import Groups
 from scpo_ray.heads import rank_of
 from scpo_ray.models import (
@@ -169,7 +170,7 @@ def prepare_run(
     ref_rewards = global_rewards(config, inputs, worker, run_dir)
     _check_several_cultures(config, inputs.data, culture_weights)
     learned = culture_weights
-    if METHODS[config.method].heads:
+    if METHODS[config.method].on_features:
         learned = dict.fromkeys(inputs.data.cultures, 1.0)
     train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, learned))
     selection = _select(config, train_pairs, ref_rewards)
@@ -212,7 +213,7 @@ def run_experiment(
     have done their share, return None.
     """
     data = prepared.inputs.data
-    if METHODS[config.method].heads:
+    if METHODS[config.method].on_features:
         rewards, summary = _rewards_on_features(config, prepared, worker, run_dir)
     else:
         model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
@@ -311,17 +312,33 @@ def _check_several_cultures(
 ) -> None:
     """Raises: InputError if a method that learns from several cultures at once gets too few."""
     method = METHODS[config.method]
-    learned = data.cultures if method.heads else trained_cultures(culture_weights)
+    trained = trained_cultures(culture_weights)
+    learned = data.cultures if method.on_features else trained
     if method.needs_cultures and len(learned) < 2:
         raise InputError(
             f"method = {config.method}: learns from several cultures at once, got {[*learned]}",
-            ["name more in data.cultures" if method.heads else "give more than one a weight"],
+            ["name more in data.cultures" if method.on_features else "give more than one a weight"],
         )
+    if method.few_shot:
+        _few_shot(config, data, trained)
     if method.heads == "low-rank":
         try:
             rank_of(config.rivals.lore, len(learned))
         except ValueError as error:
             raise InputError(f"rivals.lore: {error}") from None
+
+
+def _few_shot(config: RunConfig, data: PreferenceData, trained: Sequence[str]) -> FewShot:
+    """Raises: InputError naming what there is too little of."""
+    if data.opinions is None or len(trained) != 1:
+        raise InputError(
+            f"method = {config.method}: predicts one country, got {len(trained)}",
+            ["give one country in culture_weights, or compare over space.culture"],
+        )
+    try:
+        return few_shot(data.opinions, trained[0], config.rivals.gpo, seed=config.seed)
+    except ValueError as error:
+        raise InputError(f"rivals.gpo: {error}") from None
 
 
 def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None) -> Selection:
@@ -420,10 +437,10 @@ def _trained_model(
 def _rewards_on_features(
     config: RunConfig, prepared: PreparedRun, worker: Worker, run_dir: RunDir
 ) -> tuple[NDArray[np.float32], TrainingSummary]:
-    """(T,) rewards by the head of the run's cultures, learned beside all others'; saves the model.
+    """(T,) rewards by what is learned from all cultures on the frozen network's features.
 
-    With several cultures in `culture_weights` the head is the weighted mean of theirs, and so are
-    the rewards.
+    Heads: those of the run's culture, and the model with it is saved; with several cultures in
+    `culture_weights` the weighted mean of theirs. Few-shot: predicted logits, and no model.
     """
     inputs, ref_rewards = prepared.inputs, prepared.ref_rewards
     features = reference_features(
@@ -438,7 +455,9 @@ def _rewards_on_features(
 
     def learn() -> tuple[NDArray[np.float32], TrainingSummary]:
         if features is None or ref_rewards is None:
-            raise ValueError("heads need the global model's features and rewards")
+            raise ValueError("this needs the global model's features and rewards")
+        if METHODS[config.method].few_shot:
+            return _few_shot_rewards(config, prepared, features, worker.device)
         started = time.monotonic()
         changes, heads = learn_heads(
             config.method,
@@ -462,6 +481,25 @@ def _rewards_on_features(
         return rewards, TrainingSummary(passes, num_pairs, seconds, TrainingCurve())
 
     return from_first(learn, worker)
+
+
+def _few_shot_rewards(
+    config: RunConfig, prepared: PreparedRun, features: NDArray[np.float32], device: str
+) -> tuple[NDArray[np.float32], TrainingSummary]:
+    task = _few_shot(config, prepared.inputs.data, trained_cultures(prepared.culture_weights))
+    log.info("learning from %s", ", ".join(task.learning))
+    started = time.monotonic()
+    learned = [answer for answers in task.learning.values() for answer in answers]
+    texts = np.unique(np.concatenate([answer.texts for answer in learned]))
+    features = standardized(features, texts)
+    gpo = config.rivals.gpo
+    predictor, loss = learn_predictor(
+        list(task.learning.values()), features, gpo, seed=config.seed, device=device
+    )
+    log.info("%d steps, loss %.4f", gpo.num_steps, loss)
+    rewards = predicted_logits(predictor, task.context, features, device=device)
+    seconds = time.monotonic() - started
+    return rewards, TrainingSummary(gpo.num_steps, 0, seconds, TrainingCurve())
 
 
 def _test_texts(data: PreferenceData) -> NDArray[np.int64]:

@@ -56,6 +56,7 @@ INKS = {
     "group_dro": ("#7a4fbf", "#b79af0"),
     "shared_offset": ("#5f7a00", "#b3cf52"),
     "lore": ("#a63d4f", "#ee8c9b"),
+    "gpo": ("#3f4fb5", "#98a5f5"),
 }
 STYLES = {
     "global": Style("global", "s", ":"),
@@ -68,6 +69,7 @@ STYLES = {
     "group_dro": Style("group_dro", "X", "--"),
     "shared_offset": Style("shared_offset", "<", ":"),
     "lore": Style("lore", ">", "-."),
+    "gpo": Style("gpo", "p", ":"),
     "random": Style("soft", "x", ":"),
     "longer": Style("soft", "+", ":"),
     "global_noise": Style("soft", "1", ":"),

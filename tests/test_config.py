@@ -162,7 +162,7 @@ def test_the_methods_are_the_papers_points_of_the_settings():
         "scpo": (True, True, "agreement"),
     }
     assert [name for name, method in METHODS.items() if method.needs_global_model] == [
-        *("filter", "weight", "inverse", "scpo", "shared_offset", "lore")
+        *("filter", "weight", "inverse", "scpo", "shared_offset", "lore", "gpo")
     ]
     assert list(METHODS)[: len(OWN_METHODS)] == list(OWN_METHODS)
 
