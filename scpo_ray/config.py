@@ -388,11 +388,11 @@ class GroupDroConfig(Section):
 
 
 class SharedOffsetConfig(Section):
-    shared_ridge: float = Field(1e-3, gt=0)
+    shared_ridge: float = Field(1e-4, gt=0)
     """Penalty on what all cultures share, as half of it times the squared length, in units of the
     loss; pairs' features are scaled to a mean squared length of 1."""
 
-    offset_ridge: float = Field(1e-2, gt=0)
+    offset_ridge: float = Field(1e-4, gt=0)
     """The same for what a culture has of its own: higher keeps the cultures closer together."""
 
     max_iterations: int = Field(1_000, ge=1)
@@ -404,7 +404,7 @@ class LoreConfig(Section):
     """Shared heads of which each culture is a mixture, at most as many as there are cultures;
     null: one for every two cultures, at least 2."""
 
-    ridge: float = Field(1e-3, gt=0)
+    ridge: float = Field(1e-5, gt=0)
     """Penalty on each shared head's distance from the global model's, as for shared_offset."""
 
     max_iterations: int = Field(1_000, ge=1)

@@ -1,5 +1,7 @@
 """Runs of the heads on frozen features: learned from all cultures, kept as whole models."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ import torch
 from scpo_ray.config import ComparisonConfig, RunConfig, SpaceConfig
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run
+from scpo_ray.launch.worker import work
 from scpo_ray.models import load_exported, score_head, without_head
-from scpo_ray.records import ALONE, InputError
+from scpo_ray.records import ALONE, InputError, Worker
 from scpo_ray.scoring import forward, pad_texts, reference_features, score_tokens
 from scpo_ray.storage import load_test_pairs
-from tests.tiny import tiny_config
+from tests.group import in_group
+from tests.tiny import tiny_config, tiny_document
 
 HEADS = ["shared_offset", "lore"]
 
@@ -65,7 +69,8 @@ def test_the_saved_model_gives_the_rewards_that_were_evaluated(tiny_reward_model
     rewards = score_tokens(model, inputs.tokens)
     columns, test = load_test_pairs(folder), inputs.data.test
     margins = rewards[test.chosen] - rewards[test.rejected]
-    np.testing.assert_allclose(margins, columns["margin"], atol=1e-4)
+    # In float32, at a common level of all rewards that lies far from 0 in this untrained model.
+    np.testing.assert_allclose(margins, columns["margin"], atol=2e-3)
     assert np.abs(margins - columns["ref_margin"]).max() > 0.01
     # Nothing but the head has changed.
     before = load_exported(tiny_reward_model, device="cpu").network.state_dict()
@@ -93,7 +98,7 @@ def test_a_mixture_of_cultures_has_the_weighted_mean_of_their_rewards(
 
     assert np.abs(north - south).max() > 1e-3
     mixed = changes({"North": 0.5, "South": 1.5})
-    np.testing.assert_allclose(mixed, 0.25 * north + 0.75 * south, atol=1e-4)
+    np.testing.assert_allclose(mixed, 0.25 * north + 0.75 * south, atol=2e-3)
 
 
 def test_a_run_has_one_models_name_whatever_the_other_methods_settings(tiny_reward_model, tmp_path):
@@ -168,3 +173,21 @@ def test_all_rivals_are_compared_and_what_is_pooled_is_trained_once(tiny_reward_
         "group_dro-North+South-s0",
         "pooled-North+South-s0",
     ]
+
+
+def run_on(worker: Worker, document: dict[str, Any]) -> None:
+    work(RunConfig.model_validate(document), worker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", HEADS)
+def test_two_workers_share_the_features_and_find_the_same_head(tiny_reward_model, tmp_path, method):
+    margins = []
+    for workers in (1, 2):
+        # An output folder each, so that neither finds the other's features.
+        document = tiny_document(tiny_reward_model, tmp_path / str(workers), method=method)
+        in_group(workers, run_on, document)
+        folder = open_run_dir(RunConfig.model_validate(document)).path
+        margins.append(load_test_pairs(folder)["margin"])
+
+    np.testing.assert_allclose(*margins, atol=0.02)

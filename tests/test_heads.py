@@ -142,7 +142,7 @@ def test_shared_offset_finds_planted_offsets_better_than_one_head_or_heads_apart
     heads = rng.normal(size=16) + 0.6 * rng.normal(size=(8, 16))
     cultures = planted(rng, heads, 30)
 
-    both = shared_offset_heads(cultures, SharedOffsetConfig()).changes
+    both = offset(cultures, shared=3e-3, own=3e-2)
 
     assert agreement(both, heads) > max(best_rivals(cultures, heads)) + 0.05
 

@@ -66,6 +66,46 @@ def test_a_space_without_cultures_takes_those_of_the_data():
     assert [trial.culture for trial in trials] == KNOWN
 
 
+def test_a_method_that_pools_has_one_run_for_all_cultures_of_the_data():
+    trials = comparison_trials(comparison(culture=["Chile", "Mexico"], method=["pooled"]), KNOWN)
+
+    assert [trial.culture for trial in trials] == ["Chile", "Mexico"]
+    assert trials[0].config == trials[1].config
+    assert trials[0].config.culture_weights is None
+
+
+def test_a_sweeps_trials_of_a_method_that_pools_share_a_run():
+    document = {
+        "run": {"data": {"source": "prism", "cultures": KNOWN}},
+        "space": {
+            "culture": {"grid": ["Chile", "Mexico"]},
+            "method": {"grid": ["finetune", "group_dro"]},
+        },
+    }
+    of = SweepConfig.model_validate(document)
+
+    trials = trials_of(of, planned_settings(of), KNOWN)
+
+    weights = [(t.culture, t.config.method, t.config.culture_weights) for t in trials]
+    assert weights == [
+        ("Chile", "finetune", {"Chile": 1.0}),
+        ("Mexico", "finetune", {"Mexico": 1.0}),
+        ("Chile", "group_dro", None),
+        ("Mexico", "group_dro", None),
+    ]
+    assert trials[2].config.run_id == trials[3].config.run_id
+
+
+def test_a_sweep_begun_before_there_were_rivals_goes_on():
+    space = {"method": {"grid": ["scpo"]}}
+    plain = SweepConfig.model_validate({"run": {}, "space": space})
+    changed = {"rivals": {"lore": {"rank": 3}}}
+
+    assert "rivals" not in plain.document["run"]
+    of_rivals = SweepConfig.model_validate({"run": changed, "space": space})
+    assert of_rivals.document["run"]["rivals"]["lore"]["rank"] == 3
+
+
 def test_no_two_trials_share_a_run_id():
     trials = comparison_trials(comparison(seed=[0, 1, 2]), KNOWN)
 
