@@ -141,7 +141,7 @@ def compare(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The six methods over cultures and seeds; the same command resumes a stopped comparison."""
+    """Methods over cultures and seeds; the same command resumes a stopped comparison."""
     from scpo_ray import tables
     from scpo_ray.commands import planned_runs
     from scpo_ray.config_file import load_comparison

@@ -10,7 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from scpo_ray.countries import country_name
 
-MethodName = Literal["global", "finetune", "filter", "weight", "inverse", "scpo"]
+MethodName = Literal[
+    "global",
+    "finetune",
+    "filter",
+    "weight",
+    "inverse",
+    "scpo",
+    "pooled",
+    "group_dro",
+    "shared_offset",
+    "lore",
+    "gpo",
+]
 
 METHOD_VERSION = 1
 """Raised when the same settings come to give another model: earlier runs are then other runs."""
@@ -28,15 +40,40 @@ PAPER_CULTURES = (
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method as a point of SCPO's settings (paper, ablations)."""
+    """A method as a point of settings: SCPO's own (paper, ablations), then its rivals.
+
+    Attributes:
+        trains: the network's weights, by the plan's steps.
+        filters, weighting: which pairs, and how much each counts.
+        pools: one model for all cultures: in a comparison or a sweep, theirs is one run.
+        reweights: cultures count as group DRO says, from step to step.
+        heads: what is learned from all cultures' pairs on the frozen network's features, in place
+            of its weights; None: nothing.
+        few_shot: answer shares are predicted from the frozen features of a country's few known
+            answers; for opinions alone.
+    """
 
     trains: bool
     filters: bool
     weighting: Literal["none", "agreement", "inverse"]
+    pools: bool = False
+    reweights: bool = False
+    heads: Literal["offset", "low-rank"] | None = None
+    few_shot: bool = False
+
+    @property
+    def on_features(self) -> bool:
+        """Whether it learns from all cultures on the network's features, and not its weights."""
+        return self.heads is not None or self.few_shot
 
     @property
     def needs_global_model(self) -> bool:
-        return self.filters or self.weighting != "none"
+        return self.filters or self.weighting != "none" or self.on_features
+
+    @property
+    def needs_cultures(self) -> bool:
+        """Whether it learns from several cultures at once, and one alone makes no sense."""
+        return self.pools or self.on_features
 
 
 METHODS: dict[MethodName, Method] = {
@@ -46,7 +83,22 @@ METHODS: dict[MethodName, Method] = {
     "weight": Method(trains=True, filters=False, weighting="agreement"),
     "inverse": Method(trains=True, filters=False, weighting="inverse"),
     "scpo": Method(trains=True, filters=True, weighting="agreement"),
+    "pooled": Method(trains=True, filters=False, weighting="none", pools=True),
+    "group_dro": Method(trains=True, filters=False, weighting="none", pools=True, reweights=True),
+    "shared_offset": Method(trains=False, filters=False, weighting="none", heads="offset"),
+    "lore": Method(trains=False, filters=False, weighting="none", heads="low-rank"),
+    "gpo": Method(trains=False, filters=False, weighting="none", few_shot=True),
 }
+
+OWN_METHODS: tuple[MethodName, ...] = (
+    "global",
+    "finetune",
+    "filter",
+    "weight",
+    "inverse",
+    "scpo",
+)
+"""The paper's, which a comparison runs where its space names none; the others are rivals."""
 
 
 class Section(BaseModel):
@@ -330,6 +382,91 @@ class SelectionConfig(Section):
     weighting does not shrink the step."""
 
 
+class GroupDroConfig(Section):
+    step_size: float = Field(0.01, gt=0)
+    """How fast the cultures' weights follow their losses (eta_q in the paper)."""
+
+
+class SharedOffsetConfig(Section):
+    shared_ridge: float = Field(1e-4, gt=0)
+    """Penalty on what all cultures share, as half of it times the squared length, in units of the
+    loss; pairs' features are scaled to a mean squared length of 1."""
+
+    offset_ridge: float = Field(1e-4, gt=0)
+    """The same for what a culture has of its own: higher keeps the cultures closer together."""
+
+    max_iterations: int = Field(1_000, ge=1)
+    """Iterations of the solver at most; it ends before where the gradient vanishes."""
+
+
+class LoreConfig(Section):
+    rank: int | None = Field(None, ge=1)
+    """Shared heads of which each culture is a mixture, at most as many as there are cultures;
+    null: one for every two cultures, at least 2."""
+
+    ridge: float = Field(1e-5, gt=0)
+    """Penalty on each shared head's distance from the global model's, as for shared_offset."""
+
+    max_iterations: int = Field(1_000, ge=1)
+    """Iterations of the solver at most; it ends before where the gradient vanishes."""
+
+
+class GpoConfig(Section):
+    num_learning_countries: int = Field(5, ge=1)
+    """Countries to learn from, drawn by the run's seed; a run's own country is never among them."""
+
+    learning_countries: list[str] | None = Field(None, min_length=1)
+    """The countries to learn from, in place of drawn ones."""
+
+    num_context_questions: int = Field(20, ge=1)
+    """Training questions whose answers are known of the country that is predicted."""
+
+    num_steps: int = Field(2_000, ge=1)
+    """Steps of the predictor; every learning country is in each. The paper makes 200,000."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Adam's, falling to zero in a cosine."""
+
+    min_questions: int = Field(10, ge=1)
+    """Questions that a learning country shows in a step, and that are asked of it, at least."""
+
+    max_questions: int = Field(100, ge=1)
+    """The same at most."""
+
+    @field_validator("learning_countries")
+    @classmethod
+    def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else [country_name(country) for country in value]
+
+    @model_validator(mode="after")
+    def settings_agree(self) -> Self:
+        if self.max_questions < self.min_questions:
+            raise ValueError(
+                f"max_questions {self.max_questions} must not be below min_questions "
+                f"{self.min_questions}"
+            )
+        named = self.learning_countries or []
+        if len(set(named)) < len(named):
+            raise ValueError(f"learning_countries must be named once each, got {named}")
+        return self
+
+
+class RivalsConfig(Section):
+    """Each method reads the section of its own name."""
+
+    group_dro: GroupDroConfig = GroupDroConfig()
+    """One model for all cultures, the worst of which counts most."""
+
+    shared_offset: SharedOffsetConfig = SharedOffsetConfig()
+    """A score head for all cultures and an offset for each, on frozen features."""
+
+    lore: LoreConfig = LoreConfig()
+    """A few shared score heads, mixed for each culture, on frozen features."""
+
+    gpo: GpoConfig = GpoConfig()
+    """A country's answer shares, predicted from its answers to a few questions."""
+
+
 class TrainConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Pairs per optimizer step, over all workers."""
@@ -517,7 +654,8 @@ class RunConfig(Section):
     """Groups runs: a folder below `output_dir` and an MLflow experiment."""
 
     method: MethodName = "scpo"
-    """global (no training), finetune (all pairs), filter, weight, inverse, or scpo."""
+    """global (no training), finetune (all pairs), filter, weight, inverse, scpo; or one of the
+    rivals pooled, group_dro, shared_offset, lore, gpo (opinions alone)."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
@@ -546,6 +684,9 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     """The optimisation."""
 
+    rivals: RivalsConfig = RivalsConfig()
+    """What the rival methods have of their own."""
+
     evaluation: EvaluationConfig = EvaluationConfig()
     """Layers, intervals, examples."""
 
@@ -573,7 +714,7 @@ class RunConfig(Section):
             raise ValueError("output_dir: a path cannot hold a NUL character")
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
-        _check_head(self.method, self.model)
+        _check_method(self.method, self)
         if self.launch.storage and self.tracking.tracker == "mlflow" and not self.tracking.uri:
             raise ValueError(
                 "launch.storage is for machines without a common disk, and so without a common "
@@ -589,7 +730,10 @@ class RunConfig(Section):
     @property
     def run_id(self) -> str:
         """Hash of what decides the result; who computes it and where it goes do not count."""
-        document = self.model_dump(mode="json", exclude={"experiment": True, **EXECUTION})
+        exclude = {"experiment": True, "rivals": True, **EXECUTION}
+        document = self.model_dump(mode="json", exclude=exclude)
+        if self.method in RivalsConfig.model_fields:
+            document["rivals"] = getattr(self.rivals, self.method).model_dump(mode="json")
         document["method_version"] = METHOD_VERSION
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -615,8 +759,13 @@ def _is_opinions(run: dict[str, Any]) -> bool:
     return source == "opinions"
 
 
-def _check_head(method: MethodName, model: ModelConfig) -> None:
-    if model.new_head and (method == "global" or METHODS[method].needs_global_model):
+def _check_method(method: MethodName, run: RunConfig) -> None:
+    if METHODS[method].few_shot and run.data.source != "opinions":
+        raise ValueError(
+            f"method {method!r} predicts answers to survey questions: it needs data.source "
+            f'"opinions", got "{run.data.source}"'
+        )
+    if run.model.new_head and (method == "global" or METHODS[method].needs_global_model):
         raise ValueError(
             f"method {method!r} needs a trained global model, but model.new_head gives "
             'the model an untrained head; make one first with method "finetune"'
@@ -624,8 +773,9 @@ def _check_head(method: MethodName, model: ModelConfig) -> None:
 
 
 class SpaceConfig(Section):
-    method: list[MethodName] = list(METHODS)
-    """Methods to compare; those but "global" are trained."""
+    method: list[MethodName] = list(OWN_METHODS)
+    """Methods to compare; those but "global" are trained. pooled and group_dro are trained once for
+    all cultures of the data."""
 
     culture: list[str] | None = None
     """One model per culture; null: the cultures of `run.data.cultures`."""
@@ -665,7 +815,7 @@ class ComparisonConfig(Section):
     @model_validator(mode="after")
     def methods_fit_the_model(self) -> Self:
         for method in self.space.method:
-            _check_head(method, self.run.model)
+            _check_method(method, self.run)
         return self
 
 

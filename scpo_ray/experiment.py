@@ -2,7 +2,8 @@
 
 import logging
 import platform
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,10 @@ from scpo_ray.data.loading import load_preferences
 from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
+from scpo_ray.frozen import change_head, learn_heads
+from scpo_ray.gpo import FewShot, few_shot, learn_predictor, predicted_logits, standardized
+from scpo_ray.group_dro import Groups
+from scpo_ray.heads import rank_of
 from scpo_ray.models import (
     RewardModel,
     load_reward_model,
@@ -50,12 +55,19 @@ from scpo_ray.records import (
 )
 from scpo_ray.remote import RemoteFolder
 from scpo_ray.rendering import Renderer, load_renderer
-from scpo_ray.scoring import reference_rewards, score_key, score_tokens, tokenize
+from scpo_ray.scoring import (
+    load_frozen_model,
+    reference_features,
+    reference_rewards,
+    score_key,
+    score_tokens,
+    tokenize,
+)
 from scpo_ray.selection import Selection, select_pairs
 from scpo_ray.storage import RunDir
 from scpo_ray.tracking import Tracker
 from scpo_ray.training import TrainingData, TrainingSummary, train
-from scpo_ray.workers import together
+from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +92,9 @@ class PreparedRun:
     """All that is decided before the first gradient; making it finds every fault of the input.
 
     `ref_rewards`: (T,) the global model's, None with a new head. `train_pairs`: those of the
-    trained cultures; `selection` speaks of all of them, `rows` are the kept ones, `weights`
-    (len(rows),) what each counts with its culture's weight. `plan` is None for a method that
-    does not train.
+    trained cultures (of all, where heads are learned together); `selection` speaks of all of
+    them, `rows` are the kept ones, `weights` (len(rows),) what each counts with its culture's
+    weight. `plan` is None for a method that does not train the network.
     """
 
     inputs: RunInputs
@@ -156,11 +168,15 @@ def prepare_run(
     """
     culture_weights = culture_weights_of(config, inputs.data)
     ref_rewards = global_rewards(config, inputs, worker, run_dir)
-    train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, culture_weights))
+    _check_several_cultures(config, inputs.data, culture_weights)
+    learned = culture_weights
+    if METHODS[config.method].on_features:
+        learned = dict.fromkeys(inputs.data.cultures, 1.0)
+    train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, learned))
     selection = _select(config, train_pairs, ref_rewards)
     rows = np.flatnonzero(selection.keep.numpy())
     _check_every_culture_has_pairs(config, train_pairs, rows, culture_weights)
-    by_code = np.array([culture_weights.get(c, 0.0) for c in train_pairs.cultures], np.float32)
+    by_code = np.array([learned.get(c, 0.0) for c in train_pairs.cultures], np.float32)
     weights = selection.weights.numpy()[rows] * by_code[train_pairs.culture_codes[rows]]
     if config.selection.normalize_weights and not weights.all():
         raise InputError(
@@ -196,9 +212,12 @@ def run_experiment(
     Every worker calls it. What the first one returns and writes is the run's; the others, which
     have done their share, return None.
     """
-    model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
     data = prepared.inputs.data
-    rewards = _rewards(prepared, model, evaluated_texts(data), worker)
+    if METHODS[config.method].on_features:
+        rewards, summary = _rewards_on_features(config, prepared, worker, run_dir)
+    else:
+        model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
+        rewards = _rewards(prepared, model, evaluated_texts(data), worker)
     if worker.rank > 0:
         return None
     found = evaluate_rewards(config, data, rewards, prepared.ref_rewards, prepared.culture_weights)
@@ -288,6 +307,40 @@ def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[n
     return np.isin(pairs.culture_codes, wanted)
 
 
+def _check_several_cultures(
+    config: RunConfig, data: PreferenceData, culture_weights: dict[str, float]
+) -> None:
+    """Raises: InputError if a method that learns from several cultures at once gets too few."""
+    method = METHODS[config.method]
+    trained = trained_cultures(culture_weights)
+    learned = data.cultures if method.on_features else trained
+    if method.needs_cultures and len(learned) < 2:
+        raise InputError(
+            f"method = {config.method}: learns from several cultures at once, got {[*learned]}",
+            ["name more in data.cultures" if method.on_features else "give more than one a weight"],
+        )
+    if method.few_shot:
+        _few_shot(config, data, trained)
+    if method.heads == "low-rank":
+        try:
+            rank_of(config.rivals.lore, len(learned))
+        except ValueError as error:
+            raise InputError(f"rivals.lore: {error}") from None
+
+
+def _few_shot(config: RunConfig, data: PreferenceData, trained: Sequence[str]) -> FewShot:
+    """Raises: InputError naming what there is too little of."""
+    if data.opinions is None or len(trained) != 1:
+        raise InputError(
+            f"method = {config.method}: predicts one country, got {len(trained)}",
+            ["give one country in culture_weights, or compare over space.culture"],
+        )
+    try:
+        return few_shot(data.opinions, trained[0], config.rivals.gpo, seed=config.seed)
+    except ValueError as error:
+        raise InputError(f"rivals.gpo: {error}") from None
+
+
 def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None) -> Selection:
     return select_pairs(
         None if rewards is None else torch.from_numpy(rewards[pairs.chosen]),
@@ -296,6 +349,13 @@ def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None
         method=METHODS[config.method],
         config=config.selection,
     )
+
+
+def culture_groups(pairs: Pairs, config: RunConfig) -> Groups:
+    """The cultures that the plan's pairs come from, for group DRO."""
+    present, codes = np.unique(pairs.culture_codes, return_inverse=True)
+    names = tuple(pairs.cultures[code] for code in present)
+    return Groups(codes.astype(np.int64), names, config.rivals.group_dro.step_size)
 
 
 def _check_every_culture_has_pairs(
@@ -336,6 +396,7 @@ def _trained_model(
         model = load_global_model(config, inputs, worker)
     engine = start_engine(model, config.train, worker)
     pairs = prepared.train_pairs.take(prepared.rows)
+    groups = culture_groups(pairs, config) if METHODS[config.method].reweights else None
 
     def look(step: int) -> None:
         if midway is None or step not in midway.steps:
@@ -355,6 +416,7 @@ def _trained_model(
             inputs.tokens,
             prepared.weights,
             lambda rows: pair_ids(pairs.take(rows), prepared.inputs.data.interaction_ids),
+            groups,
         ),
         config.train,
         tracker,
@@ -370,6 +432,74 @@ def _trained_model(
             with whole_folder(run_dir.model_dir) as folder:
                 save_reward_model(model, folder, weights=weights)
     return model, summary
+
+
+def _rewards_on_features(
+    config: RunConfig, prepared: PreparedRun, worker: Worker, run_dir: RunDir
+) -> tuple[NDArray[np.float32], TrainingSummary]:
+    """(T,) rewards by what is learned from all cultures on the frozen network's features.
+
+    Heads: those of the run's culture, and the model with it is saved; with several cultures in
+    `culture_weights` the weighted mean of theirs. Few-shot: predicted logits, and no model.
+    """
+    inputs, ref_rewards = prepared.inputs, prepared.ref_rewards
+    features = reference_features(
+        inputs.model_dir,
+        config.model,
+        inputs.renderer,
+        inputs.data.texts,
+        inputs.tokens,
+        run_dir.feature_store,
+        worker,
+    )
+
+    def learn() -> tuple[NDArray[np.float32], TrainingSummary]:
+        if features is None or ref_rewards is None:
+            raise ValueError("this needs the global model's features and rewards")
+        if METHODS[config.method].few_shot:
+            return _few_shot_rewards(config, prepared, features, worker.device)
+        started = time.monotonic()
+        changes, heads = learn_heads(
+            config.method,
+            prepared.train_pairs,
+            features,
+            ref_rewards,
+            config.rivals,
+            seed=config.seed,
+        )
+        seconds = time.monotonic() - started
+        shares = np.array([prepared.culture_weights.get(culture, 0.0) for culture in changes])
+        change = shares @ np.stack(list(changes.values())) / shares.sum()
+        model = load_frozen_model(
+            inputs.model_dir, config.model, inputs.renderer, device=worker.device
+        )
+        rewards = change_head(model, change, features, ref_rewards)
+        with whole_folder(run_dir.model_dir) as folder:
+            save_reward_model(model, folder)
+        passes = heads.num_evaluations
+        num_pairs = passes * len(prepared.train_pairs)
+        return rewards, TrainingSummary(passes, num_pairs, seconds, TrainingCurve())
+
+    return from_first(learn, worker)
+
+
+def _few_shot_rewards(
+    config: RunConfig, prepared: PreparedRun, features: NDArray[np.float32], device: str
+) -> tuple[NDArray[np.float32], TrainingSummary]:
+    task = _few_shot(config, prepared.inputs.data, trained_cultures(prepared.culture_weights))
+    log.info("learning from %s", ", ".join(task.learning))
+    started = time.monotonic()
+    learned = [answer for answers in task.learning.values() for answer in answers]
+    texts = np.unique(np.concatenate([answer.texts for answer in learned]))
+    features = standardized(features, texts)
+    gpo = config.rivals.gpo
+    predictor, loss = learn_predictor(
+        list(task.learning.values()), features, gpo, seed=config.seed, device=device
+    )
+    log.info("%d steps, loss %.4f", gpo.num_steps, loss)
+    rewards = predicted_logits(predictor, task.context, features, device=device)
+    seconds = time.monotonic() - started
+    return rewards, TrainingSummary(gpo.num_steps, 0, seconds, TrainingCurve())
 
 
 def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
@@ -405,6 +535,7 @@ def _result(
     found: Evaluated,
 ) -> RunResult:
     data, inputs = prepared.inputs.data, prepared.inputs
+    makes_model = prepared.plan is not None or METHODS[config.method].heads is not None
     examples = []
     if prepared.ref_rewards is not None:
         examples = example_pairs(
@@ -435,7 +566,7 @@ def _result(
         train_seconds=summary.seconds,
         curve=summary.curve,
         evaluation=found.pairs,
-        model_dir=str(run_dir.model_dir if prepared.plan else inputs.model_dir),
+        model_dir=str(run_dir.model_dir if makes_model else inputs.model_dir),
         device=worker.device,
         versions={
             "scpo_ray": scpo_ray.__version__,
@@ -446,6 +577,7 @@ def _result(
         num_workers=worker.world_size,
         engine=config.train.engine_name,
         opinions=found.opinions,
+        group_weights=summary.group_weights,
     )
 
 

@@ -28,6 +28,11 @@ def weighted_bradley_terry_loss(
         raise ValueError(f"pairs must be (B, 2) and weights (B,), got {shapes}")
     if not normalizer > 0:
         raise ValueError(f"normalizer must be > 0, got {normalizer}")
+    return (weights * bradley_terry_losses(rewards, pairs)).sum() / normalizer
+
+
+def bradley_terry_losses(rewards: Tensor, pairs: Tensor) -> Tensor:
+    """(B,) each pair's -log sigmoid(r+ - r-) in float32; arguments as above."""
     margins = rewards.float()[pairs[:, 0]] - rewards.float()[pairs[:, 1]]
     # softplus(-x) is -log sigmoid(x) without overflow.
-    return (weights * softplus(-margins)).sum() / normalizer
+    return softplus(-margins)

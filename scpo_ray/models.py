@@ -333,6 +333,36 @@ def merged_adapters(model: RewardModel) -> RewardModel:
     return replace(model, network=merge().eval())
 
 
+def without_head(model: RewardModel) -> RewardModel:
+    """The model with its score head taken out: its output are the features the head would read.
+
+    Changes `model`'s own network. Raises: as `score_head`.
+    """
+    name, _ = score_head(model)
+    above, _, last = name.rpartition(".")
+    setattr(model.network.get_submodule(above), last, nn.Identity())
+    return model
+
+
+def score_head(model: RewardModel) -> tuple[str, nn.Linear]:
+    """The last layer, and its name: what turns features into one score.
+
+    Raises: InputError if the network has no such layer, or several.
+    """
+    layers = [
+        (name, module)
+        for name, module in model.network.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    if len(layers) != 1:
+        names = ", ".join(name for name, _ in layers) or "none"
+        raise InputError(
+            "the global model has no single linear score head, which heads on frozen features need",
+            [f"layers with one output: {names}", "export a model with adapters merged first"],
+        )
+    return layers[0]
+
+
 def turn_off_dropout(network: nn.Module) -> None:
     """Sets every dropout rate of the network to 0, in layers and in attention functions."""
     for module in network.modules():

@@ -53,6 +53,11 @@ INKS = {
     "weight": ("#008f68", "#3fcaa0"),
     "inverse": ("#b0568b", "#e59ac5"),
     "scpo": ("#cf4a00", "#ff8b44"),
+    "pooled": ("#1d8fb3", "#6cc9e6"),
+    "group_dro": ("#7a4fbf", "#b79af0"),
+    "shared_offset": ("#5f7a00", "#b3cf52"),
+    "lore": ("#a63d4f", "#ee8c9b"),
+    "gpo": ("#3f4fb5", "#98a5f5"),
 }
 STYLES = {
     "global": Style("global", "s", ":"),
@@ -61,6 +66,11 @@ STYLES = {
     "weight": Style("weight", "v", "-."),
     "inverse": Style("inverse", "D", "--"),
     "scpo": Style("scpo", "P", "-"),
+    "pooled": Style("pooled", "h", "-."),
+    "group_dro": Style("group_dro", "X", "--"),
+    "shared_offset": Style("shared_offset", "<", ":"),
+    "lore": Style("lore", ">", "-."),
+    "gpo": Style("gpo", "p", ":"),
     "random": Style("soft", "x", ":"),
     "longer": Style("soft", "+", ":"),
     "global_noise": Style("soft", "1", ":"),

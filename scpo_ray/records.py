@@ -365,6 +365,8 @@ class RunResult:
     """"torch", or "deepspeed ZeRO <stage>"."""
     opinions: list[OpinionScores] = field(default_factory=list)
     """One for each choice of options and base; none where the data holds no distributions."""
+    group_weights: dict[str, float] = field(default_factory=dict)
+    """Culture -> what it counts at the end of group DRO; empty with any other method."""
 
 
 @dataclass(frozen=True)

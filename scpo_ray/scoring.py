@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from scpo_ray.models import (
     RewardModel,
     load_reward_model,
     model_fingerprint,
+    score_head,
+    without_head,
 )
 from scpo_ray.records import ALONE, InputError, Text, TextSource, Tokens, Worker
 from scpo_ray.rendering import Renderer
@@ -72,21 +74,80 @@ def reference_rewards(
     Raises: InputError if a reward is not finite.
     """
     key = score_key(model_dir, config, renderer, texts)
-    missing = from_first(lambda: store.missing_parts(key, texts.hashes), worker)
-    if missing:
-        with together(worker):
-            model = load_frozen_model(model_dir, config, renderer, device=worker.device)
-        for part in missing:
-            rewards = score_tokens(model, tokens, text_ids=part.ids, worker=worker)
+
+    def start() -> Compute:
+        model = load_frozen_model(model_dir, config, renderer, device=worker.device)
+
+        def compute(text_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            rewards = score_tokens(model, tokens, text_ids=text_ids, worker=worker)
             check_finite(rewards, config)
-            with together(worker):
-                if worker.rank == 0:
-                    store.put(key, part, texts.hashes, rewards)
-        log.info("scores: %d texts computed, kept in %s", len(texts), store.path(key))
-    else:
-        log.info("scores: %d texts read from %s", len(texts), store.path(key))
+            return rewards
+
+        return compute
+
+    _complete(store, key, texts, start, "scores", worker)
     # Read by one and handed on: what decides which pairs are kept must be one to the bit.
     return from_first(lambda: store.get(key, texts.hashes), worker)
+
+
+def reference_features(
+    model_dir: Path,
+    config: ModelConfig,
+    renderer: Renderer,
+    texts: TextSource,
+    tokens: Tokens,
+    store: ScoreStore,
+    worker: Worker,
+) -> NDArray[np.float32] | None:
+    """(T, D) float32, what the frozen global model's score head reads; None but on worker 0.
+
+    Computed and kept as the rewards are. Raises: InputError if a feature is not finite, or as
+    `models.score_head`.
+    """
+    key = _hash("features", score_key(model_dir, config, renderer, texts))
+
+    def start() -> Compute:
+        model = load_frozen_model(model_dir, config, renderer, device=worker.device)
+        _, head = score_head(model)
+        num_features = head.in_features
+        model = without_head(model)
+
+        def compute(text_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            features = _outputs(model, tokens, text_ids, worker, (num_features,))
+            check_finite(features, config)
+            return features
+
+        return compute
+
+    _complete(store, key, texts, start, "features", worker)
+    return store.get(key, texts.hashes) if worker.rank == 0 else None
+
+
+Compute = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""From (n,) texts to what the store keeps of each."""
+
+
+def _complete(
+    store: ScoreStore,
+    key: str,
+    texts: TextSource,
+    start: Callable[[], Compute],
+    what: str,
+    worker: Worker,
+) -> None:
+    """Computes the parts that the store lacks; `start` loads what is needed for it."""
+    missing = from_first(lambda: store.missing_parts(key, texts.hashes), worker)
+    if not missing:
+        log.info("%s: %d texts read from %s", what, len(texts), store.path(key))
+        return
+    with together(worker):
+        compute = start()
+    for part in missing:
+        values = compute(part.ids)
+        with together(worker):
+            if worker.rank == 0:
+                store.put(key, part, texts.hashes, values)
+    log.info("%s: %d texts computed, kept in %s", what, len(texts), store.path(key))
 
 
 def load_frozen_model(
@@ -98,11 +159,13 @@ def load_frozen_model(
 
 
 def check_finite(rewards: NDArray[np.float32], config: ModelConfig) -> None:
-    """Raises: InputError if one of the global model's rewards is not finite."""
-    if not np.isfinite(rewards).all():
+    """Raises: InputError if one of the global model's rewards (or features) is not finite."""
+    what = "rewards" if rewards.ndim == 1 else "features"
+    broken = ~np.isfinite(rewards.reshape(len(rewards), -1).sum(axis=1))
+    if broken.any():
         raise InputError(
-            f"model.path = {config.path}: the global model gives rewards that are not finite",
-            [f"to {(~np.isfinite(rewards)).sum()} of {len(rewards)} texts"],
+            f"model.path = {config.path}: the global model gives {what} that are not finite",
+            [f"to {broken.sum()} of {len(rewards)} texts"],
         )
 
 
@@ -127,8 +190,19 @@ def score_tokens(
     Returns: (R,) or (T,) float32, in the order asked for.
     """
     ids = np.arange(len(tokens.offsets) - 1) if text_ids is None else text_ids
+    return _outputs(model, tokens, ids, worker, ())
+
+
+def _outputs(
+    model: RewardModel,
+    tokens: Tokens,
+    ids: NDArray[np.int64],
+    worker: Worker,
+    shape: tuple[int, ...],
+) -> NDArray[np.float32]:
+    """(R, *shape) what the network says of each text."""
     lengths = tokens.lengths[ids]
-    rewards = np.zeros(len(ids), dtype=np.float32)
+    outputs = np.zeros((len(ids), *shape), dtype=np.float32)
     was_training = model.network.training
     model.network.eval()
     bar = tqdm(total=len(ids), desc="score", unit="text", disable=None, leave=False)
@@ -137,10 +211,10 @@ def score_tokens(
             inputs = pad_texts(tokens, ids[rows], model.renderer.pad_id, model.device)
             computed = forward(model.network, inputs).float().cpu().numpy()
             if counts:
-                rewards[rows] = computed
+                outputs[rows] = computed
             bar.update(len(rows))
     model.network.train(was_training)
-    return total_array(rewards, worker)
+    return total_array(outputs, worker)
 
 
 def _share(

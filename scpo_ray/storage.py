@@ -31,7 +31,7 @@ _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
 class RunDir:
     """One run's folder: config, checkpoints, model, result; and the caches it shares.
 
-    <output_dir>/cache/                      tables, tokens, scores: by content, shared
+    <output_dir>/cache/                      tables, tokens, scores, features: by content, shared
     <output_dir>/<experiment>/<run name>/    everything else of one run
 
     With `remote` the folder is this machine's alone, and what outlasts it is kept there too.
@@ -43,6 +43,7 @@ class RunDir:
         self.remote = remote
         self.token_store = TokenStore(cache / "tokens")
         self.score_store = ScoreStore(cache / "scores")
+        self.feature_store = ScoreStore(cache / "features")
 
     @property
     def model_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""What runs share on disk, by content: rendered texts, and the global model's rewards."""
+"""What runs share on disk, by content: rendered texts, the global model's rewards and features."""
 
 import logging
 from collections.abc import Iterator
@@ -93,6 +93,9 @@ class ScorePart:
 class ScoreStore:
     """The global model's rewards on disk: per key a folder of Parquet files, one per part.
 
+    A text's entry is its reward, or the D features that a reward is made from; then what is (T,)
+    below is (T, D).
+
     A part is a run of texts, of a size that does not depend on who computes it: a scoring that
     was stopped, or that many machines share, gives the same files.
     """
@@ -125,7 +128,10 @@ class ScoreStore:
     ) -> None:
         """Keeps the (n,) rewards of a part's texts; `hashes` are those of all T texts."""
         with whole_file(self._part_path(key, part)) as file:
-            table = pa.table({"text_hash": hashes[part.ids], "reward": rewards})
+            values: pa.Array = pa.array(rewards.ravel())
+            if rewards.ndim == 2:
+                values = pa.FixedSizeListArray.from_arrays(values, rewards.shape[1])
+            table = pa.table({"text_hash": hashes[part.ids], "reward": values})
             # Without checksums a page of zeros reads as rewards of zero.
             pq.write_table(table, file, write_page_checksum=True)
 
@@ -141,7 +147,7 @@ class ScoreStore:
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             stored = table["text_hash"].to_numpy()
-            rewards = table["reward"].to_numpy().astype(np.float32)
+            rewards = _values(table["reward"].combine_chunks())
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             log.warning("scores in %s are damaged (%s): computing again", path, error)
             return None
@@ -149,6 +155,13 @@ class ScoreStore:
             log.warning("scores in %s are of other texts: computing again", path)
             return None
         return np.asarray(rewards)
+
+
+def _values(column: pa.Array) -> NDArray[np.float32]:
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values.reshape(len(column), column.type.list_size), dtype=np.float32)
 
 
 def _parts(num_texts: int) -> list[ScorePart]:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import gamma
 
-from scpo_ray.config import ComparisonConfig, RunConfig, Section
+from scpo_ray.config import METHODS, ComparisonConfig, RunConfig, Section
 from scpo_ray.config_file import check_culture_names, count_problems, set_dotted, validate
 from scpo_ray.metrics import stream
 from scpo_ray.records import InputError
@@ -56,6 +56,8 @@ class PlannedTrial:
 def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str]) -> list[Trial]:
     """Every culture x method x seed of the space, in that order.
 
+    A method that pools has one run for all cultures: their trials have one config.
+
     Args:
         known_cultures: the data's cultures, taken where the space names none.
 
@@ -68,7 +70,11 @@ def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str
         Trial(
             culture,
             comparison.run.model_copy(
-                update={"culture_weights": {culture: 1.0}, "method": method, "seed": seed}
+                update={
+                    "culture_weights": None if METHODS[method].pools else {culture: 1.0},
+                    "method": method,
+                    "seed": seed,
+                }
             ),
         )
         for culture in cultures
@@ -77,9 +83,11 @@ def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str
     ]
 
 
-def trial_id(config: RunConfig, fingerprints: Mapping[str, str]) -> str:
-    """Hash of the resolved run (its method's version included) and of its data and model."""
-    document = json.dumps([config.run_id, fingerprints["data"], fingerprints["model"]])
+def trial_id(config: RunConfig, fingerprints: Mapping[str, str], culture: str) -> str:
+    """Hash of the resolved run (its method's version included) and of its data and model; and of
+    the culture, where one run is the trial of several."""
+    parts = [config.run_id, fingerprints["data"], fingerprints["model"]]
+    document = json.dumps(parts + [culture] * METHODS[config.method].pools)
     return hashlib.sha256(document.encode()).hexdigest()[:12]
 
 
@@ -322,6 +330,8 @@ def _resolved(
         of_sweep |= {"data.split.num_folds": sweep.repeat.num_folds, "data.split.fold": fold}
     for setting, chosen in of_sweep.items():
         _set(document, setting, chosen)
+    if culture and document["method"] in METHODS and METHODS[document["method"]].pools:
+        document["culture_weights"] = None
     return validate(RunConfig, document, "run")
 
 

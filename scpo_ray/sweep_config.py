@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from scpo_ray.config import EXECUTION, RunConfig, Section
+from scpo_ray.config import EXECUTION, RivalsConfig, RunConfig, Section
 
 CULTURE = "culture"
 POOLING = "pooling"
@@ -320,7 +320,7 @@ class SweepConfig(Section):
     @property
     def document(self) -> dict[str, Any]:
         """What decides the sweep's results: where and how fast it is computed does not count."""
-        return self.model_dump(
+        document = self.model_dump(
             mode="json",
             exclude={
                 "run": EXECUTION,
@@ -330,6 +330,10 @@ class SweepConfig(Section):
                 "budget": True,
             },
         )
+        if self.run.rivals == RivalsConfig():
+            # Sweeps begun before there were rivals go on.
+            del document["run"]["rivals"]
+        return document
 
     @property
     def digest(self) -> str:

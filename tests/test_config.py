@@ -2,6 +2,7 @@ import pytest
 
 from scpo_ray.config import (
     METHODS,
+    OWN_METHODS,
     PAPER_CULTURES,
     OpinionsConfig,
     PreferencesConfig,
@@ -55,6 +56,8 @@ KEPT = [
     "train.num_workers=2",
     "train={engine: deepspeed, zero_stage: 3, offload_optimizer: true}",
     "train={engine: deepspeed, deepspeed_config: more.json}",
+    # What another method reads.
+    "rivals={lore: {rank: 3}, group_dro: {step_size: 0.5}}",
 ]
 
 
@@ -86,6 +89,15 @@ DECIDING = [
 @pytest.mark.parametrize("override", DECIDING)
 def test_run_id_depends_on_what_decides_the_result(override):
     assert load_config("paper", [override]).run_id != load_config("paper").run_id
+
+
+def test_run_id_of_a_rival_depends_on_its_own_settings_alone():
+    lore = load_config("paper", ["method=lore"])
+
+    more = load_config("paper", ["method=lore", "rivals.lore.rank=3"])
+    other = load_config("paper", ["method=lore", "rivals.group_dro.step_size=0.5"])
+
+    assert more.run_id != lore.run_id == other.run_id
 
 
 def test_every_section_is_in_one_of_the_two_lists_above():
@@ -137,7 +149,8 @@ def test_every_source_has_the_settings_of_all(section):
 
 def test_the_methods_are_the_papers_points_of_the_settings():
     table = {
-        name: (method.trains, method.filters, method.weighting) for name, method in METHODS.items()
+        name: (METHODS[name].trains, METHODS[name].filters, METHODS[name].weighting)
+        for name in OWN_METHODS
     }
 
     assert table == {
@@ -149,8 +162,9 @@ def test_the_methods_are_the_papers_points_of_the_settings():
         "scpo": (True, True, "agreement"),
     }
     assert [name for name, method in METHODS.items() if method.needs_global_model] == [
-        *("filter", "weight", "inverse", "scpo")
+        *("filter", "weight", "inverse", "scpo", "shared_offset", "lore", "gpo")
     ]
+    assert list(METHODS)[: len(OWN_METHODS)] == list(OWN_METHODS)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scpo_ray.config import METHODS, PAPER_CULTURES, PrismConfig, RunConfig, SyntheticConfig
+from scpo_ray.config import OWN_METHODS, PAPER_CULTURES, PrismConfig, RunConfig, SyntheticConfig
 from scpo_ray.config_file import (
     check_culture_names,
     load_comparison,
@@ -296,7 +296,7 @@ def test_a_run_alone_is_compared_over_all_methods_and_one_seed(tmp_path):
     assert comparison.run == load_config(
         write(tmp_path, "train: {max_steps: 9}"), ["train.batch_size=2"]
     )
-    assert comparison.space.method == list(METHODS)
+    assert comparison.space.method == list(OWN_METHODS)
     assert comparison.space.culture is None
     assert comparison.space.seed == [0]
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 import scpo_ray.launch.worker
-from scpo_ray.config import METHODS, LoraConfig, RunConfig
+from scpo_ray.config import METHODS, OWN_METHODS, LoraConfig, RunConfig
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models import load_exported, model_fingerprint
@@ -127,7 +127,7 @@ def test_the_global_method_needs_no_training(tiny_reward_model, tmp_path):
         assert evaluation.difference["all"].value == 0.0
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].trains])
+@pytest.mark.parametrize("method", [m for m in OWN_METHODS if METHODS[m].trains])
 def test_every_method_selects_and_weighs_as_it_says(tiny_reward_model, tmp_path, method):
     config = tiny_config(
         tiny_reward_model, tmp_path, method=method, selection={"filter_threshold": 0.5}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpo_ray import metrics, pictures, report
+from scpo_ray.config import METHODS
 from scpo_ray.records import LAYERS, InputError
 from scpo_ray.report import write_pictures, write_report
 from tests.results import comparison, difference, estimate, run_result
@@ -366,3 +367,12 @@ def test_questions_are_called_questions_where_no_user_is_known(tmp_path):
     assert "intervals from resampling questions" in page
     assert "questions<small>train + test</small>" in page
     assert "resampling users" not in page
+
+
+def test_every_method_looks_different():
+    looks = [pictures.STYLES[method] for method in METHODS]
+
+    assert len({look.marker for look in looks}) == len(METHODS)
+    assert len({look.ink for look in looks}) == len(METHODS)
+    colours = [colour for look in looks for colour in pictures.INKS[look.ink]]
+    assert len(set(colours)) == 2 * len(METHODS)

@@ -66,6 +66,46 @@ def test_a_space_without_cultures_takes_those_of_the_data():
     assert [trial.culture for trial in trials] == KNOWN
 
 
+def test_a_method_that_pools_has_one_run_for_all_cultures_of_the_data():
+    trials = comparison_trials(comparison(culture=["Chile", "Mexico"], method=["pooled"]), KNOWN)
+
+    assert [trial.culture for trial in trials] == ["Chile", "Mexico"]
+    assert trials[0].config == trials[1].config
+    assert trials[0].config.culture_weights is None
+
+
+def test_a_sweeps_trials_of_a_method_that_pools_share_a_run():
+    document = {
+        "run": {"data": {"source": "prism", "cultures": KNOWN}},
+        "space": {
+            "culture": {"grid": ["Chile", "Mexico"]},
+            "method": {"grid": ["finetune", "group_dro"]},
+        },
+    }
+    of = SweepConfig.model_validate(document)
+
+    trials = trials_of(of, planned_settings(of), KNOWN)
+
+    weights = [(t.culture, t.config.method, t.config.culture_weights) for t in trials]
+    assert weights == [
+        ("Chile", "finetune", {"Chile": 1.0}),
+        ("Mexico", "finetune", {"Mexico": 1.0}),
+        ("Chile", "group_dro", None),
+        ("Mexico", "group_dro", None),
+    ]
+    assert trials[2].config.run_id == trials[3].config.run_id
+
+
+def test_a_sweep_begun_before_there_were_rivals_goes_on():
+    space = {"method": {"grid": ["scpo"]}}
+    plain = SweepConfig.model_validate({"run": {}, "space": space})
+    changed = {"rivals": {"lore": {"rank": 3}}}
+
+    assert "rivals" not in plain.document["run"]
+    of_rivals = SweepConfig.model_validate({"run": changed, "space": space})
+    assert of_rivals.document["run"]["rivals"]["lore"]["rank"] == 3
+
+
 def test_no_two_trials_share_a_run_id():
     trials = comparison_trials(comparison(seed=[0, 1, 2]), KNOWN)
 
@@ -358,20 +398,28 @@ def test_an_objective_on_a_culture_without_runs_is_refused_before_anything_runs(
 
 def test_a_trial_is_another_with_other_settings_data_or_model(monkeypatch):
     config = RunConfig(seed=1)
-    first = trial_id(config, FINGERPRINTS)
+    first = trial_id(config, FINGERPRINTS, "Chile")
 
-    assert trial_id(config, dict(FINGERPRINTS)) == first
-    assert trial_id(config, {**FINGERPRINTS, "scores": "s2"}) == first
-    assert trial_id(config.model_copy(update={"device": "cpu"}), FINGERPRINTS) == first
+    assert trial_id(config, dict(FINGERPRINTS), "Chile") == first
+    assert trial_id(config, {**FINGERPRINTS, "scores": "s2"}, "Chile") == first
+    assert trial_id(config.model_copy(update={"device": "cpu"}), FINGERPRINTS, "Chile") == first
     others = [
-        trial_id(RunConfig(seed=2), FINGERPRINTS),
-        trial_id(config, {**FINGERPRINTS, "data": "d2"}),
-        trial_id(config, {**FINGERPRINTS, "model": "m2"}),
-        trial_id(config, {"data": "m1", "model": "d1"}),
+        trial_id(RunConfig(seed=2), FINGERPRINTS, "Chile"),
+        trial_id(config, {**FINGERPRINTS, "data": "d2"}, "Chile"),
+        trial_id(config, {**FINGERPRINTS, "model": "m2"}, "Chile"),
+        trial_id(config, {"data": "m1", "model": "d1"}, "Chile"),
     ]
     monkeypatch.setattr(config_module, "METHOD_VERSION", config_module.METHOD_VERSION + 1)
-    others.append(trial_id(config, FINGERPRINTS))
+    others.append(trial_id(config, FINGERPRINTS, "Chile"))
     assert len({first, *others}) == 6
+
+
+def test_trials_of_a_method_that_pools_share_a_run_and_not_a_name():
+    pooled, own = RunConfig(method="pooled"), RunConfig(method="finetune")
+
+    assert trial_id(pooled, FINGERPRINTS, "Chile") != trial_id(pooled, FINGERPRINTS, "Mexico")
+    # The others' configs differ by their culture_weights.
+    assert trial_id(own, FINGERPRINTS, "Chile") == trial_id(own, FINGERPRINTS, "Mexico")
 
 
 # The objective

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from scpo_ray.config import METHODS
 from scpo_ray.config_file import load_header, load_sweep
 from scpo_ray.records import InputError
 from scpo_ray.sweep import check_space
@@ -50,7 +51,8 @@ search: {by: random, num_draws: 2}
     with pytest.raises(InputError) as error:
         check_space(load_sweep(path), path)
 
-    methods = "'global', 'finetune', 'filter', 'weight', 'inverse' or 'scpo'"
+    *first, last = (f"'{method}'" for method in METHODS)
+    methods = f"{', '.join(first)} or {last}"
     assert str(error.value) == (
         f"{path}: 6 problems\n"
         "  space.selection.filter_threshold = 1.7: must be less than or equal to 1\n"

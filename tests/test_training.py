@@ -14,6 +14,7 @@ from scpo_ray.checkpoints import Checkpoints
 from scpo_ray.config import RunConfig
 from scpo_ray.engine import TorchEngine
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
+from scpo_ray.group_dro import Groups
 from scpo_ray.models import load_reward_model
 from scpo_ray.records import Worker
 from scpo_ray.training import DivergedError, TrainingData, TrainingSummary, step_loss, train
@@ -88,6 +89,7 @@ def attempt(
     tracker: RecordingTracker | None = None,
     prepare: Callable[[StoppingEngine], None] = lambda engine: None,
     weights: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingSummary]:
     """One process's try at the run in `folder`: the weights and the summary it ends with."""
     reference = prepared.inputs
@@ -104,6 +106,7 @@ def attempt(
             reference.tokens,
             prepared.weights if weights is None else weights,
             lambda rows: [f"pair {row}" for row in rows],
+            groups,
         ),
         config.train,
         tracker or RecordingTracker(),
@@ -173,6 +176,54 @@ def test_a_run_stopped_at_any_step_ends_as_an_undisturbed_one(
     expected = [s for s in (5, 10) if s <= stop_after]
     assert checkpoints == [f"step-{step:08d}" for step in expected]
     assert_same_end(attempt(config, prepared, tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("stop_after", [4, 7, 11])
+def test_group_dro_stopped_at_any_step_ends_as_an_undisturbed_one(
+    config, prepared, tmp_path, stop_after
+):
+    halves = (np.arange(len(prepared.rows)) % 3 == 0).astype(np.int64)
+    groups = Groups(halves, ("two thirds", "a third"), 0.5)
+    tracker = RecordingTracker()
+    whole = attempt(config, prepared, tmp_path / "whole", tracker=tracker, groups=groups)
+
+    def prepare(engine):
+        engine.stop_after = stop_after
+
+    with pytest.raises(Stopped):
+        attempt(config, prepared, tmp_path / "cut", prepare=prepare, groups=groups)
+    end = attempt(config, prepared, tmp_path / "cut", groups=groups)
+
+    assert_same_end(end, whole)
+    assert end[1].group_weights == whole[1].group_weights
+    last = {n: v for n, v in tracker.points[12].items() if n.startswith("train/group_weight/")}
+    assert last == {
+        "train/group_weight/two_thirds": whole[1].group_weights["two thirds"],
+        "train/group_weight/a_third": whole[1].group_weights["a third"],
+    }
+    assert sum(last.values()) == pytest.approx(1)
+    assert len(set(last.values())) == 2
+
+
+def test_group_dro_weighs_the_second_step_by_the_losses_of_the_first(config, prepared, tmp_path):
+    once = config.model_copy(
+        update={"train": config.train.model_copy(update={"max_steps": 1, "dropout": False})}
+    )
+    assert prepared.plan is not None and prepared.ref_rewards is not None
+    first = replace(prepared, plan=replace(prepared.plan, num_steps=1))
+    step = next(prepared.plan.steps_from(0))
+    codes = np.zeros(len(prepared.rows), np.int64)
+    codes[step.rows[:2]] = 1
+
+    _, summary = attempt(once, first, tmp_path, groups=Groups(codes, ("most", "two"), 0.5))
+
+    # The model starts as the global one, whose rewards are known.
+    chosen, rejected = prepared.ref_rewards[prepared.plan.pairs[step.rows]].T.astype(np.float64)
+    losses = prepared.weights[step.rows] * np.log1p(np.exp(rejected - chosen)) / len(step.rows)
+    two = losses[:2].sum() * len(codes) / 2
+    most = losses[2:].sum() * len(codes) / (len(codes) - 2)
+    odds = math.exp(0.5 * (two - most))
+    assert summary.group_weights["two"] == pytest.approx(odds / (1 + odds), rel=1e-4)
 
 
 @pytest.mark.parametrize("stop_at", [3, 6, 12])
@@ -296,7 +347,7 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
                 TrainingData(reference.tokens, prepared.weights, lambda rows: []),
                 WORKER,
                 normalize_weights=False,
-            )
+            ).total
         )
         num_batches.append(len(step.micro_batches(0)))
         return {n: p.grad for n, p in engine.parameters.items() if p.grad is not None}
@@ -323,7 +374,7 @@ def test_a_steps_loss_is_over_its_pairs_or_over_their_weights(config, prepared, 
     step = next(prepared.plan.steps_from(0))
     data = TrainingData(reference.tokens, prepared.weights, lambda rows: [])
 
-    loss = step_loss(engine, step, data, WORKER, normalize_weights=normalize_weights)
+    loss = step_loss(engine, step, data, WORKER, normalize_weights=normalize_weights).total
 
     # The model starts as the global one, whose rewards are known.
     assert prepared.ref_rewards is not None

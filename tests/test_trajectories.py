@@ -209,3 +209,16 @@ def test_bf16_is_near_on_every_engine_and_saved_as_it_was_evaluated(follow):
     assert torch_run.loss != fp32.loss
     for other in others:
         np.testing.assert_allclose(other.loss, torch_run.loss, rtol=0.02, err_msg=other.engine)
+
+
+def test_group_dro_follows_one_trajectory_on_any_number_of_workers(follow):
+    settings = {
+        "method": "group_dro",
+        "culture_weights": {"North": 1.0, "South": 1.0},
+        "rivals": {"group_dro": {"step_size": 0.5}},
+        "train": SHORT,
+    }
+    [alone] = follow(1, [TORCH], **settings)
+
+    for trajectory in [*follow(2, [TORCH, *ZERO[:2]], **settings), *follow(3, [TORCH], **settings)]:
+        assert_same(trajectory, alone)

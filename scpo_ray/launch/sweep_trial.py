@@ -76,7 +76,7 @@ def inputs_key(config: RunConfig) -> str:
 def trial_job(trial: PlannedTrial, fingerprints: Mapping[str, str]) -> TrialJob:
     """A trial that is still to be run."""
     known = TrialRecord(
-        trial_id=trial_id(trial.config, fingerprints),
+        trial_id=trial_id(trial.config, fingerprints, trial.culture),
         run_id=trial.config.run_id,
         setting=trial.setting.number,
         culture=trial.culture,
