@@ -22,7 +22,15 @@ from scpo_ray.disk import whole_folder
 from scpo_ray.engine import start_engine
 from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
 from scpo_ray.frozen import change_head, learn_heads
-from scpo_ray.gpo import FewShot, few_shot, learn_predictor, predicted_logits, standardized
+from scpo_ray.gpo import (
+    FewShot,
+    few_shot,
+    learn_predictor,
+    predicted_logits,
+    predictor_key,
+    predictor_of,
+    standardized,
+)
 from scpo_ray.group_dro import Groups
 from scpo_ray.heads import rank_of
 from scpo_ray.models import (
@@ -457,7 +465,7 @@ def _rewards_on_features(
         if features is None or ref_rewards is None:
             raise ValueError("this needs the global model's features and rewards")
         if METHODS[config.method].few_shot:
-            return _few_shot_rewards(config, prepared, features, worker.device)
+            return _few_shot_rewards(config, prepared, run_dir, features, worker.device)
         started = time.monotonic()
         changes, heads = learn_heads(
             config.method,
@@ -484,7 +492,11 @@ def _rewards_on_features(
 
 
 def _few_shot_rewards(
-    config: RunConfig, prepared: PreparedRun, features: NDArray[np.float32], device: str
+    config: RunConfig,
+    prepared: PreparedRun,
+    run_dir: RunDir,
+    features: NDArray[np.float32],
+    device: str,
 ) -> tuple[NDArray[np.float32], TrainingSummary]:
     task = _few_shot(config, prepared.inputs.data, trained_cultures(prepared.culture_weights))
     log.info("learning from %s", ", ".join(task.learning))
@@ -492,11 +504,16 @@ def _few_shot_rewards(
     learned = [answer for answers in task.learning.values() for answer in answers]
     texts = np.unique(np.concatenate([answer.texts for answer in learned]))
     features = standardized(features, texts)
-    gpo = config.rivals.gpo
-    predictor, loss = learn_predictor(
-        list(task.learning.values()), features, gpo, seed=config.seed, device=device
-    )
-    log.info("%d steps, loss %.4f", gpo.num_steps, loss)
+    gpo, countries = config.rivals.gpo, list(task.learning.values())
+
+    def learn() -> dict[str, NDArray[np.float32]]:
+        predictor, loss = learn_predictor(countries, features, gpo, seed=config.seed, device=device)
+        log.info("%d steps, loss %.4f", gpo.num_steps, loss)
+        return {name: weight.cpu().numpy() for name, weight in predictor.state_dict().items()}
+
+    key = predictor_key(countries, features, gpo, seed=config.seed)
+    weights = run_dir.predictor_store.get_or_learn(key, learn)
+    predictor = predictor_of(weights, num_features=features.shape[1], device=device)
     rewards = predicted_logits(predictor, task.context, features, device=device)
     seconds = time.monotonic() - started
     return rewards, TrainingSummary(gpo.num_steps, 0, seconds, TrainingCurve())

@@ -8,7 +8,9 @@ Source: Zhao, Dang and Grover, Group Preference Optimization (ICLR 2024, arXiv 2
 authors' code; docs/method.md says where this differs.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scpo_ray.config import GpoConfig
+from scpo_ray.config import METHOD_VERSION, GpoConfig
 from scpo_ray.records import Opinions
 
 _WIDTH, _EMBEDDING_LAYERS, _LAYERS, _ATTENTION_HEADS = 128, 4, 6, 4
@@ -160,6 +162,35 @@ def learn_predictor(
         optimizer.step()
         schedule.step()
     return predictor.eval(), loss
+
+
+def predictor_of(
+    weights: Mapping[str, NDArray[np.float32]], *, num_features: int, device: str
+) -> Predictor:
+    """A predictor with these weights, by their names in its state."""
+    with torch.random.fork_rng():
+        predictor = Predictor(num_features)
+    predictor.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+    return predictor.to(device).eval()
+
+
+def predictor_key(
+    countries: Sequence[Sequence[Answer]],
+    features: NDArray[np.float32],
+    config: GpoConfig,
+    *,
+    seed: int,
+) -> str:
+    """A hash of all that `learn_predictor`'s weights follow from: every target country that has
+    the same ones to learn from has the same predictor."""
+    settings = [config.num_steps, config.learning_rate, config.min_questions, config.max_questions]
+    digest = hashlib.sha256(json.dumps([METHOD_VERSION, seed, *settings]).encode())
+    for answers in countries:
+        for answer in answers:
+            digest.update(json.dumps([len(answers), len(answer.texts)]).encode())
+            digest.update(np.ascontiguousarray(features[answer.texts], np.float32).tobytes())
+            digest.update(answer.shares.astype(np.float64).tobytes())
+    return digest.hexdigest()[:32]
 
 
 @torch.no_grad()

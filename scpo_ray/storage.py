@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from scpo_ray.disk import disk_errors, whole_file, write_json
 from scpo_ray.records import ComparisonResult, InputError, RunResult
 from scpo_ray.remote import RemoteFolder
-from scpo_ray.stores import ScoreStore, TokenStore
+from scpo_ray.stores import ScoreStore, TokenStore, WeightStore
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
 class RunDir:
     """One run's folder: config, checkpoints, model, result; and the caches it shares.
 
-    <output_dir>/cache/                      tables, tokens, scores, features: by content, shared
+    <output_dir>/cache/                      tables, tokens, scores, features, predictors: by
+                                             content, shared
     <output_dir>/<experiment>/<run name>/    everything else of one run
 
     With `remote` the folder is this machine's alone, and what outlasts it is kept there too.
@@ -44,6 +45,7 @@ class RunDir:
         self.token_store = TokenStore(cache / "tokens")
         self.score_store = ScoreStore(cache / "scores")
         self.feature_store = ScoreStore(cache / "features")
+        self.predictor_store = WeightStore(cache / "predictors")
 
     @property
     def model_dir(self) -> Path:

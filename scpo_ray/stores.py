@@ -1,7 +1,8 @@
-"""What runs share on disk, by content: rendered texts, the global model's rewards and features."""
+"""What runs share on disk, by content: rendered texts, the global model's rewards and features,
+what is learned alike for several of them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from scpo_ray.disk import disk_errors, whole_file, whole_folder
 from scpo_ray.records import InputError, Tokens
@@ -155,6 +158,37 @@ class ScoreStore:
             log.warning("scores in %s are of other texts: computing again", path)
             return None
         return np.asarray(rewards)
+
+
+class WeightStore:
+    """Weights of small networks on disk: per key a safetensors file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get_or_learn(
+        self, key: str, learn: Callable[[], Mapping[str, NDArray[np.float32]]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """The weights under `key`, learned and kept where there are none that are whole.
+
+        Of several processes that ask for the same ones, one learns and the others wait.
+        """
+        path = self.folder / f"{key}.safetensors"
+        with disk_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f".{key}.lock"):
+                if path.is_file():
+                    try:
+                        weights: dict[str, NDArray[np.float32]] = load_file(path)
+                    except SafetensorError as error:
+                        log.warning("weights in %s are damaged (%s): learning again", path, error)
+                    else:
+                        log.info("weights read from %s", path)
+                        return weights
+                weights = dict(learn())
+                with whole_file(path) as part:
+                    save_file(weights, part)
+        return weights
 
 
 def _values(column: pa.Array) -> NDArray[np.float32]:

@@ -234,6 +234,27 @@ def test_a_run_predicts_its_countrys_shares_and_leaves_no_model(tiny_reward_mode
         export_model(folder, tmp_path / "exported", merge=False)
 
 
+@pytest.mark.parametrize(("damaged", "num_learned"), [(False, 1), (True, 2)])
+def test_the_same_countries_are_learned_from_once(
+    tiny_reward_model, tmp_path, caplog, damaged, num_learned
+):
+    caplog.set_level("INFO", "scpo_ray")
+    found = []
+    # What is shown of the country makes another run; it needs the same predictor.
+    for num_shown in (5, 6):
+        rivals = {"gpo": {**SHORT["gpo"], "num_context_questions": num_shown}}
+        document = opinions_document(tmp_path, tiny_reward_model, method="gpo", rivals=rivals)
+        result, _ = start_run(RunConfig.model_validate(document))
+        found.append(result.opinions[0].cultures["Chile"]["model"].value)
+        (weights,) = (tmp_path / "runs" / "cache" / "predictors").glob("*.safetensors")
+        if damaged:
+            weights.write_bytes(b"{}")
+
+    assert found[0] != found[1]
+    assert caplog.text.count("3 steps, loss") == num_learned
+    assert ("are damaged" in caplog.text) == damaged
+
+
 def test_it_is_compared_with_the_others_on_each_country(tiny_reward_model, tmp_path):
     document = opinions_document(tmp_path, tiny_reward_model, rivals=SHORT, train={"max_steps": 2})
     methods = ["finetune", "lore", "gpo"]
