@@ -181,7 +181,9 @@ def planned_runs(comparison: ComparisonConfig) -> list[PlannedRun]:
     """As `planned_run`, for every run; steps are timed once and scaled by their tokens."""
     inputs = load_inputs(comparison.run, open_run_dir(comparison.run))
     trials = comparison_trials(comparison, inputs.data.cultures)
-    return _planned_in_turn([(trial.config, inputs) for trial in trials])
+    # A method that pools has one run for the trials of all cultures.
+    configs = {trial.config.run_id: trial.config for trial in trials}
+    return _planned_in_turn([(config, inputs) for config in configs.values()])
 
 
 def efficiency(path: Path | str, overrides: Sequence[str]) -> tuple[SweepResult, Path, Path]:
