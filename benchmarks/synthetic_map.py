@@ -3,8 +3,9 @@
 `python benchmarks/synthetic_map.py FOLDER...` reads the folders of sweeps/synthetic_map.yaml. A
 model is measured against the taste that the culture's people were made from, not against what
 they chose: *own*, the test pairs on which the culture's taste and the majority's part; *common*,
-those on which they are one. Each number is the mean over cultures of the seeds' mean, in %; beside
-it what it is more than finetune's on the same data, with its interval over users and seeds.
+those on which they are one; *all*, both. Each number is the mean over cultures of the seeds' mean,
+in %; beside it what it is more than finetune's on the same data, with its interval over users and
+seeds.
 """
 
 import sys
@@ -23,6 +24,7 @@ from scpo_ray.sweep_store import load_sweep_result
 
 SAMPLES = 2_000
 RIVAL = "finetune"
+KINDS = ("all", "own", "common")
 Outcomes = dict[str, tuple[np.ndarray, np.ndarray]]
 """Culture -> (B, K) whether each of K seeds ranks as its taste, and (B,) users."""
 
@@ -49,7 +51,7 @@ def outcomes_of(sweep: SweepResult) -> tuple[dict[tuple[float, str, str], Outcom
         right = np.sign(pairs["margin"][mine]) == np.sign(true.culture)
         part = np.sign(true.culture) != np.sign(true.majority)
         setting = values[trial.setting]
-        for kind, mask in (("own", told & part), ("common", told & ~part)):
+        for kind, mask in zip(KINDS, (told, told & part, told & ~part), strict=True):
             key = (setting["data.data_fraction"], setting["variant"], kind)
             columns[key][trial.culture].append(right[mask])
             users[trial.culture, kind] = pairs["cluster"][mine][mask]
@@ -69,14 +71,15 @@ def in_points(found: Difference) -> str:
 
 
 def main(folders: list[Path]) -> None:
-    print("| outliers | users | method | own | minus finetune | common | minus finetune |")
-    print("|---|---|---|---|---|---|---|")
+    columns = " | ".join(f"{kind} | minus finetune" for kind in KINDS)
+    print(f"| outliers | users | method | {columns} |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for folder in folders:
         sweep = load_sweep_result(folder)
         found, outlier_share = outcomes_of(sweep)
         for fraction, variant in dict.fromkeys((f, v) for f, v, _ in found):
             cells = []
-            for kind in ("own", "common"):
+            for kind in KINDS:
                 ours = found[fraction, variant, kind]
                 rng = stream(0, folder.name, str(fraction), variant, kind)
                 outcomes, users = zip(*ours.values(), strict=True)
