@@ -74,9 +74,9 @@ def main(folders: list[Path]) -> None:
     columns = " | ".join(f"{kind} | minus finetune" for kind in KINDS)
     print(f"| outliers | users | method | {columns} |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for folder in folders:
-        sweep = load_sweep_result(folder)
-        found, outlier_share = outcomes_of(sweep)
+    outcomes_by_folder = {folder: outcomes_of(load_sweep_result(folder)) for folder in folders}
+    by_share = sorted(outcomes_by_folder.items(), key=lambda item: item[1][1])
+    for folder, (found, outlier_share) in by_share:
         for fraction, variant in dict.fromkeys((f, v) for f, v, _ in found):
             cells = []
             for kind in KINDS:
