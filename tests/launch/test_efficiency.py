@@ -1,11 +1,11 @@
 """`scpo efficiency` from the file to its answer, its trials started on Ray."""
 
-import json
 import re
 
 import pytest
 
-from tests.launch.test_sweep import sweep_file
+from scpo_ray.sweep_store import load_sweep_result
+from tests.launch.test_sweep import folder_of, states, sweep_file
 from tests.test_cli import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -26,12 +26,11 @@ def test_the_shares_are_trained_on_and_the_pairs_that_scpo_needs_are_said(
     )
 
     outcome = in_process("efficiency", file)
-    again = in_process("efficiency", file, "--json")
 
     assert outcome.code == 0, outcome.err
+    result = load_sweep_result(folder_of(file))
+    assert states(result) == ["finished"] * 4
     assert len(re.findall(r"method=(?:finetune|scpo) +(?:0.5|1) +\d+ +\d", outcome.out)) == 4
     [needed] = re.findall(r"method=scpo\W* needs ([0-9.]+) \[", outcome.err)
-    assert 0 < float(needed) <= 2
-    assert again.code == 0, again.err
-    [value, *_] = [curve["pairs_to_match"] for curve in json.loads(again.out)][1]
-    assert f"{value:.2f}" == needed
+    [ratio] = [c.pairs_to_match[0] for c in result.efficiency if c.pairs_to_match is not None]
+    assert needed == f"{ratio:.2f}"
