@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from scpo_ray.countries import country_name
+from scpo_ray.countries import country_names
 
 MethodName = Literal[
     "global",
@@ -285,7 +285,7 @@ class OpinionsConfig(DataSection):
     @field_validator("cultures")
     @classmethod
     def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else [country_name(country) for country in value]
+        return None if value is None else country_names(value, "cultures")
 
     @property
     def min_score_gap(self) -> float:
@@ -436,7 +436,7 @@ class GpoConfig(Section):
     @field_validator("learning_countries")
     @classmethod
     def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else [country_name(country) for country in value]
+        return None if value is None else country_names(value, "learning_countries")
 
     @model_validator(mode="after")
     def settings_agree(self) -> Self:
@@ -445,9 +445,6 @@ class GpoConfig(Section):
                 f"max_questions {self.max_questions} must not be below min_questions "
                 f"{self.min_questions}"
             )
-        named = self.learning_countries or []
-        if len(set(named)) < len(named):
-            raise ValueError(f"learning_countries must be named once each, got {named}")
         return self
 
 
@@ -699,13 +696,10 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def countries_have_one_name(cls, document: Any) -> Any:
-        if isinstance(document, dict) and _is_opinions(document):
+        if isinstance(document, dict) and is_opinions(document):
             weights = document.get("culture_weights")
             if isinstance(weights, dict):
-                named = {country_name(str(country)): w for country, w in weights.items()}
-                if len(named) < len(weights):
-                    raise ValueError(f"culture_weights: a country is named twice in {[*weights]}")
-                return document | {"culture_weights": named}
+                return document | {"culture_weights": with_country_names(weights)}
         return document
 
     @model_validator(mode="after")
@@ -753,10 +747,17 @@ EXECUTION: dict[str, Any] = {
 }
 
 
-def _is_opinions(run: dict[str, Any]) -> bool:
+def is_opinions(run: dict[str, Any]) -> bool:
+    """Whether a run's settings, not yet checked, read opinions: there countries have one name."""
     data = run.get("data")
     source = data.get("source") if isinstance(data, dict) else getattr(data, "source", None)
     return source == "opinions"
+
+
+def with_country_names(weights: dict[Any, Any]) -> dict[Any, Any]:
+    """Weights by the countries' one name. Raises: ValueError if two are the same country."""
+    names = country_names(list(weights), "culture_weights")
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def _check_method(method: MethodName, run: RunConfig) -> None:
@@ -805,10 +806,10 @@ class ComparisonConfig(Section):
     @classmethod
     def countries_have_one_name(cls, document: Any) -> Any:
         run, space = (document.get("run"), document.get("space"))
-        if isinstance(run, dict) and isinstance(space, dict) and _is_opinions(run):
+        if isinstance(run, dict) and isinstance(space, dict) and is_opinions(run):
             cultures = space.get("culture")
             if isinstance(cultures, list):
-                named = [country_name(c) if isinstance(c, str) else c for c in cultures]
+                named = country_names(cultures, "space.culture")
                 return document | {"space": space | {"culture": named}}
         return document
 

@@ -1,6 +1,8 @@
 """One name for each country, whatever a survey calls it. Pure."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 COUNTRY_ALIASES = {
     "Bosnia Herzegovina": "Bosnia and Herzegovina",
@@ -29,6 +31,18 @@ def country_name(spelling: str) -> str:
     """The one name; a sample that is not national keeps its kind in brackets."""
     country, sample = country_and_sample(spelling)
     return country if sample is None else f"{country} ({sample})"
+
+
+def country_names(spellings: Sequence[Any], setting: str) -> list[Any]:
+    """The one name of each; what is no text stays, for whoever checks it.
+
+    Raises: ValueError if two are the same country.
+    """
+    names = [country_name(each) if isinstance(each, str) else each for each in spellings]
+    texts = [name for name in names if isinstance(name, str)]
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"{setting} must name each country once, got {list(spellings)}")
+    return names
 
 
 def country_and_sample(spelling: str) -> tuple[str, str | None]:

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from scpo_ray.config import EXECUTION, RivalsConfig, RunConfig, Section
+from scpo_ray.config import (
+    EXECUTION,
+    RivalsConfig,
+    RunConfig,
+    Section,
+    is_opinions,
+    with_country_names,
+)
+from scpo_ray.countries import country_name, country_names
 
 CULTURE = "culture"
 POOLING = "pooling"
@@ -235,6 +243,19 @@ class SweepConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     """When to stop before the end."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def countries_have_one_name(cls, document: Any) -> Any:
+        run, space, objective = (document.get(name) for name in ("run", "space", "objective"))
+        if not (isinstance(run, dict) and is_opinions(run)):
+            return document
+        named = {}
+        if isinstance(space, dict):
+            named["space"] = _with_country_names(space)
+        if isinstance(objective, dict) and isinstance(objective.get("culture"), str):
+            named["objective"] = objective | {"culture": country_name(objective["culture"])}
+        return document | named
+
     @model_validator(mode="after")
     def space_fits_the_search(self) -> Self:
         drawn = [n for n, d in self.space.items() if not isinstance(d, Grid | Bundles)]
@@ -339,6 +360,43 @@ class SweepConfig(Section):
     def digest(self) -> str:
         document = json.dumps(self.document, sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:12]
+
+
+def _with_country_names(settings: dict[Any, Any]) -> dict[Any, Any]:
+    """A space's axes, or a bundle's settings, with the one name of every country in them."""
+    named: dict[Any, Any] = {}
+    for setting, value in settings.items():
+        match str(setting).partition("."), value:
+            case (("culture", _, ""), {"grid": list(cultures)}):
+                value = {**value, "grid": country_names(cultures, "space.culture")}
+            case (("culture_weights", _, ""), _):
+                value = _with_weights_named(value)
+            case (("culture_weights", _, country), _):
+                setting = f"culture_weights.{country_name(country)}"
+            case (_, {"bundles": dict(bundles)}):
+                of_each = {
+                    name: _with_country_names(bundle) if isinstance(bundle, dict) else bundle
+                    for name, bundle in bundles.items()
+                }
+                value = {**value, "bundles": of_each}
+        if setting in named:
+            raise ValueError(f"space.{setting}: must be set once, however its country is spelled")
+        named[setting] = value
+    return named
+
+
+def _with_weights_named(value: Any) -> Any:
+    """What `culture_weights` is set to, or the domain of it."""
+    match value:
+        case {"dirichlet": dict(concentrations)}:
+            return {**value, "dirichlet": with_country_names(concentrations)}
+        case {"grid": list(several)}:
+            return {**value, "grid": [_with_weights_named(weights) for weights in several]}
+        case {"choice": list(several)}:
+            return {**value, "choice": [_with_weights_named(weights) for weights in several]}
+        case dict():
+            return with_country_names(value)
+    return value
 
 
 def _dotted(above: str, value: Any) -> Iterator[str]:

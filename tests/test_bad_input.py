@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.data.test_opinions import HEADER, many, row, write
 from tests.test_cli import Outcome, scpo, write_yaml
 from tests.tiny import tiny_document
 
@@ -221,6 +222,108 @@ def test_every_bad_row_is_named_at_once(scpo, place):
         f"{place.data}, line 3: chosen = null",
         f"{place.data}, line 9: culture = 7.5",
     )
+
+
+# Survey questions
+
+
+SHARES = {"Chile": [0.6, 0.4], "Israel": [0.3, 0.7]}
+
+BAD_OPINIONS = {
+    "other columns": (
+        [("Fair?", "Yes")],
+        ("question", "answer"),
+        ["{data}: no column 'selections'; it has 'question', 'answer'", "no column 'options'"],
+    ),
+    "column given twice": (
+        [(*each, "x") for each in many(20)],
+        (*HEADER, "question"),
+        ["{data}: two columns 'question'; it has 'question', 'selections', 'options', 'source', "],
+    ),
+    "selections no dict": (
+        [*many(20), row("Fair?", "Chile: 0.6")],
+        HEADER,
+        ["{data}, line 22: selections = 'Chile: 0.6': must be a printed dict"],
+    ),
+    "shares in percent": (
+        [*many(20), row("Fair?", {"Chile": [60, 40]})],
+        HEADER,
+        ["{data}, line 22: selections['Chile'] = 60: a share must be from 0 to 1"],
+    ),
+    "share below 0": (
+        [*many(20), row("Fair?", {"Chile": [-0.2, 1]})],
+        HEADER,
+        ["{data}, line 22: selections['Chile'] = -0.2: a share must be from 0 to 1"],
+    ),
+    "option null": (
+        [*many(20), row("Fair?", SHARES, ["Yes", None])],
+        HEADER,
+        ["{data}, line 22: options = ", "option 2 is null: must be text or a number"],
+    ),
+    "one option everywhere": (
+        [row(f"{n}?", {"Chile": [1.0]}, ["Yes"]) for n in range(20)],
+        HEADER,
+        ["no interaction can be used", "question with fewer than 2 options: 20"],
+    ),
+    "question twice with other shares": (
+        [*many(20), row("Question  0?", {"Chile": [0.1, 0.9]})],
+        HEADER,
+        ["{data}, line 22: question = 'Question  0?': duplicate, also at {data}, line 2, "],
+    ),
+    "one question": (many(1), HEADER, ["data.split: one question only"]),
+    "country on one side": (
+        [*many(20), row("Fair?", {"Peru": [0.1, 0.9]})],
+        HEADER,
+        ["Peru: ", "must have both", "name in data.cultures only cultures that have both: Chile"],
+    ),
+    "no shares apart": (
+        [row(f"{n}?", {"Chile": [0.5, 0.5]}) for n in range(20)],
+        HEADER,
+        ["Chile: 0 training pairs of 17 users (or questions), 0 test pairs of 3: must have both"],
+    ),
+}
+
+
+def set_opinions(place: Workplace, path: Path) -> None:
+    place.document["data"] = {"source": "opinions", "path": str(path), "cultures": None}
+    place.document["culture_weights"] = {"Chile": 1.0}
+
+
+@pytest.mark.parametrize("command", ["data", "train"])
+@pytest.mark.parametrize("fault", BAD_OPINIONS)
+def test_bad_opinions_are_refused_with_their_place(scpo, place, fault, command):
+    rows, header, expected = BAD_OPINIONS[fault]
+    path = write(place.folder, rows, header)
+    set_opinions(place, path)
+
+    outcome = scpo(command, place.write())
+
+    assert_refused(outcome, place, *(part.replace("{data}", str(path)) for part in expected))
+    assert not (place.output_dir / "tiny").exists()
+
+
+def test_odd_options_are_scored_and_questions_of_no_use_are_left_out_and_counted(scpo, place):
+    odd = ["Yes, very", 'It\'s "so"', 3]
+    shares = {"Chile": [0.6, 0.3, 0.1], "Israel": [0.1, 0.3, 0.6]}
+    rows = [
+        *(row(f"question {n}?", shares, odd) for n in range(20)),
+        row(" ", SHARES),
+        row("One?", {"Chile": [1.0]}, ["Yes"]),
+        row("question 0?", {"Chile": shares["Chile"]}, odd),
+    ]
+    set_opinions(place, write(place.folder, rows))
+
+    counted = json.loads(scpo("data", place.write(), "--json").out)["counts"]
+    trained = scpo("train", place.write(), "--json")
+
+    assert counted[""]["skipped"] == {
+        "empty question": 1,
+        "question with fewer than 2 options": 1,
+    }
+    assert counted["Chile"]["skipped"] == {"distribution given twice": 1}
+    assert counted["Chile"]["interactions"] == counted["Israel"]["interactions"] == 20
+    assert trained.code == 0, trained.err
+    assert json.loads(trained.out)["opinions"][0]["macro"]["model"]["num_pairs"] == 6
 
 
 # Texts that are odd but no error

@@ -23,6 +23,7 @@ from scpo_ray.models import load_exported
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
 from scpo_ray.sweep import check_space, planned_settings, trials_of
 from scpo_ray.tracking import RegisteredModel
+from tests.test_opinions import opinions_document
 from tests.tiny import tiny_document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -367,6 +368,29 @@ def test_a_merged_export_evaluates_to_the_runs_own_numbers(scpo, config, tmp_pat
     evaluation = json.loads(scpo("evaluate", merged, config, "--json").out)
     for culture, expected in result["evaluation"].items():
         assert evaluation[culture]["after"] == expected["after"]
+
+
+def test_a_model_evaluates_to_its_runs_own_answer_shares(scpo, tiny_reward_model, tmp_path):
+    config = write_yaml(tmp_path / "run.yaml", opinions_document(tmp_path, tiny_reward_model))
+    result = json.loads(scpo("train", config, "--json").out)
+    run, exported = run_folder(tmp_path / "runs", "scpo-South_Africa-s0"), tmp_path / "exported"
+    assert scpo("export", run, exported).code == 0
+
+    shown = scpo("evaluate", exported, config)
+    documents = [
+        json.loads(scpo("evaluate", model, config, "--json").out) for model in (run, exported)
+    ]
+
+    assert documents == [result["evaluation"] | {"opinions": result["opinions"]}] * 2
+    assert shown.code == 0, shown.err
+    for title in (
+        "share of test pairs ranked right",
+        "(options: all, ",
+        "(options: drop_refusal, ",
+    ):
+        assert shown.out.count(title) == 1
+    own = result["opinions"][0]["cultures"]["South Africa"]["model"]["value"]
+    assert re.search(rf"South Africa +6 +6 +{100 * own:.1f} ", shown.out)
 
 
 def test_what_cannot_be_exported_is_refused(scpo, config, tmp_path):

@@ -338,13 +338,22 @@ def test_a_method_without_a_country_has_no_macro_value(finished):
     assert found["scpo", "South Africa"].similarity.value is not None
 
 
-def test_a_country_named_twice_is_refused(tmp_path):
-    document = tiny_document(tmp_path, tmp_path) | {
-        "culture_weights": {"S. Africa": 1.0, "South Africa": 0.5},
-        "data": {"source": "opinions"},
-    }
+@pytest.mark.parametrize(
+    ("document", "setting"),
+    [
+        ({"culture_weights": {"S. Africa": 1.0, "South Africa": 0.5}}, "culture_weights"),
+        ({"data": {"cultures": ["S. Africa", "South Africa"]}}, "data.cultures: cultures"),
+        ({"space": {"culture": ["S. Africa", "South Africa"]}}, "space.culture"),
+    ],
+)
+def test_a_country_named_twice_is_refused(tmp_path, document, setting):
+    space = document.pop("space", None)
+    run = document | {"data": {"source": "opinions"} | document.get("data", {})}
     path = tmp_path / "run.yaml"
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(run if space is None else {"run": run, "space": space}))
 
-    with pytest.raises(InputError, match="a country is named twice in"):
+    with pytest.raises(InputError) as error:
         load_comparison(path)
+
+    names = "['S. Africa', 'South Africa']"
+    assert error.value.problems == (f"{setting} must name each country once, got {names}",)

@@ -6,7 +6,7 @@ import pytest
 from scpo_ray.config import METHODS
 from scpo_ray.config_file import load_header, load_sweep
 from scpo_ray.records import InputError
-from scpo_ray.sweep import check_space
+from scpo_ray.sweep import check_space, planned_settings, trials_of
 from scpo_ray.sweep_config import SweepConfig
 
 RUN = "run: {data: {source: synthetic}}\n"
@@ -268,6 +268,68 @@ def test_a_bad_axis_of_cultures_is_refused(tmp_path, space, problem):
     text = f"{RUN}space: {{{space}, selection.filter_threshold: {{uniform: [0.1, 0.9]}}}}{DRAWN}"
 
     assert problems(tmp_path, text) == [f"space.{problem}"]
+
+
+OPINIONS = "run: {data: {source: opinions}}\n"
+
+
+@pytest.mark.parametrize(
+    ("space", "rest"),
+    [
+        ("culture: {grid: [Chile, COUNTRY]}, pooling: {grid: [0, 0.5]}", ""),
+        ("culture: {grid: [Chile]}, culture_weights.COUNTRY: {uniform: [0, 1]}", DRAWN),
+        (
+            "culture_weights: {dirichlet: {Chile: 1, COUNTRY: 2}}",
+            f"{DRAWN}\nobjective: {{culture: COUNTRY}}",
+        ),
+        (
+            "culture_weights: {grid: [null, {Chile: 1, COUNTRY: 2}]}",
+            "\nobjective: {culture: worst}",
+        ),
+        ("culture_weights: {choice: [{Chile: 1, COUNTRY: 2}]}", DRAWN),
+        (
+            "arm: {bundles: {a: {culture_weights: {COUNTRY: 1}}, b: {culture_weights.COUNTRY: 1}}}",
+            "",
+        ),
+    ],
+)
+def test_a_sweep_over_opinions_takes_both_spellings_of_a_country(tmp_path, space, rest):
+    text = f"{OPINIONS}space: {{{space}}}{rest}"
+    ours, theirs = (
+        checked(tmp_path, text.replace("COUNTRY", country))
+        for country in ("S. Africa", "South Africa")
+    )
+
+    assert ours == theirs
+    trials = trials_of(ours, planned_settings(ours), ["Chile", "South Africa"])
+    assert "South Africa" in {name for t in trials for name in t.config.culture_weights or {}}
+
+
+@pytest.mark.parametrize(
+    ("space", "problem"),
+    [
+        (
+            "culture: {grid: [S. Africa, South Africa]}",
+            "space.culture must name each country once, got ['S. Africa', 'South Africa']",
+        ),
+        (
+            "culture_weights: {grid: [{S. Africa: 1, South Africa: 2}]}",
+            "culture_weights must name each country once, got ['S. Africa', 'South Africa']",
+        ),
+        (
+            "culture_weights: {dirichlet: {S. Africa: 1, South Africa: 2}}",
+            "culture_weights must name each country once, got ['S. Africa', 'South Africa']",
+        ),
+        (
+            "culture_weights.S. Africa: {grid: [1]}, culture_weights.South Africa: {grid: [0]}",
+            "space.culture_weights.South Africa: must be set once, however its country is spelled",
+        ),
+        ("culture: {grid: [Chile, 3]}", "space.culture: must name cultures, got 3"),
+        ("culture_weights: {grid: 3}", "space.culture_weights.grid = 3: must be a valid list"),
+    ],
+)
+def test_a_country_that_a_sweep_names_twice_or_badly_is_refused(tmp_path, space, problem):
+    assert problems(tmp_path, f"{OPINIONS}space: {{{space}}}") == [problem]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from scpo_ray.config import RunConfig
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
 from scpo_ray.models import load_exported
-from scpo_ray.records import Worker
+from scpo_ray.plan import Plan
+from scpo_ray.records import OpinionScores, RunResult, Worker
 from scpo_ray.scoring import score_tokens
 from scpo_ray.storage import load_test_pairs
 from scpo_ray.tracking import SilentTracker
 from scpo_ray.workers import first_worker_first
 from tests.group import Groups
+from tests.test_opinions import opinions_document
 from tests.tiny import tiny_document
 
 pytestmark = pytest.mark.slow
@@ -63,21 +65,32 @@ def run_all(worker: Worker, documents: list[dict[str, Any]]) -> list[dict[str, A
 
 
 def run(worker: Worker, config: RunConfig) -> dict[str, Any] | None:
+    result, plan = ended(worker, config)
+    if result is None or plan is None:
+        return None
+    return {
+        "engine": result.engine,
+        "loss": result.curve.loss,
+        "grad_norm": result.curve.grad_norm,
+        "passes": max(len(step.micro_batches(0)) for step in plan.steps_from(0)),
+    }
+
+
+def opinions_of_all(worker: Worker, documents: list[dict[str, Any]]) -> list[list[OpinionScores]]:
+    """Of each run; nothing on the other workers than the first."""
+    results = [ended(worker, RunConfig.model_validate(document))[0] for document in documents]
+    return [result.opinions for result in results if result is not None]
+
+
+def ended(worker: Worker, config: RunConfig) -> tuple[RunResult | None, Plan | None]:
     run_dir = open_run_dir(config)
     with first_worker_first(worker):
         run_dir.path.mkdir(parents=True, exist_ok=True)
         inputs = load_inputs(config, run_dir)
     prepared = prepare_run(config, inputs, worker, run_dir)
     result = run_experiment(config, prepared, worker, SilentTracker(), run_dir)
-    if result is None or prepared.plan is None:
-        return None
-    assert result.num_workers == worker.world_size
-    return {
-        "engine": result.engine,
-        "loss": result.curve.loss,
-        "grad_norm": result.curve.grad_norm,
-        "passes": max(len(step.micro_batches(0)) for step in prepared.plan.steps_from(0)),
-    }
+    assert result is None or result.num_workers == worker.world_size
+    return result, prepared.plan
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +235,37 @@ def test_group_dro_follows_one_trajectory_on_any_number_of_workers(follow):
 
     for trajectory in [*follow(2, [TORCH, *ZERO[:2]], **settings), *follow(3, [TORCH], **settings)]:
         assert_same(trajectory, alone)
+
+
+def test_answer_shares_are_the_same_on_two_workers_by_every_kind_of_method(
+    groups, tiny_reward_model, tmp_path
+):
+    few_shot = {"num_learning_countries": 1, "num_context_questions": 5, "num_steps": 3}
+    methods = {
+        "scpo": {"train": {"max_steps": 6, "dropout": False, "learning_rate": 3e-3}},
+        "shared_offset": {},
+        "lore": {},
+        "gpo": {"rivals": {"gpo": few_shot}},
+    }
+
+    def on(workers: int) -> list[list[OpinionScores]]:
+        documents = [
+            opinions_document(
+                tmp_path, tiny_reward_model, experiment=f"on-{workers}", method=method, **sections
+            )
+            for method, sections in methods.items()
+        ]
+        return groups.run(workers, opinions_of_all, documents)[0]
+
+    alone, shared = on(1), on(2)
+
+    for method, ours, theirs in zip(methods, shared, alone, strict=True):
+        for us, them in zip(ours, theirs, strict=True):
+            assert us.macro.keys() == them.macro.keys()
+            for culture, found in us.cultures.items():
+                for predictor, estimate in found.items():
+                    expected = them.cultures[culture][predictor]
+                    assert estimate.num_pairs == expected.num_pairs
+                    assert estimate.value == pytest.approx(expected.value, abs=1e-4), method
+    own = [scores[0].cultures["South Africa"]["model"].value for scores in alone]
+    assert len(set(own)) == len(methods)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -286,9 +287,24 @@ def _read_csv(path: Path, columns: Sequence[str], notes: Notes) -> Iterator[tupl
                 elif cells:
                     notes.problem(place, f"{len(cells)} cells under {len(header)} column names")
     except UnicodeDecodeError as error:
-        notes.problem(Place(str(path), number + 1), f"not UTF-8: {error.reason}")
+        # The text is decoded in blocks, some lines ahead of the reader.
+        notes.problem(Place(str(path), _undecodable_line(path)), f"not UTF-8: {error.reason}")
     except (EOFError, zlib.error, OSError, csv.Error) as error:
         notes.problem(Place(str(path), number + 1), _unreadable(error))
+
+
+def _undecodable_line(path: Path) -> int:
+    """The number of the first line that is not UTF-8."""
+
+    def is_utf8(line: bytes) -> bool:
+        try:
+            line.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    with _open(path) as stream:
+        return 1 + sum(1 for _ in takewhile(is_utf8, stream))
 
 
 def _read_parquet(
@@ -310,10 +326,11 @@ def _read_parquet(
 
 
 def _has_columns(path: Path, columns: Sequence[str], names: Sequence[str], notes: Notes) -> bool:
-    missing = [column for column in columns if column not in names]
-    for column in missing:
-        notes.problem(str(path), f"no column {column!r}; it has {', '.join(map(repr, names))}")
-    return not missing
+    wrong = [column for column in columns if names.count(column) != 1]
+    for column in wrong:
+        found = "two columns" if column in names else "no column"
+        notes.problem(str(path), f"{found} {column!r}; it has {', '.join(map(repr, names))}")
+    return not wrong
 
 
 def _unreadable(error: Exception) -> str:

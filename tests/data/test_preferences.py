@@ -293,6 +293,12 @@ def test_bytes_that_are_not_utf8_are_a_problem(tmp_path, name):
     assert "not UTF-8" in _problems(path)[0]
 
 
+def test_the_line_of_a_csv_that_is_not_utf8_is_named(tmp_path):
+    path = _write(tmp_path / "d.csv", [PLAIN, PLAIN, PLAIN | {"prompt": "caf?"}, PLAIN])
+    path.write_bytes(path.read_bytes().replace(b"caf?", b"caf\xe9"))
+    assert _problems(path) == [f"{path}, line 4: not UTF-8: invalid continuation byte"]
+
+
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
 def test_an_encoded_lone_surrogate_is_skipped_and_counted(tmp_path, name):
     path = _write(tmp_path / name, [PLAIN | {"prompt": "caf?"}])

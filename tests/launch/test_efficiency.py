@@ -1,0 +1,36 @@
+"""`scpo efficiency` from the file to its answer, its trials started on Ray."""
+
+import re
+
+import pytest
+
+from scpo_ray.sweep_store import load_sweep_result
+from tests.launch.test_sweep import folder_of, states, sweep_file
+from tests.test_cli import in_process
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+def test_the_shares_are_trained_on_and_the_pairs_that_scpo_needs_are_said(
+    tiny_reward_model, tmp_path
+):
+    file = sweep_file(
+        tmp_path,
+        tiny_reward_model,
+        {"train": {"max_steps": 2}},
+        space={
+            "culture": {"grid": ["North"]},
+            "method": {"grid": ["finetune", "scpo"]},
+            "data.data_fraction": {"grid": [0.5, 1.0]},
+        },
+    )
+
+    outcome = in_process("efficiency", file)
+
+    assert outcome.code == 0, outcome.err
+    result = load_sweep_result(folder_of(file))
+    assert states(result) == ["finished"] * 4
+    assert len(re.findall(r"method=(?:finetune|scpo) +(?:0.5|1) +\d+ +\d", outcome.out)) == 4
+    [needed] = re.findall(r"method=scpo\W* needs ([0-9.]+) \[", outcome.err)
+    [ratio] = [c.pairs_to_match[0] for c in result.efficiency if c.pairs_to_match is not None]
+    assert needed == f"{ratio:.2f}"
