@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scpo_ray.metrics import (
+from scpo_ray.statistics import (
     accuracy,
     detectable_difference,
     draw_clusters,

@@ -10,16 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.config import METHODS, EvaluationConfig
-from scpo_ray.metrics import (
-    layer_masks,
-    macro_difference,
-    macro_mean,
-    noise_outcomes,
-    paired_difference,
-    ranked_right,
-    stream,
-    with_holm,
-)
+from scpo_ray.metrics import layer_masks, noise_outcomes, ranked_right
 from scpo_ray.records import (
     ComparisonResult,
     Difference,
@@ -29,6 +20,7 @@ from scpo_ray.records import (
     MethodSummary,
     RunResult,
 )
+from scpo_ray.statistics import macro_difference, macro_mean, paired_difference, stream, with_holm
 
 MACRO = ""
 """The culture of the rows that hold the macro mean."""

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from scpo_ray.comparison import MACRO, ComparedRun, evaluation_settings
 from scpo_ray.config import METHODS
-from scpo_ray.metrics import holm, macro_difference, macro_mean, stream
 from scpo_ray.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
 from scpo_ray.records import Difference, Estimate, OpinionSummary
+from scpo_ray.statistics import holm, macro_difference, macro_mean, stream
 
 Predictor = Literal["model", "model_fitted"]
 PREDICTORS: tuple[Predictor, ...] = ("model", "model_fitted")

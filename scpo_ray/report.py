@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from scpo_ray import pictures
 from scpo_ray.disk import whole_file
-from scpo_ray.metrics import within_noise
 from scpo_ray.pictures import controls, in_order, label, order, trained_on
 from scpo_ray.records import (
     LAYERS,
@@ -28,6 +27,7 @@ from scpo_ray.records import (
     RunResult,
     SelectionSummary,
 )
+from scpo_ray.statistics import within_noise
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.comparison import MACRO, CulturePairs
-from scpo_ray.metrics import (
+from scpo_ray.records import Difference, Estimate, Layer
+from scpo_ray.statistics import (
     ClusterDraws,
     draw_clusters,
     interval_tail,
@@ -17,7 +18,6 @@ from scpo_ray.metrics import (
     seed_variance,
     stream,
 )
-from scpo_ray.records import Difference, Estimate, Layer
 from scpo_ray.sweep_config import ObjectiveConfig
 from scpo_ray.sweep_outcomes import SweepOutcomes
 
@@ -32,7 +32,7 @@ class Replicated:
     """A number for each of S settings, with its replicates in the same resamples.
 
     `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `tail`: the share of
-    them that an interval leaves out at each end (`metrics.interval_tail`); `num_pairs` and
+    them that an interval leaves out at each end (`statistics.interval_tail`); `num_pairs` and
     `num_clusters`: the test pairs behind each number.
     """
 

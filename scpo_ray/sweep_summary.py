@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.comparison import MACRO, ComparedRun
-from scpo_ray.metrics import within_noise
 from scpo_ray.records import Estimate
+from scpo_ray.statistics import within_noise
 from scpo_ray.sweep_config import CULTURE, ObjectiveConfig
 from scpo_ray.sweep_efficiency import efficiency_curves
 from scpo_ray.sweep_outcomes import SweepOutcomes, read_outcomes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray import metrics, pictures, report
+from scpo_ray import pictures, report, statistics
 from scpo_ray.config import METHODS
 from scpo_ray.records import LAYERS, InputError
 from scpo_ray.report import write_pictures, write_report
@@ -185,7 +185,7 @@ def test_a_difference_is_noise_where_its_interval_contains_zero(low, high, noise
 
     cell = report.cell_of(change, "users")
 
-    assert metrics.within_noise(change) is noise
+    assert statistics.within_noise(change) is noise
     assert ("within noise" in cell.lines) is noise and (cell.tone == "noise") is noise
 
 

@@ -8,7 +8,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from scpo_ray.comparison import ComparedRun, PairOutcomes
-from scpo_ray.metrics import (
+from scpo_ray.records import Estimate
+from scpo_ray.statistics import (
     accuracy,
     draw_clusters,
     interval_tail,
@@ -17,7 +18,6 @@ from scpo_ray.metrics import (
     paired_difference,
     percentile_intervals,
 )
-from scpo_ray.records import Estimate
 from scpo_ray.sweep_config import ObjectiveConfig
 from scpo_ray.sweep_records import Setting, SettingSummary, SweepResult, TrialRecord
 from scpo_ray.sweep_scores import honest_choice
