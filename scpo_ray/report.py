@@ -27,7 +27,7 @@ from scpo_ray.records import (
     RunResult,
     SelectionSummary,
 )
-from scpo_ray.statistics import within_noise
+from scpo_ray.statistics import basic_interval, within_noise
 
 log = logging.getLogger(__name__)
 
@@ -492,7 +492,7 @@ def _opinion_cell(found: Estimate | None, change: Difference | None = None) -> C
     cell = cell_of(found, "questions")
     if found is None or found.value is None:
         return cell
-    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions"
+    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions{_basic(found)}"
     if change is None or change.value is None:
         return replace(cell, hint=hint)
     changed = cell_of(change, "questions")
@@ -550,7 +550,7 @@ def _control(name: str) -> Pick:
 def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
     if found is None or found.value is None:
         return Cell(NONE)
-    hint = size_of(found, unit)
+    hint = f"{size_of(found, unit)}{_basic(found)}"
     if isinstance(found, Estimate):
         sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
         return Cell(percent(found.value), (interval(found), *sd), "", hint)
@@ -592,6 +592,11 @@ def interval(found: Estimate | Difference) -> str:
         return "[no interval]"
     shown = points if isinstance(found, Difference) else percent
     return f"[{shown(found.low)}, {shown(found.high)}]"
+
+
+def _basic(found: Estimate | Difference) -> str:
+    low, high = basic_interval(found)
+    return "" if low is None else f"; basic interval {interval(replace(found, low=low, high=high))}"
 
 
 def _p_value(change: Difference) -> str:

@@ -79,6 +79,13 @@ def test_a_comparison_has_every_section_and_balanced_tags(compared):
     assert [path.name for path in compared.parent.iterdir()] == ["report.html"]
 
 
+def test_a_number_says_its_basic_interval_when_hovered_over(compared):
+    hints = [hint for hint in Page(compared).values("title") if "basic interval" in hint]
+
+    # scpo's macro mean on `all` is 62.7 % [56.7, 68.7]: as skewed to neither side, the same.
+    assert "basic interval [56.7, 68.7]" in " ".join(hints)
+
+
 def test_the_page_is_self_contained(compared):
     page = Page(compared)
 

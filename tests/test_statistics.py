@@ -9,6 +9,7 @@ from scipy.stats import norm, t
 from scpo_ray.records import Difference
 from scpo_ray.statistics import (
     accuracy,
+    basic_interval,
     detectable_difference,
     holm,
     interval_tail,
@@ -34,6 +35,13 @@ def test_accuracy_is_the_mean_over_pairs_and_counts_pairs_and_clusters():
     assert (estimate.num_pairs, estimate.num_clusters) == (5, 2)
     # Resamples are ann twice (2/3), both (3.5/5) or bo twice (3/4).
     assert (estimate.low, estimate.high) == (pytest.approx(2 / 3), pytest.approx(3 / 4))
+
+
+def test_the_basic_interval_is_the_reported_one_reversed_at_the_value():
+    difference = Difference(0.25, -0.25, 0.5, 0.2, None, 9, 3)
+
+    assert basic_interval(difference) == (0.0, 0.75)
+    assert basic_interval(accuracy(np.ones(2), np.zeros(2), samples=9, rng=rng())) == (None, None)
 
 
 def test_one_cluster_has_a_value_but_no_interval():
