@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.config import METHODS, EvaluationConfig
+from scpo_ray.joint_scores import Behind, joined, replicated, shared, with_seeds
 from scpo_ray.metrics import layer_masks, noise_outcomes, ranked_right
 from scpo_ray.records import (
     ComparisonResult,
@@ -20,7 +21,15 @@ from scpo_ray.records import (
     MethodSummary,
     RunResult,
 )
-from scpo_ray.statistics import macro_difference, macro_mean, paired_difference, stream, with_holm
+from scpo_ray.statistics import (
+    draw_clusters,
+    macro_difference,
+    macro_mean,
+    paired_difference,
+    seed_variance,
+    stream,
+    with_holm,
+)
 
 MACRO = ""
 """The culture of the rows that hold the macro mean."""
@@ -99,6 +108,9 @@ def compare_runs(
     Where a method has no run for a culture there is no summary of the two, and the method's macro
     values are None: a mean over fewer cultures would be read against the others' as if alike.
 
+    The macro rows say which method is best on `all` and which are within noise of it: all of them
+    measured in the same resamples, as a sweep's settings are (without p-values).
+
     `other_cultures` is the macro mean over the cultures the model was not trained for; in the
     macro row, over all tested cultures, of what the models trained for another one reach there.
 
@@ -138,7 +150,11 @@ def compare_runs(
         seeds=seeds,
         run_ids=list(dict.fromkeys(run.result.run_id for run in runs)),
         failures=dict(failures),
-        summaries=[row for method in methods for row in _summaries(method, grid)],
+        summaries=[
+            row
+            for method, behind in _behind_best(methods, grid).items()
+            for row in _summaries(method, behind, grid)
+        ],
     )
 
 
@@ -310,7 +326,30 @@ def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[st
     return tested
 
 
-def _summaries(method: str, grid: _Grid) -> list[MethodSummary]:
+def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Behind]:
+    """How far each method's macro mean on `all` is behind the best, as settings are in a sweep."""
+    clusters = [grid.tested[culture].clusters for culture in grid.cultures]
+    samples = grid.settings.bootstrap_samples
+    draws = draw_clusters(clusters, samples=samples, rng=grid.stream("best"))
+    macro = None
+    for culture, labels, drawn in zip(grid.cultures, clusters, draws, strict=True):
+        outcomes = np.full((len(labels), len(methods)), np.nan)
+        seeds = {}
+        for column, method in enumerate(methods):
+            if (method, culture) in grid.runs:
+                own = grid.own(method, culture, "all")
+                outcomes[:, column] = own.mean(axis=1)
+                # By the runs: one that stands in several cultures' cells is one training.
+                run_ids = [run.result.run_id for run in grid.runs[method, culture]]
+                rng = grid.stream("best", "seeds", *run_ids)
+                seeds[column] = (seed_variance(own, labels), rng)
+        score = with_seeds(replicated(outcomes, labels, drawn), seeds)
+        macro = joined(macro, score, np.add)
+    behind = shared(macro, len(clusters), clusters).behind_best("max")
+    return dict(zip(methods, behind, strict=True))
+
+
+def _summaries(method: str, behind: Behind, grid: _Grid) -> list[MethodSummary]:
     minus_global = _differences(method, "global", grid)
     minus_finetune = _differences(method, "finetune", grid)
     minus_noise = _differences(method, "noise", grid)
@@ -335,6 +374,8 @@ def _summaries(method: str, grid: _Grid) -> list[MethodSummary]:
             noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
             minus_noise=minus_noise.get(culture, {}),
             others_minus_global=others_minus_global,
+            minus_best=behind.difference if culture == MACRO else None,
+            tied_with_best=behind.is_tied and culture == MACRO,
         )
         summaries.append(summary)
     return summaries

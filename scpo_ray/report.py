@@ -168,11 +168,25 @@ def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         said += _macro_finding(macro[main], comparison, unit)
         changes = [s.minus_global for s in comparison.summaries if s.method == main]
         said += _what_can_be_shown(macro[main].minus_global, changes[1:], unit)
+    said += _best_finding(list(macro.values()))
     for method in trained:
         if method in macro:
             noise, minus_noise = macro[method].noise, macro[method].minus_noise
             said += _noise_findings(method, macro[method].accuracy, noise, minus_noise)
     return said
+
+
+def _best_finding(macro: Sequence[MethodSummary]) -> list[str]:
+    """Which method has the best macro mean, and which are as good as can be told."""
+    tied = [s for s in macro if s.tied_with_best]
+    best = [s.method for s in tied if s.minus_best is None]
+    if not best or len(macro) == 1:
+        return []
+    others = [s.method for s in tied if s.minus_best is not None]
+    return [
+        f"Over all pairs {best[0]} has the best macro mean; within noise of it (paired, in the "
+        f"same resamples): {', '.join(others) or 'no other method'}."
+    ]
 
 
 def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str) -> list[str]:

@@ -79,6 +79,13 @@ def test_a_comparison_has_every_section_and_balanced_tags(compared):
     assert [path.name for path in compared.parent.iterdir()] == ["report.html"]
 
 
+def test_the_lead_says_the_best_method_and_which_are_within_noise_of_it(compared):
+    assert (
+        "Over all pairs scpo has the best macro mean; within noise of it (paired, in the same "
+        "resamples): finetune, weight."
+    ) in words(compared)
+
+
 def test_a_number_says_its_basic_interval_when_hovered_over(compared):
     hints = [hint for hint in Page(compared).values("title") if "basic interval" in hint]
 

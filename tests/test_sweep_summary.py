@@ -8,6 +8,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from scpo_ray.comparison import ComparedRun, PairOutcomes
+from scpo_ray.joint_scores import ranking
 from scpo_ray.records import Estimate
 from scpo_ray.statistics import (
     accuracy,
@@ -21,7 +22,7 @@ from scpo_ray.statistics import (
 from scpo_ray.sweep_config import ObjectiveConfig
 from scpo_ray.sweep_records import Setting, SettingSummary, SweepResult, TrialRecord
 from scpo_ray.sweep_scores import honest_choice
-from scpo_ray.sweep_summary import importance, ranking, summarize_sweep
+from scpo_ray.sweep_summary import importance, summarize_sweep
 from tests.results import run_result, selection
 
 CULTURES = ("Chile", "Mexico")
