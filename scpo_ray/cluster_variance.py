@@ -32,6 +32,18 @@ class SeedVariance:
         """That of the sum, or difference, of two independent means."""
         return SeedVariance(self.value + other.value, self.squares + other.squares)
 
+    def with_same(self, other: "SeedVariance") -> "SeedVariance":
+        """That of the sum of two means that the same trainings move alike."""
+        if not (self.value and other.value):
+            return self.plus(other)
+        value = (np.sqrt(self.value) + np.sqrt(other.value)) ** 2
+        degrees = min(part.value**2 / part.squares for part in (self, other))
+        return SeedVariance(float(value), float(value**2 / degrees))
+
+    def over(self, number: int) -> "SeedVariance":
+        """That of the mean divided by `number`."""
+        return SeedVariance(self.value / number**2, self.squares / number**4)
+
 
 @dataclass(frozen=True)
 class Freedom:
@@ -151,6 +163,27 @@ def cluster_sums(outcomes: Sequence[NDArray[Any]], clusters: Sequence[NDArray[An
     return ClusterSums(
         totals.reshape(shape).astype(np.float64), sizes.reshape(shape).astype(np.float64)
     )
+
+
+def cluster_freedom(clusters: Sequence[NDArray[Any]]) -> Freedom | None:
+    """How far into the tails a 95 % interval of these clusters goes, whatever the outcomes.
+
+    A bootstrap of G clusters is too narrow: its variance is short by about (G - 1) / G, more if
+    some clusters are large, and it knows nothing of the variance's own uncertainty. So the
+    percentiles are those of a normal at t * sqrt(inflation): t with the degrees of freedom that
+    the clusters' sizes leave (Satterthwaite), inflation the expected ratio of a variance without
+    bias (each cluster's residual over sqrt(1 - its share of the pairs), CR2) to the bootstrap's.
+    Both depend on the sizes alone, so all models on the same pairs share them, but for their
+    seeds (`Freedom.with_seeds`).
+
+    Args:
+        clusters: per culture of a macro mean, (B_c,) labels of its pairs.
+
+    Returns: None where a culture has fewer than two clusters; there is no interval then.
+    Source: Hesterberg (2015), "What teachers should know about the bootstrap" (expanded
+        percentiles); Bell and McCaffrey (2002) and Imbens and Kolesar (2016) for the correction.
+    """
+    return cluster_sums([np.zeros(len(column)) for column in clusters], clusters).freedom
 
 
 def macro_seed_variance(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.cluster_variance import macro_seed_variance
 from scpo_ray.config import METHODS, EvaluationConfig
-from scpo_ray.joint_scores import Behind, joined, replicated, shared, with_seeds
+from scpo_ray.joint_scores import Behind, SeedNoise, added, replicated, shared, with_seeds
 from scpo_ray.metrics import layer_masks, noise_outcomes, ranked_right
 from scpo_ray.records import (
     ComparisonResult,
@@ -26,7 +27,6 @@ from scpo_ray.statistics import (
     macro_difference,
     macro_mean,
     paired_difference,
-    seed_variance,
     stream,
     with_holm,
 )
@@ -334,17 +334,17 @@ def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Behind]:
     macro = None
     for culture, labels, drawn in zip(grid.cultures, clusters, draws, strict=True):
         outcomes = np.full((len(labels), len(methods)), np.nan)
-        seeds = {}
+        noise = {}
         for column, method in enumerate(methods):
             if (method, culture) in grid.runs:
                 own = grid.own(method, culture, "all")
                 outcomes[:, column] = own.mean(axis=1)
                 # By the runs: one that stands in several cultures' cells is one training.
                 run_ids = [run.result.run_id for run in grid.runs[method, culture]]
+                variance = macro_seed_variance([own], [labels])
                 rng = grid.stream("best", "seeds", *run_ids)
-                seeds[column] = (seed_variance(own, labels), rng)
-        score = with_seeds(replicated(outcomes, labels, drawn), seeds)
-        macro = joined(macro, score, np.add)
+                noise[column] = SeedNoise(" ".join(run_ids), variance, rng)
+        macro = added(macro, with_seeds(replicated(outcomes, labels, drawn), noise))
     behind = shared(macro, len(clusters), clusters).behind_best("max")
     return dict(zip(methods, behind, strict=True))
 

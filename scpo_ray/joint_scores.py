@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.cluster_variance import Freedom, SeedVariance, cluster_freedom
 from scpo_ray.records import Difference, Estimate
 from scpo_ray.statistics import (
     ClusterDraws,
-    interval_tail,
     joint_means,
     percentile_intervals,
     within_noise,
@@ -34,20 +34,29 @@ class Behind:
 class Replicated:
     """A number for each of S models (or settings), with its replicates in the same resamples.
 
-    `values`: (S,), `replicates`: (samples, S), NaN where a model has none; `tail`: the share of
-    them that an interval leaves out at each end (`statistics.interval_tail`); `num_pairs` and
-    `num_clusters`: the test pairs behind each number.
+    Attributes:
+        values: (S,), NaN where a model has none.
+        replicates: (samples, S), with the seeds' noise.
+        freedom: what the clusters leave; None where there is no interval.
+        seeds: (S) training -> the variance that other seeds of it would show in the number.
+        num_pairs, num_clusters: the test pairs behind each number.
     """
 
     values: NDArray[np.float64]
     replicates: NDArray[np.float64]
-    tail: float
+    freedom: Freedom | None
+    seeds: tuple[Mapping[str, SeedVariance], ...]
     num_pairs: int
     num_clusters: int
 
+    @property
+    def tails(self) -> NDArray[np.float64]:
+        """(S,) the share of the replicates that an interval leaves out at each end."""
+        return self._tails(self.replicates, [_whole(parts) for parts in self.seeds])
+
     def estimates(self) -> list[Estimate]:
         """(S) numbers with their 95 % intervals."""
-        intervals = percentile_intervals(self.replicates, self.tail)
+        intervals = percentile_intervals(self.replicates, self.tails)
         # The seeds' noise knows no bounds; a share has them.
         rows = zip(self.values, *np.clip(intervals, 0, 1), strict=True)
         return [
@@ -55,14 +64,17 @@ class Replicated:
             for value, low, high in rows
         ]
 
-    def minus(self, value: float, replicates: NDArray[np.float64]) -> list[Difference | None]:
+    def minus(self, rival: "Replicated", column: int) -> list[Difference | None]:
         """(S) paired differences from a rival; without p-values. None where a number is missing.
 
         Args:
-            value, replicates: the rival's, (samples,) from the same resamples.
+            rival, column: whose model it is, measured in the same resamples, and its place there.
         """
-        values = self.values - value
-        intervals = percentile_intervals(self.replicates - replicates[:, None], self.tail)
+        values = self.values - rival.values[column]
+        replicates = self.replicates - rival.replicates[:, [column]]
+        theirs = _whole(rival.seeds[column])
+        seeds = [_whole(parts).plus(theirs) for parts in self.seeds]
+        intervals = percentile_intervals(replicates, self._tails(replicates, seeds))
         # Two columns that are alike may differ by the rounding of a matrix product.
         rows = (np.round([values, *intervals], 12) + 0.0).T
         return [
@@ -75,12 +87,26 @@ class Replicated:
     def behind_best(self, mode: Literal["max", "min"]) -> list["Behind"]:
         """(S) how far each model is behind the best of them (of ties, the first)."""
         best = ranking([_number(value) for value in self.values], mode=mode)[0]
-        differences = self.minus(self.values[best], self.replicates[:, best])
+        differences = self.minus(self, best)
         differences[best] = None
         return [
             Behind(found, bool(not np.isnan(value) and (found is None or within_noise(found))))
             for value, found in zip(self.values, differences, strict=True)
         ]
+
+    def _tails(
+        self, replicates: NDArray[np.float64], seeds: Sequence[SeedVariance]
+    ) -> NDArray[np.float64]:
+        if self.freedom is None:
+            return np.full(len(seeds), 0.025)
+        tails = np.full(len(seeds), self.freedom.tail)
+        for column, part in enumerate(seeds):
+            known = replicates[:, column][~np.isnan(replicates[:, column])]
+            if part.value > 0 and len(known):
+                # What the seeds' noise does not explain is the clusters'.
+                plain = max(0.0, float(known.var()) - part.value)
+                tails[column] = self.freedom.with_seeds(plain, part).tail
+        return tails
 
     def _sizes(self, value: float) -> tuple[int, int]:
         return (0, 0) if np.isnan(value) else (self.num_pairs, self.num_clusters)
@@ -89,7 +115,7 @@ class Replicated:
 def nothing(samples: int, num_models: int) -> Replicated:
     """No number for any model."""
     nothing = np.full((samples, num_models), np.nan)
-    return Replicated(nothing[0], nothing, 0.025, 0, 0)
+    return Replicated(nothing[0], nothing, None, ({},) * num_models, 0, 0)
 
 
 def replicated(
@@ -109,37 +135,58 @@ def replicated(
     there = ~np.isnan(values)
     replicates = np.full((samples, num_models), np.nan)
     replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
-    tail = interval_tail([clusters])
-    return Replicated(values, replicates, tail, len(outcomes), len(draws.labels))
+    freedom, seeds = cluster_freedom([clusters]), ({},) * num_models
+    return Replicated(values, replicates, freedom, seeds, len(outcomes), len(draws.labels))
 
 
-def with_seeds(
-    score: Replicated, seeds: Mapping[int, tuple[float, np.random.Generator]]
-) -> Replicated:
+@dataclass(frozen=True)
+class SeedNoise:
+    """What other seeds of one model would add to its number on one culture.
+
+    `training`: names what the seeds are seeds of; two cultures that one model serves have the same
+    one. `rng`: the same for the same training.
+    """
+
+    training: str
+    variance: SeedVariance
+    rng: np.random.Generator
+
+
+def with_seeds(score: Replicated, noise: Mapping[int, SeedNoise]) -> Replicated:
     """The replicates with as much noise as only other seeds of the models would show.
 
     Args:
-        seeds: model's place -> `statistics.seed_variance` of its outcomes, and its chance: the
-            same for two cultures that one training serves.
+        noise: model's place -> its own; a model with one seed has none.
     """
-    replicates = score.replicates.copy()
-    for column, (variance, rng) in seeds.items():
-        replicates[:, column] += np.sqrt(variance) * rng.standard_normal(len(replicates))
-    return replace(score, replicates=replicates)
+    replicates, seeds = score.replicates.copy(), list(score.seeds)
+    for column, of in noise.items():
+        replicates[:, column] += np.sqrt(of.variance.value) * of.rng.standard_normal(
+            len(replicates)
+        )
+        seeds[column] = {of.training: of.variance}
+    return replace(score, replicates=replicates, seeds=tuple(seeds))
 
 
-def joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replicated:
-    """One culture's numbers put to the others' (`how`: added up, or the lower ones)."""
+def added(total: Replicated | None, part: Replicated) -> Replicated:
+    """One culture's numbers added to the others'; `shared` makes a mean of the sum."""
     if total is None:
         return part
-    return Replicated(
-        how(total.values, part.values),
-        how(total.replicates, part.replicates),
-        # That of one culture, the widest: right for the lowest of them; `shared` has the mean's.
-        min(total.tail, part.tail),
-        total.num_pairs + part.num_pairs,
-        total.num_clusters + part.num_clusters,
-    )
+    seeds = []
+    for ours, theirs in zip(total.seeds, part.seeds, strict=True):
+        both = dict(ours)
+        for training, variance in theirs.items():
+            both[training] = both[training].with_same(variance) if training in both else variance
+        seeds.append(both)
+    return _joined(total, part, np.add, seeds)
+
+
+def lowest(total: Replicated | None, part: Replicated) -> Replicated:
+    """The lower of one culture's numbers and the others'; of their seeds, those that vary most."""
+    if total is None:
+        return part
+    both = zip(total.seeds, part.seeds, strict=True)
+    seeds = [max(each, key=lambda parts: _whole(parts).value) for each in both]
+    return _joined(total, part, np.minimum, seeds)
 
 
 def shared(
@@ -151,7 +198,8 @@ def shared(
     num_clusters = len(np.unique(np.concatenate(clusters)))
     return replace(
         total,
-        tail=interval_tail(clusters) if number > 1 else total.tail,
+        freedom=cluster_freedom(clusters) if number > 1 else total.freedom,
+        seeds=tuple({t: v.over(number) for t, v in parts.items()} for parts in total.seeds),
         values=total.values / number,
         replicates=total.replicates / number,
         num_clusters=num_clusters,
@@ -164,6 +212,32 @@ def ranking(values: Sequence[float | None], *, mode: Literal["max", "min"]) -> l
     # What rounding alone sets apart is tied.
     keys = [inf if value is None else round(sign * value, 12) for value in values]
     return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def _joined(
+    total: Replicated,
+    part: Replicated,
+    how: np.ufunc,
+    seeds: Sequence[Mapping[str, SeedVariance]],
+) -> Replicated:
+    known = [score.freedom for score in (total, part) if score.freedom is not None]
+    return Replicated(
+        how(total.values, part.values),
+        how(total.replicates, part.replicates),
+        # The widest of them: right for the lowest culture; `shared` has the mean's.
+        min(known, key=lambda freedom: freedom.tail, default=None),
+        tuple(seeds),
+        total.num_pairs + part.num_pairs,
+        total.num_clusters + part.num_clusters,
+    )
+
+
+def _whole(seeds: Mapping[str, SeedVariance]) -> SeedVariance:
+    """Of independent trainings together."""
+    whole = SeedVariance(0.0, 0.0)
+    for part in seeds.values():
+        whole = whole.plus(part)
+    return whole
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,7 @@ or a fraction. Outcomes are (B,) of one model or (B, K) of a method's K seeds: s
 and how much they differ is a second layer of chance in the interval and in the test.
 
 **Intervals** are percentiles of a cluster bootstrap, taken further out than 2.5 % because few
-clusters, and unequal ones, make the bootstrap too narrow; `interval_tail` says how far. **Tests**
+clusters, and unequal ones, make the bootstrap too narrow; `cluster_freedom` says how far. **Tests**
 flip signs and compare the difference over its standard error. How often both are right is measured
 by benchmarks/interval_coverage.py; docs/method.md has the table.
 """
@@ -58,7 +58,7 @@ def accuracy(
 
     Each resample draws as many clusters as there are, with replacement, and divides the sum of
     their outcomes by the number of their pairs; the interval ends at the percentiles of
-    `interval_tail`.
+    `cluster_freedom`.
 
     Args:
         outcomes: (B,) or (B, K), bool or fractions in [0, 1].
@@ -164,37 +164,6 @@ def macro_difference(
         len(sums.sizes),
         _detectable(sums, seeds),
     )
-
-
-def interval_tail(clusters: Sequence[NDArray[Any]]) -> float:
-    """The share of resamples that a 95 % interval leaves out at each end; at most 0.025.
-
-    A bootstrap of G clusters is too narrow: its variance is short by about (G - 1) / G, more if
-    some clusters are large, and it knows nothing of the variance's own uncertainty. So the
-    percentiles are those of a normal at t * sqrt(inflation): t with the degrees of freedom that
-    the clusters' sizes leave (Satterthwaite), inflation the expected ratio of a variance without
-    bias (each cluster's residual over sqrt(1 - its share of the pairs), CR2) to the bootstrap's.
-    Both depend on the sizes alone, so all models on the same pairs share one tail.
-
-    Args:
-        clusters: per culture of a macro mean, (B_c,) labels of its pairs.
-
-    Returns: 0.025 where a culture has fewer than two clusters; there is no interval then.
-    Source: Hesterberg (2015), "What teachers should know about the bootstrap" (expanded
-        percentiles); Bell and McCaffrey (2002) and Imbens and Kolesar (2016) for the correction.
-    """
-    freedom = cluster_sums([np.zeros(len(column)) for column in clusters], clusters).freedom
-    return 0.025 if freedom is None else freedom.tail
-
-
-def seed_variance(outcomes: NDArray[Any], clusters: NDArray[Any]) -> float:
-    """The variance of the mean over seeds that the choice of clusters does not explain.
-
-    Args:
-        outcomes: (B, K) of K seeds; with one seed nothing is known, and 0 returned.
-        clusters: (B,) labels.
-    """
-    return macro_seed_variance([outcomes], [clusters]).value
 
 
 def detectable_difference(
@@ -329,20 +298,27 @@ def joint_means(
     return means
 
 
-def percentile_intervals(replicates: NDArray[np.float64], tail: float) -> NDArray[np.float64]:
+def percentile_intervals(
+    replicates: NDArray[np.float64], tails: float | NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The interval of each number between two percentiles of its replicates.
 
     Args:
         replicates: (samples, M). A row that is NaN in every column is left out; a column that is
             NaN elsewhere has no interval.
-        tail: share of the replicates left out at each end, from `interval_tail`.
+        tails: share of the replicates left out at each end (`Freedom.tail`), for all or (M,).
 
     Returns: (2, M), low and high; NaN where a column has none or half of the rows fell out.
     """
+    num_models = replicates.shape[1]
+    intervals = np.full((2, num_models), np.nan)
     complete = replicates[~np.isnan(replicates).all(axis=1)]
     if 2 * len(complete) < len(replicates):
-        return np.full((2, replicates.shape[1]), np.nan)
-    intervals: NDArray[np.float64] = np.quantile(complete, [tail, 1 - tail], axis=0)
+        return intervals
+    tails = np.broadcast_to(tails, num_models)
+    for tail in np.unique(tails):
+        alike = tails == tail
+        intervals[:, alike] = np.quantile(complete[:, alike], [tail, 1 - tail], axis=0)
     return intervals
 
 
@@ -458,7 +434,7 @@ def _sign_flip_p_value(
 ) -> float | None:
     """Two-sided mid-p-value of the macro difference over its standard error, under random signs.
 
-    The standard error is that of `interval_tail`, with the cultures as one: cluster g stands for
+    The standard error is that of `cluster_freedom`, with the cultures as one: cluster g stands for
     its share of the macro mean. The seeds' variance widens the observed one, and more so where few
     seeds know it badly.
     """

@@ -6,10 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.cluster_variance import macro_seed_variance
 from scpo_ray.comparison import MACRO, CulturePairs
-from scpo_ray.joint_scores import Replicated, joined, nothing, replicated, shared, with_seeds
+from scpo_ray.joint_scores import (
+    Replicated,
+    SeedNoise,
+    added,
+    lowest,
+    nothing,
+    replicated,
+    shared,
+    with_seeds,
+)
 from scpo_ray.records import Difference, Estimate, Layer
-from scpo_ray.statistics import ClusterDraws, draw_clusters, seed_variance, stream
+from scpo_ray.statistics import ClusterDraws, draw_clusters, stream
 from scpo_ray.sweep_config import ObjectiveConfig
 from scpo_ray.sweep_outcomes import SweepOutcomes
 
@@ -60,7 +70,7 @@ def score_settings(
     cultures = outcomes.cultures
     own = outcomes.own(settings)
     goal = scored_cultures(objective, cultures)
-    lowest = objective.culture == "worst"
+    is_worst = objective.culture == "worst"
     accuracy: dict[str, dict[Layer, list[Estimate]]] = {c: {} for c in (MACRO, *cultures)}
     reached = nothing(outcomes.samples, len(settings))
     per_culture = np.full((len(cultures), len(settings)), np.nan)
@@ -74,21 +84,21 @@ def score_settings(
         for row, culture in enumerate(cultures):
             # Only sums are kept: all replicates of all cultures would be most of the memory.
             score = replicated(own[tested[culture].rows], clusters[culture], draws[culture])
-            seeds = _seeds(outcomes, settings, culture, tested[culture], layer, seed)
-            score = with_seeds(score, seeds)
+            noise = _seed_noise(outcomes, settings, culture, tested[culture], layer, seed)
+            score = with_seeds(score, noise)
             accuracy[culture][layer] = score.estimates()
-            macro = joined(macro, score, np.add)
+            macro = added(macro, score)
             if layer == objective.metric:
                 per_culture[row] = score.values
                 if culture in goal:
-                    aim = joined(aim, score, np.minimum if lowest else np.add)
+                    aim = (lowest if is_worst else added)(aim, score)
         mean = shared(macro, len(cultures), list(clusters.values()))
         accuracy[MACRO][layer] = mean.estimates()
         if layer == "all":
             minus_global = _minus_global(mean, tested, draws)
         if layer == objective.metric:
             counted = [clusters[culture] for culture in goal]
-            reached = shared(aim, 1 if lowest else len(goal), counted)
+            reached = shared(aim, 1 if is_worst else len(goal), counted)
             chosen_honestly = honest_choice(
                 [own[tested[culture].rows] for culture in goal],
                 counted,
@@ -191,25 +201,26 @@ def _draws(
     return dict(zip(clusters, drawn, strict=True))
 
 
-def _seeds(
+def _seed_noise(
     outcomes: SweepOutcomes,
     settings: Sequence[int],
     culture: str,
     tested: _LayerPairs,
     layer: Layer,
     seed: int,
-) -> dict[int, tuple[float, np.random.Generator]]:
-    """What `with_seeds` asks for, of the settings with several seeds."""
+) -> dict[int, SeedNoise]:
+    """Of the settings with several seeds; by their places."""
     found = {}
     for column, setting in enumerate(settings):
         by_seed = outcomes.by_seed(setting, culture)
         if by_seed is None or not len(tested.rows):
             continue
-        # A model of its own for each culture is another training; the one for all is the same.
-        trained_for = culture if (setting, culture) in outcomes.runs else ""
-        found[column] = (
-            seed_variance(by_seed[tested.rows], tested.clusters),
-            stream(seed, "sweep", "seeds", layer, str(setting), trained_for),
+        # By the runs: a model of its own for each culture is another training, one for all is not.
+        training = " ".join(run.trial.run_id for run in outcomes.runs_for(setting, culture))
+        found[column] = SeedNoise(
+            training,
+            macro_seed_variance([by_seed[tested.rows]], [tested.clusters]),
+            stream(seed, "sweep", "seeds", layer, training),
         )
     return found
 
@@ -223,9 +234,9 @@ def _minus_global(
             return [None] * len(macro.values)
         ref_outcomes = pairs.ref_outcomes[:, None].astype(np.float64)
         score = replicated(ref_outcomes, pairs.clusters, draws[culture])
-        total = joined(total, score, np.add)
+        total = added(total, score)
     rival = shared(total, len(tested), [pairs.clusters for pairs in tested.values()])
-    return macro.minus(float(rival.values[0]), rival.replicates[:, 0])
+    return macro.minus(rival, 0)
 
 
 def _other_cultures(
@@ -244,7 +255,7 @@ def _other_cultures(
     total = None
     for name, pairs in tested.items():
         score = replicated(others[pairs.rows], pairs.clusters, draws[name])
-        total = joined(total, score, np.add)
+        total = added(total, score)
     return shared(total, len(tested), list(clusters.values())).estimates()
 
 

@@ -85,6 +85,7 @@ def summarize_sweep(
     summaries = _summaries(result.settings, outcomes, scores, objective)
     reached = [_value(summary.objective) for summary in summaries]
     replicates = dict(zip(numbers, scores.objective.replicates.T, strict=True))
+    tails = dict(zip(numbers, scores.objective.tails.tolist(), strict=True))
     return replace(
         result,
         cultures=outcomes.cultures,
@@ -93,9 +94,7 @@ def summarize_sweep(
         pareto=pareto(summaries),
         best_trials=_best_trials(summaries, outcomes, objective),
         chosen_honestly=scores.chosen_honestly,
-        efficiency=efficiency_curves(
-            axes, summaries, replicates, objective.mode, tail=scores.objective.tail
-        ),
+        efficiency=efficiency_curves(axes, summaries, replicates, objective.mode, tails=tails),
     )
 
 

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
+from scpo_ray.cluster_variance import cluster_freedom
 from scpo_ray.records import Difference
 from scpo_ray.statistics import (
     accuracy,
     basic_interval,
     detectable_difference,
     holm,
-    interval_tail,
     macro_difference,
     macro_mean,
     paired_difference,
@@ -338,14 +338,14 @@ def test_equal_models_are_called_different_about_one_time_in_twenty(num_users):
 
 
 def test_few_or_unequal_clusters_take_percentiles_further_out():
-    equal = {number: interval_tail([np.arange(number)]) for number in (2, 8, 40, 10_000)}
-    unequal = interval_tail([np.repeat(np.arange(8), [40, 2, 2, 2, 2, 2, 2, 2])])
+    equal = {number: cluster_freedom([np.arange(number)]).tail for number in (2, 8, 40, 10_000)}
+    unequal = cluster_freedom([np.repeat(np.arange(8), [40, 2, 2, 2, 2, 2, 2, 2])]).tail
 
     # One pair each: a normal at t(7 degrees) * sqrt(8 / 7), Hesterberg's expanded percentile.
     assert equal[8] == pytest.approx(norm.sf(t.ppf(0.975, 7) * math.sqrt(8 / 7)))
     assert unequal < equal[8] < equal[40] < equal[10_000] < 0.025
     assert equal[10_000] == pytest.approx(0.025, abs=1e-4)
-    assert interval_tail([np.arange(8), np.zeros(3)]) == 0.025  # no interval there
+    assert cluster_freedom([np.arange(8), np.zeros(3)]) is None
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=2, max_size=12))
@@ -362,7 +362,7 @@ def test_one_user_with_nearly_all_pairs_leaves_the_range_of_the_resamples(large:
 
     estimate = accuracy(outcomes, users, samples=200, rng=rng())
 
-    assert interval_tail([users]) < 0.001
+    assert cluster_freedom([users]).tail < 0.001
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
@@ -385,7 +385,7 @@ def test_the_rival_sees_the_same_difference_with_the_other_sign(rows):
 
 
 def test_a_macro_mean_of_many_small_cultures_needs_the_variance_more_than_the_t():
-    seven = interval_tail([np.arange(10) + 100 * culture for culture in range(7)])
+    seven = cluster_freedom([np.arange(10) + 100 * culture for culture in range(7)]).tail
 
     assert seven == pytest.approx(norm.sf(t.ppf(0.975, 63) * math.sqrt(10 / 9)), rel=1e-6)
 
