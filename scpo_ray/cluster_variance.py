@@ -187,7 +187,10 @@ def cluster_freedom(clusters: Sequence[NDArray[Any]]) -> Freedom | None:
 
 
 def macro_seed_variance(
-    outcomes: Sequence[NDArray[Any]], clusters: Sequence[NDArray[Any]]
+    outcomes: Sequence[NDArray[Any]],
+    clusters: Sequence[NDArray[Any]],
+    *,
+    one_training: bool = False,
 ) -> SeedVariance:
     """What the seeds' means differ by, less what the choice of clusters alone makes them differ.
 
@@ -195,9 +198,10 @@ def macro_seed_variance(
     for others, other users would have drawn another mean.
 
     Args:
-        outcomes, clusters: per culture of a macro mean, (B_c, K_c) of K_c seeds and (B_c,) labels;
-            the cultures' seeds are independent. A culture with one seed, (B_c, 1) or (B_c,), adds
-            nothing: of it nothing is known.
+        outcomes, clusters: per culture of a macro mean, (B_c, K_c) of K_c seeds and (B_c,) labels.
+            A culture with one seed, (B_c, 1) or (B_c,), adds nothing: of it nothing is known.
+        one_training: a seed's model is the same for all cultures and moves all of them at once;
+            else the cultures' seeds are independent.
     Raises: ValueError if shapes differ.
     """
     found = SeedVariance(0.0, 0.0)
@@ -217,7 +221,8 @@ def macro_seed_variance(
         totals = np.add.reduceat(centred[order], np.cumsum(sizes) - sizes, axis=0) / len(values)
         by_chance = float((totals**2 / (1 - sizes / len(values))[:, None]).sum()) / (num_seeds - 1)
         part = max(0.0, between - by_chance) / num_seeds / len(outcomes) ** 2
-        found = found.plus(SeedVariance(part, part**2 / (num_seeds - 1)))
+        variance = SeedVariance(part, part**2 / (num_seeds - 1))
+        found = found.with_same(variance) if one_training else found.plus(variance)
     return found
 
 

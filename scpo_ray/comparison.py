@@ -102,7 +102,8 @@ def compare_runs(
     A pair's outcome is the share of a method's seeds that rank it right, over the seeds that
     finished; estimates and paired differences are taken of these. Their intervals and p-values
     count the seeds as a layer of chance beside the users (`other_cultures` averages them first:
-    there one seed's model serves several cultures). The differences against
+    there one seed's model serves several cultures). A method with one model for all cultures is one
+    training in the macro rows. The differences against
     "global" are against the global model's margins that every run carries. Holm's correction runs
     over the cultures, for each method, layer and rival; the macro difference is a single test.
     Where a method has no run for a culture there is no summary of the two, and the method's macro
@@ -156,6 +157,15 @@ def compare_runs(
             for row in _summaries(method, behind, grid)
         ],
     )
+
+
+def is_one_training(cells: Mapping[tuple[str, str], Sequence[ComparedRun]], method: str) -> bool:
+    """Whether the same runs stand in all of a method's cells (method, culture): one model for all
+    cultures, whose seeds move all of them at once."""
+    found = [
+        {run.result.run_id for run in runs} for cell, runs in cells.items() if cell[0] == method
+    ]
+    return len(found) > 1 and all(run_ids == found[0] for run_ids in found)
 
 
 @dataclass(frozen=True)
@@ -403,6 +413,7 @@ def _accuracies(
             [grid.clusters(method, c, layer) for c in cultures],
             samples=samples,
             rng=grid.stream("accuracy", method, culture, layer),
+            one_training=is_one_training(grid.runs, method),
         )
         for layer in grid.layers
     }
@@ -438,6 +449,9 @@ def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Di
             clusters,
             samples=grid.settings.bootstrap_samples,
             rng=grid.stream("difference", method, rival, MACRO, layer),
+            one_training=is_one_training(grid.runs, method),
+            # The noise is as large as each seed's own change.
+            rival_one_training=is_one_training(grid.runs, method if rival == "noise" else rival),
         )
         [differences[MACRO][layer]] = with_holm([macro])
     return differences

@@ -101,26 +101,28 @@ def macro_mean(
     *,
     samples: int,
     rng: np.random.Generator,
+    one_training: bool = False,
 ) -> Estimate:
     """Mean over cultures of each one's mean outcome: every culture counts alike.
 
     Where no cluster serves two cultures (users), clusters are resampled within each culture.
     Where one does (questions asked in several countries), all clusters are resampled together: a
     question drawn once is drawn for every culture it serves, so its shared difficulty stays in
-    the interval. Resamples that leave a culture empty are left out. One culture's seeds are taken
-    to be independent of another's: they are other trainings.
+    the interval. Resamples that leave a culture empty are left out.
 
     Args:
         outcomes, clusters: per culture, (B_c,) or (B_c, K_c), and (B_c,); the same label is the
             same cluster. Interval ends stay within the range of the resamples' outcomes.
         samples: number of resamples.
+        one_training: a seed's model is the same for all cultures; else one culture's seeds are
+            independent of another's, for they are other trainings.
 
     Returns: value None if any culture has no pair, for a mean over fewer cultures is another
         number; no interval if any culture has one cluster or half of the resamples fell out.
     Raises: as for `accuracy`.
     """
     sums = cluster_sums([seed_mean(columns) for columns in outcomes], clusters)
-    seeds = macro_seed_variance(outcomes, clusters)
+    seeds = macro_seed_variance(outcomes, clusters, one_training=one_training)
     low, high = _interval(sums, seeds, samples=samples, rng=rng)
     if low is not None and high is not None and seeds.value > 0:
         # The seeds' noise knows no bounds; a share has them.
@@ -135,6 +137,8 @@ def macro_difference(
     *,
     samples: int,
     rng: np.random.Generator,
+    one_training: bool = False,
+    rival_one_training: bool = False,
 ) -> Difference:
     """Mean over cultures of their paired differences, with interval, p-value and power.
 
@@ -149,8 +153,8 @@ def macro_difference(
         for ours, theirs in zip(same_lengths(outcomes, rival_outcomes), rival_outcomes, strict=True)
     ]
     sums = cluster_sums(differences, clusters)
-    seeds = macro_seed_variance(outcomes, clusters).plus(
-        macro_seed_variance(rival_outcomes, clusters)
+    seeds = macro_seed_variance(outcomes, clusters, one_training=one_training).plus(
+        macro_seed_variance(rival_outcomes, clusters, one_training=rival_one_training)
     )
     value = sums.macro_mean
     low, high = _interval(sums, seeds, samples=samples, rng=rng)

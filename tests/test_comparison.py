@@ -133,6 +133,23 @@ def test_seeds_that_differ_tie_methods_that_users_alone_would_part(reached, tied
     assert finetune.tied_with_best is tied
 
 
+def test_the_seeds_of_one_model_for_all_cultures_move_all_of_them_at_once():
+    def width(one_run: bool) -> float:
+        runs = []
+        for culture in CULTURES:
+            for seed, right in enumerate((40, 24, 32)):
+                own = [1.0 if row * right % 40 < right else -1.0 for row in range(40)]
+                run = make_run("finetune", culture, seed=seed, own=own, other=own, ref=[1.0] * 40)
+                run_id = f"seed {seed}" if one_run else run.result.run_id
+                runs.append(replace(run, result=replace(run.result, run_id=run_id)))
+        change = summary_of(compare(runs), "finetune", "").minus_global["all"]
+        assert change.value == pytest.approx(-0.2)
+        return change.high - change.low
+
+    # Two trainings halve the variance of the macro mean; one that serves both does not.
+    assert width(one_run=True) > 1.2 * width(one_run=False)
+
+
 def test_each_methods_gain_stands_beside_noise_and_the_cost_to_others():
     result = compare(
         [
