@@ -433,4 +433,4 @@ class ComparisonResult:
     """Run name -> what went wrong; such runs are in no number here."""
     summaries: list[MethodSummary]
     opinions: list[OpinionSummary] = field(default_factory=list)
-    """None where the data holds no distributions."""
+    """Empty where the data holds no distributions."""
