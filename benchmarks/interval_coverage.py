@@ -2,7 +2,8 @@
 
 `python benchmarks/interval_coverage.py [CULTURES]` simulates that many cultures per line: users
 with different numbers of pairs and a taste of their own, so a user's pairs are correlated. Beside
-the interval that the package uses stand the plain percentile and basic bootstrap.
+the interval that the package uses stand its basic counterpart (the same widened tail) and the plain
+percentile and basic bootstrap.
 """
 
 import sys
@@ -10,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scpo_ray.metrics import (
+from scpo_ray.statistics import (
     accuracy,
+    basic_interval,
     detectable_difference,
     draw_clusters,
     joint_means,
@@ -80,12 +82,13 @@ def two_models(
 
 def coverage(number: int) -> None:
     print(
-        "| users' accuracy and pairs | users | percentile | basic | used |\n|---|---|---|---|---|"
+        "| users' accuracy and pairs | users | percentile | basic | basic, widened | used |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, (mean, spread, sizes) in ACCURACIES.items():
         for num_users in NUM_USERS:
             rng = np.random.default_rng(0)
-            held = np.zeros(3)
+            held = np.zeros(4)
             for _ in range(number):
                 skill = skills(rng, num_users, mean, spread)
                 outcomes, users = simulated(rng, sizes(rng, num_users), skill)
@@ -94,7 +97,12 @@ def coverage(number: int) -> None:
                 low, high = np.quantile(replicates, [0.025, 0.975])
                 twice = 2 * outcomes.mean()
                 used = accuracy(outcomes, users, samples=SAMPLES, rng=rng)
-                ends = ((low, high), (twice - high, twice - low), (used.low, used.high))
+                ends = (
+                    (low, high),
+                    (twice - high, twice - low),
+                    basic_interval(used),
+                    (used.low, used.high),
+                )
                 held += [low <= mean <= high for low, high in ends]
             shares = " | ".join(f"{100 * share:.1f}" for share in held / number)
             print(f"| {name} | {num_users} | {shares} |", flush=True)

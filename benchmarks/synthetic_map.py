@@ -16,8 +16,8 @@ import numpy as np
 
 from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.synthetic import margins_of_pairs
-from scpo_ray.metrics import macro_difference, macro_mean, stream
 from scpo_ray.records import Difference
+from scpo_ray.statistics import macro_difference, macro_mean, stream
 from scpo_ray.storage import load_result, load_test_pairs
 from scpo_ray.sweep_records import SweepResult
 from scpo_ray.sweep_store import load_sweep_result

@@ -15,8 +15,8 @@ from scpo_ray.comparison import (
     right,
 )
 from scpo_ray.config import EvaluationConfig
-from scpo_ray.metrics import macro_difference, stream
 from scpo_ray.records import Difference, Layer
+from scpo_ray.statistics import macro_difference, stream
 
 MARGIN = 0.02
 """Accuracy, 2 points: so much a new champion may at worst lose on what is not to be traded away.

@@ -31,7 +31,7 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
-from scpo_ray.metrics import detectable_difference, ranked_right
+from scpo_ray.metrics import ranked_right
 from scpo_ray.models import (
     load_exported,
     merged_adapters,
@@ -47,6 +47,7 @@ from scpo_ray.records import (
 from scpo_ray.report import write_report
 from scpo_ray.scoring import score_tokens, tokenize
 from scpo_ray.selection import disagreement_mask
+from scpo_ray.statistics import detectable_difference
 from scpo_ray.storage import load_comparison_result, load_result
 from scpo_ray.sweep import comparison_trials, planned_settings, trials_of
 from scpo_ray.sweep_config import CULTURE, Grid, SearchConfig
@@ -71,7 +72,7 @@ class DataHealth:
 
     `truncated_texts`: culture -> texts cut at the maximum length. `detectable`: culture -> the
     smallest difference of accuracy that its test pairs could show between two models that differ
-    on 20 % of them (`metrics.detectable_difference`); None with fewer than two users.
+    on 20 % of them (`statistics.detectable_difference`); None with fewer than two users.
     """
 
     counts: dict[str, CultureCounts]

@@ -9,17 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.cluster_variance import macro_seed_variance
 from scpo_ray.config import METHODS, EvaluationConfig
-from scpo_ray.metrics import (
-    layer_masks,
-    macro_difference,
-    macro_mean,
-    noise_outcomes,
-    paired_difference,
-    ranked_right,
-    stream,
-    with_holm,
-)
+from scpo_ray.joint_scores import Behind, SeedNoise, added, replicated, shared, with_seeds
+from scpo_ray.metrics import layer_masks, noise_outcomes, ranked_right
 from scpo_ray.records import (
     ComparisonResult,
     Difference,
@@ -28,6 +21,14 @@ from scpo_ray.records import (
     Layer,
     MethodSummary,
     RunResult,
+)
+from scpo_ray.statistics import (
+    draw_clusters,
+    macro_difference,
+    macro_mean,
+    paired_difference,
+    stream,
+    with_holm,
 )
 
 MACRO = ""
@@ -101,11 +102,15 @@ def compare_runs(
     A pair's outcome is the share of a method's seeds that rank it right, over the seeds that
     finished; estimates and paired differences are taken of these. Their intervals and p-values
     count the seeds as a layer of chance beside the users (`other_cultures` averages them first:
-    there one seed's model serves several cultures). The differences against
+    there one seed's model serves several cultures). A method with one model for all cultures is one
+    training in the macro rows. The differences against
     "global" are against the global model's margins that every run carries. Holm's correction runs
     over the cultures, for each method, layer and rival; the macro difference is a single test.
     Where a method has no run for a culture there is no summary of the two, and the method's macro
     values are None: a mean over fewer cultures would be read against the others' as if alike.
+
+    The macro rows say which method is best on `all` and which are within noise of it: all of them
+    measured in the same resamples, as a sweep's settings are (without p-values).
 
     `other_cultures` is the macro mean over the cultures the model was not trained for; in the
     macro row, over all tested cultures, of what the models trained for another one reach there.
@@ -146,8 +151,21 @@ def compare_runs(
         seeds=seeds,
         run_ids=list(dict.fromkeys(run.result.run_id for run in runs)),
         failures=dict(failures),
-        summaries=[row for method in methods for row in _summaries(method, grid)],
+        summaries=[
+            row
+            for method, behind in _behind_best(methods, grid).items()
+            for row in _summaries(method, behind, grid)
+        ],
     )
+
+
+def is_one_training(cells: Mapping[tuple[str, str], Sequence[ComparedRun]], method: str) -> bool:
+    """Whether the same runs stand in all of a method's cells (method, culture): one model for all
+    cultures, whose seeds move all of them at once."""
+    found = [
+        {run.result.run_id for run in runs} for cell, runs in cells.items() if cell[0] == method
+    ]
+    return len(found) > 1 and all(run_ids == found[0] for run_ids in found)
 
 
 @dataclass(frozen=True)
@@ -318,7 +336,30 @@ def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[st
     return tested
 
 
-def _summaries(method: str, grid: _Grid) -> list[MethodSummary]:
+def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Behind]:
+    """How far each method's macro mean on `all` is behind the best, as settings are in a sweep."""
+    clusters = [grid.tested[culture].clusters for culture in grid.cultures]
+    samples = grid.settings.bootstrap_samples
+    draws = draw_clusters(clusters, samples=samples, rng=grid.stream("best"))
+    macro = None
+    for culture, labels, drawn in zip(grid.cultures, clusters, draws, strict=True):
+        outcomes = np.full((len(labels), len(methods)), np.nan)
+        noise = {}
+        for column, method in enumerate(methods):
+            if (method, culture) in grid.runs:
+                own = grid.own(method, culture, "all")
+                outcomes[:, column] = own.mean(axis=1)
+                # By the runs: one that stands in several cultures' cells is one training.
+                run_ids = [run.result.run_id for run in grid.runs[method, culture]]
+                variance = macro_seed_variance([own], [labels])
+                rng = grid.stream("best", "seeds", *run_ids)
+                noise[column] = SeedNoise(" ".join(run_ids), variance, rng)
+        macro = added(macro, with_seeds(replicated(outcomes, labels, drawn), noise))
+    behind = shared(macro, len(clusters), clusters).behind_best("max")
+    return dict(zip(methods, behind, strict=True))
+
+
+def _summaries(method: str, behind: Behind, grid: _Grid) -> list[MethodSummary]:
     minus_global = _differences(method, "global", grid)
     minus_finetune = _differences(method, "finetune", grid)
     minus_noise = _differences(method, "noise", grid)
@@ -343,6 +384,8 @@ def _summaries(method: str, grid: _Grid) -> list[MethodSummary]:
             noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
             minus_noise=minus_noise.get(culture, {}),
             others_minus_global=others_minus_global,
+            minus_best=behind.difference if culture == MACRO else None,
+            tied_with_best=behind.is_tied and culture == MACRO,
         )
         summaries.append(summary)
     return summaries
@@ -370,6 +413,7 @@ def _accuracies(
             [grid.clusters(method, c, layer) for c in cultures],
             samples=samples,
             rng=grid.stream("accuracy", method, culture, layer),
+            one_training=is_one_training(grid.runs, method),
         )
         for layer in grid.layers
     }
@@ -405,6 +449,9 @@ def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Di
             clusters,
             samples=grid.settings.bootstrap_samples,
             rng=grid.stream("difference", method, rival, MACRO, layer),
+            one_training=is_one_training(grid.runs, method),
+            # The noise is as large as each seed's own change.
+            rival_one_training=is_one_training(grid.runs, method if rival == "noise" else rival),
         )
         [differences[MACRO][layer]] = with_holm([macro])
     return differences

@@ -8,16 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.config import EvaluationConfig
-from scpo_ray.metrics import (
-    accuracy,
-    layer_masks,
-    noise_outcomes,
-    paired_difference,
-    ranked_right,
-    stream,
-    win_probabilities,
-    with_holm,
-)
+from scpo_ray.metrics import layer_masks, noise_outcomes, ranked_right, win_probabilities
 from scpo_ray.records import (
     CultureEvaluation,
     Difference,
@@ -27,6 +18,7 @@ from scpo_ray.records import (
     Pairs,
     TextSource,
 )
+from scpo_ray.statistics import accuracy, paired_difference, stream, with_holm
 
 EXAMPLE_CHARACTERS = 600
 

@@ -359,7 +359,7 @@ def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None
     )
 
 
-def culture_groups(pairs: Pairs, config: RunConfig) -> Groups:
+def _culture_groups(pairs: Pairs, config: RunConfig) -> Groups:
     """The cultures that the plan's pairs come from, for group DRO."""
     present, codes = np.unique(pairs.culture_codes, return_inverse=True)
     names = tuple(pairs.cultures[code] for code in present)
@@ -404,7 +404,7 @@ def _trained_model(
         model = load_global_model(config, inputs, worker)
     engine = start_engine(model, config.train, worker)
     pairs = prepared.train_pairs.take(prepared.rows)
-    groups = culture_groups(pairs, config) if METHODS[config.method].reweights else None
+    groups = _culture_groups(pairs, config) if METHODS[config.method].reweights else None
 
     def look(step: int) -> None:
         if midway is None or step not in midway.steps:

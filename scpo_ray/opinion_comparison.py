@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.comparison import MACRO, ComparedRun, evaluation_settings
+from scpo_ray.comparison import MACRO, ComparedRun, evaluation_settings, is_one_training
 from scpo_ray.config import METHODS
-from scpo_ray.metrics import holm, macro_difference, macro_mean, stream
 from scpo_ray.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
 from scpo_ray.records import Difference, Estimate, OpinionSummary
+from scpo_ray.statistics import holm, macro_difference, macro_mean, stream
 
 Predictor = Literal["model", "model_fitted"]
 PREDICTORS: tuple[Predictor, ...] = ("model", "model_fitted")
@@ -23,8 +23,8 @@ def compare_opinions(runs: Sequence[ComparedRun]) -> list[OpinionSummary]:
     """Each method on each country's own test distributions, and its macro mean.
 
     A distribution's similarity is the mean over a method's seeds, which count as a layer of
-    chance beside the questions. As in `compare_runs`, a method
-    without a run for a country has no summary there and no macro value.
+    chance beside the questions. As in `compare_runs`, a method without a run for a country has no
+    summary there and no macro value.
 
     Args:
         runs: as for `compare_runs`; their `opinions` are of one data set, in one order.
@@ -85,15 +85,20 @@ class _Comparison:
             )
             if column is not None
         ]
+        together = is_one_training(self.by_cell, method)
         macro = OpinionSummary(
             method=method,
             culture=MACRO,
             options=policy,
             base=base,
             predictor=predictor,
-            similarity=self._mean(against_global, *places, MACRO),
-            minus_global=self._difference(against_global, "global", *places, MACRO),
-            minus_finetune=self._difference(against_finetune, "finetune", *places, MACRO),
+            similarity=self._mean(against_global, *places, MACRO, one_training=together),
+            minus_global=self._difference(
+                against_global, "global", *places, MACRO, one_training=together
+            ),
+            minus_finetune=self._difference(
+                against_finetune, "finetune", *places, MACRO, one_training=together
+            ),
         )
         return [macro, *_with_holm(of_cultures)]
 
@@ -126,7 +131,9 @@ class _Comparison:
         values = np.stack([column[name][mine] for column in columns], axis=1)
         return values, columns[0]["cluster"][mine]
 
-    def _mean(self, columns: Sequence[Column | None], *names: str) -> Estimate:
+    def _mean(
+        self, columns: Sequence[Column | None], *names: str, one_training: bool = False
+    ) -> Estimate:
         there = [column for column in columns if column is not None]
         if len(there) < len(columns):
             return Estimate(None, None, None, 0, 0)
@@ -135,9 +142,12 @@ class _Comparison:
             [clusters for _, _, clusters in there],
             samples=self.samples,
             rng=stream(self.seed, "opinions compared", *names),
+            one_training=one_training,
         )
 
-    def _difference(self, columns: Sequence[Column | None], *names: str) -> Difference | None:
+    def _difference(
+        self, columns: Sequence[Column | None], *names: str, one_training: bool = False
+    ) -> Difference | None:
         paired = [
             (column[0], column[1], column[2])
             for column in columns
@@ -151,6 +161,7 @@ class _Comparison:
             [clusters for _, _, clusters in paired],
             samples=self.samples,
             rng=stream(self.seed, "opinions difference compared", *names),
+            one_training=one_training,
         )
 
 

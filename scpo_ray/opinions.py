@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 
 from scpo_ray.config import EvaluationConfig
 from scpo_ray.distributions import fit_temperature, option_shares, renormalised, similarities
-from scpo_ray.metrics import (
-    macro_difference,
-    macro_mean,
-    paired_difference,
-    stream,
-    with_holm,
-)
 from scpo_ray.records import Difference, Estimate, Opinions, OpinionScores
+from scpo_ray.statistics import macro_difference, macro_mean, paired_difference, stream, with_holm
 
 Options = Literal["all", "drop_refusal"]
 Base = Literal["e", "2"]

@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from scpo_ray.config import METHODS
-from scpo_ray.metrics import within_noise
 from scpo_ray.records import ComparisonResult, CultureEvaluation, Estimate, RunResult
+from scpo_ray.statistics import within_noise
 
 MAX_CURVE_POINTS = 200
 MAX_LABEL = 26

@@ -379,7 +379,8 @@ class MethodSummary:
     with one seed. `kept_share`: mean share of the training pairs selected. `noise`,
     `minus_noise`: the global model plus noise as large as each seed's change, and the method
     minus that; empty for "global" and without a global model. `others_minus_global`: on the pairs
-    of `other_cultures`, None without a global model.
+    of `other_cultures`, None without a global model. `minus_best`: paired with the best macro mean
+    on `all`, without a p-value; None for the best itself and for single cultures.
     """
 
     method: str
@@ -395,6 +396,9 @@ class MethodSummary:
     noise: dict[str, Estimate] = field(default_factory=dict)
     minus_noise: dict[str, Difference] = field(default_factory=dict)
     others_minus_global: Difference | None = None
+    minus_best: Difference | None = None
+    tied_with_best: bool = False
+    """In the macro row: the best method, or one whose difference to it is within noise."""
 
 
 @dataclass(frozen=True)
@@ -429,4 +433,4 @@ class ComparisonResult:
     """Run name -> what went wrong; such runs are in no number here."""
     summaries: list[MethodSummary]
     opinions: list[OpinionSummary] = field(default_factory=list)
-    """None where the data holds no distributions."""
+    """Empty where the data holds no distributions."""

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from scpo_ray import pictures
 from scpo_ray.disk import whole_file
-from scpo_ray.metrics import within_noise
 from scpo_ray.pictures import controls, in_order, label, order, trained_on
 from scpo_ray.records import (
     LAYERS,
@@ -28,6 +27,7 @@ from scpo_ray.records import (
     RunResult,
     SelectionSummary,
 )
+from scpo_ray.statistics import basic_interval, within_noise
 
 log = logging.getLogger(__name__)
 
@@ -168,11 +168,25 @@ def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         said += _macro_finding(macro[main], comparison, unit)
         changes = [s.minus_global for s in comparison.summaries if s.method == main]
         said += _what_can_be_shown(macro[main].minus_global, changes[1:], unit)
+    said += _best_finding(list(macro.values()))
     for method in trained:
         if method in macro:
             noise, minus_noise = macro[method].noise, macro[method].minus_noise
             said += _noise_findings(method, macro[method].accuracy, noise, minus_noise)
     return said
+
+
+def _best_finding(macro: Sequence[MethodSummary]) -> list[str]:
+    """Which method has the best macro mean, and which are as good as can be told."""
+    tied = [s for s in macro if s.tied_with_best]
+    best = [s.method for s in tied if s.minus_best is None]
+    if not best or len(macro) == 1:
+        return []
+    others = [s.method for s in tied if s.minus_best is not None]
+    return [
+        f"Over all pairs {best[0]} has the best macro mean; within noise of it (paired, in the "
+        f"same resamples): {', '.join(others) or 'no other method'}."
+    ]
 
 
 def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str) -> list[str]:
@@ -492,7 +506,7 @@ def _opinion_cell(found: Estimate | None, change: Difference | None = None) -> C
     cell = cell_of(found, "questions")
     if found is None or found.value is None:
         return cell
-    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions"
+    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions{_basic(found)}"
     if change is None or change.value is None:
         return replace(cell, hint=hint)
     changed = cell_of(change, "questions")
@@ -550,7 +564,7 @@ def _control(name: str) -> Pick:
 def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
     if found is None or found.value is None:
         return Cell(NONE)
-    hint = size_of(found, unit)
+    hint = f"{size_of(found, unit)}{_basic(found)}"
     if isinstance(found, Estimate):
         sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
         return Cell(percent(found.value), (interval(found), *sd), "", hint)
@@ -592,6 +606,11 @@ def interval(found: Estimate | Difference) -> str:
         return "[no interval]"
     shown = points if isinstance(found, Difference) else percent
     return f"[{shown(found.low)}, {shown(found.high)}]"
+
+
+def _basic(found: Estimate | Difference) -> str:
+    low, high = basic_interval(found)
+    return "" if low is None else f"; basic interval {interval(replace(found, low=low, high=high))}"
 
 
 def _p_value(change: Difference) -> str:

@@ -13,8 +13,8 @@ from scipy.stats import gamma
 
 from scpo_ray.config import METHODS, ComparisonConfig, RunConfig, Section
 from scpo_ray.config_file import check_culture_names, count_problems, set_dotted, validate
-from scpo_ray.metrics import stream
 from scpo_ray.records import InputError
+from scpo_ray.statistics import stream
 from scpo_ray.sweep_config import (
     CULTURE,
     POOLING,

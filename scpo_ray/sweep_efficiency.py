@@ -24,7 +24,7 @@ def efficiency_curves(
     replicates: Mapping[int, NDArray[np.float64]],
     mode: Literal["max", "min"],
     *,
-    tail: float,
+    tails: Mapping[int, float],
 ) -> list[EfficiencyCurve]:
     """The objective by data fraction: a curve for each combination of the other axes.
 
@@ -36,7 +36,8 @@ def efficiency_curves(
         axes: the sweep's; without "data.data_fraction", or with one value of it, no curve.
         summaries: in the order of their numbers.
         replicates: setting's number -> (samples,) of its objective, NaN where it has none.
-        tail: the share of replicates that an interval leaves out at each end.
+        tails: setting's number -> the share of replicates that an interval leaves out at each end;
+            between a curve and its rival the smallest of theirs.
 
     Returns: in the order in which `summaries` names them. `pairs_to_match` is None for the rival
         itself, and where it has no objective at its largest fraction or no pair selected there.
@@ -68,7 +69,7 @@ def efficiency_curves(
             pairs_to_match=(
                 None
                 if name == rival
-                else _to_match(curve, curves[rival][-1], replicates, mode, tail)
+                else _to_match(curve, curves[rival][-1], replicates, mode, tails)
             ),
         )
         for name, curve in curves.items()
@@ -102,7 +103,7 @@ def _to_match(
     rival: SettingSummary,
     replicates: Mapping[int, NDArray[np.float64]],
     mode: Literal["max", "min"],
-    tail: float,
+    tails: Mapping[int, float],
 ) -> tuple[float, float, float] | None:
     """The share of the rival's pairs: value, low, high."""
     points = sorted(
@@ -125,6 +126,7 @@ def _to_match(
         # Percentiles by rank: between two ranks there may be the step to infinity.
         ranked = np.sort(matching_pairs(num_pairs, sign * resampled[:, kept], sign * goals[kept]))
         last = len(ranked) - 1
+        tail = min(tails[number] for number in (rival.setting.number, *(n for _, n, _ in points)))
         low, high = ranked[floor(tail * last)], ranked[ceil((1 - tail) * last)]
     whole = rival.num_pairs
     return float(value / whole), float(low / whole), float(high / whole)

@@ -1,23 +1,25 @@
 """What each setting of a sweep reaches: all of them measured in the same resamples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.cluster_variance import macro_seed_variance
 from scpo_ray.comparison import MACRO, CulturePairs
-from scpo_ray.metrics import (
-    ClusterDraws,
-    draw_clusters,
-    interval_tail,
-    joint_means,
-    percentile_intervals,
-    seed_variance,
-    stream,
+from scpo_ray.joint_scores import (
+    Replicated,
+    SeedNoise,
+    added,
+    lowest,
+    nothing,
+    replicated,
+    shared,
+    with_seeds,
 )
 from scpo_ray.records import Difference, Estimate, Layer
+from scpo_ray.statistics import ClusterDraws, draw_clusters, stream
 from scpo_ray.sweep_config import ObjectiveConfig
 from scpo_ray.sweep_outcomes import SweepOutcomes
 
@@ -25,52 +27,6 @@ NUM_HALVINGS = 20
 """How often the clusters are halved to see what a choice on one half is worth on the other."""
 MIN_CLUSTERS = 4
 """A culture with fewer is not halved: a half needs two."""
-
-
-@dataclass(frozen=True)
-class Replicated:
-    """A number for each of S settings, with its replicates in the same resamples.
-
-    `values`: (S,), `replicates`: (samples, S), NaN where a setting has none; `tail`: the share of
-    them that an interval leaves out at each end (`metrics.interval_tail`); `num_pairs` and
-    `num_clusters`: the test pairs behind each number.
-    """
-
-    values: NDArray[np.float64]
-    replicates: NDArray[np.float64]
-    tail: float
-    num_pairs: int
-    num_clusters: int
-
-    def estimates(self) -> list[Estimate]:
-        """(S) numbers with their 95 % intervals."""
-        intervals = percentile_intervals(self.replicates, self.tail)
-        # The seeds' noise knows no bounds; a share has them.
-        rows = zip(self.values, *np.clip(intervals, 0, 1), strict=True)
-        return [
-            Estimate(_number(value), _number(low), _number(high), *self._sizes(value))
-            for value, low, high in rows
-        ]
-
-    def minus(self, value: float, replicates: NDArray[np.float64]) -> list[Difference | None]:
-        """(S) paired differences from a rival; without p-values. None where a number is missing.
-
-        Args:
-            value, replicates: the rival's, (samples,) from the same resamples.
-        """
-        values = self.values - value
-        intervals = percentile_intervals(self.replicates - replicates[:, None], self.tail)
-        # Two columns that are alike may differ by the rounding of a matrix product.
-        rows = (np.round([values, *intervals], 12) + 0.0).T
-        return [
-            None
-            if np.isnan(value)
-            else Difference(value, _number(low), _number(high), None, None, *self._sizes(value))
-            for value, low, high in rows.tolist()
-        ]
-
-    def _sizes(self, value: float) -> tuple[int, int]:
-        return (0, 0) if np.isnan(value) else (self.num_pairs, self.num_clusters)
 
 
 @dataclass(frozen=True)
@@ -114,9 +70,9 @@ def score_settings(
     cultures = outcomes.cultures
     own = outcomes.own(settings)
     goal = scored_cultures(objective, cultures)
-    lowest = objective.culture == "worst"
+    is_worst = objective.culture == "worst"
     accuracy: dict[str, dict[Layer, list[Estimate]]] = {c: {} for c in (MACRO, *cultures)}
-    reached = _nothing(outcomes.samples, len(settings))
+    reached = nothing(outcomes.samples, len(settings))
     per_culture = np.full((len(cultures), len(settings)), np.nan)
     minus_global: list[Difference | None] = [None] * len(settings)
     chosen_honestly = None
@@ -127,21 +83,22 @@ def score_settings(
         macro, aim = None, None
         for row, culture in enumerate(cultures):
             # Only sums are kept: all replicates of all cultures would be most of the memory.
-            score = _replicated(own[tested[culture].rows], clusters[culture], draws[culture])
-            score = _with_seeds(score, outcomes, settings, culture, tested[culture], layer, seed)
+            score = replicated(own[tested[culture].rows], clusters[culture], draws[culture])
+            noise = _seed_noise(outcomes, settings, culture, tested[culture], layer, seed)
+            score = with_seeds(score, noise)
             accuracy[culture][layer] = score.estimates()
-            macro = _joined(macro, score, np.add)
+            macro = added(macro, score)
             if layer == objective.metric:
                 per_culture[row] = score.values
                 if culture in goal:
-                    aim = _joined(aim, score, np.minimum if lowest else np.add)
-        mean = _shared(macro, len(cultures), list(clusters.values()))
+                    aim = (lowest if is_worst else added)(aim, score)
+        mean = shared(macro, len(cultures), list(clusters.values()))
         accuracy[MACRO][layer] = mean.estimates()
         if layer == "all":
             minus_global = _minus_global(mean, tested, draws)
         if layer == objective.metric:
             counted = [clusters[culture] for culture in goal]
-            reached = _shared(aim, 1 if lowest else len(goal), counted)
+            reached = shared(aim, 1 if is_worst else len(goal), counted)
             chosen_honestly = honest_choice(
                 [own[tested[culture].rows] for culture in goal],
                 counted,
@@ -244,76 +201,28 @@ def _draws(
     return dict(zip(clusters, drawn, strict=True))
 
 
-def _nothing(samples: int, num_settings: int) -> Replicated:
-    nothing = np.full((samples, num_settings), np.nan)
-    return Replicated(nothing[0], nothing, 0.025, 0, 0)
-
-
-def _replicated(
-    outcomes: NDArray[Any], clusters: NDArray[np.int64], draws: ClusterDraws
-) -> Replicated:
-    """One culture's means; NaN for a setting that has no outcome for each of its pairs."""
-    samples, num_settings = len(draws.counts), outcomes.shape[1]
-    if not len(outcomes):
-        return _nothing(samples, num_settings)
-    values = outcomes.mean(axis=0)
-    there = ~np.isnan(values)
-    replicates = np.full((samples, num_settings), np.nan)
-    replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
-    tail = interval_tail([clusters])
-    return Replicated(values, replicates, tail, len(outcomes), len(draws.labels))
-
-
-def _with_seeds(
-    score: Replicated,
+def _seed_noise(
     outcomes: SweepOutcomes,
     settings: Sequence[int],
     culture: str,
     tested: _LayerPairs,
     layer: Layer,
     seed: int,
-) -> Replicated:
-    """The replicates with as much noise as only other seeds would show."""
+) -> dict[int, SeedNoise]:
+    """Of the settings with several seeds; by their places."""
+    found = {}
     for column, setting in enumerate(settings):
         by_seed = outcomes.by_seed(setting, culture)
         if by_seed is None or not len(tested.rows):
             continue
-        variance = seed_variance(by_seed[tested.rows], tested.clusters)
-        # A model of its own for each culture is another training; the one for all is the same.
-        trained_for = culture if (setting, culture) in outcomes.runs else ""
-        rng = stream(seed, "sweep", "seeds", layer, str(setting), trained_for)
-        noise = rng.standard_normal(len(score.replicates))
-        score.replicates[:, column] += np.sqrt(variance) * noise
-    return score
-
-
-def _joined(total: Replicated | None, part: Replicated, how: np.ufunc) -> Replicated:
-    if total is None:
-        return part
-    return Replicated(
-        how(total.values, part.values),
-        how(total.replicates, part.replicates),
-        # That of one culture, the widest: right for the lowest of them; `_shared` has the mean's.
-        min(total.tail, part.tail),
-        total.num_pairs + part.num_pairs,
-        total.num_clusters + part.num_clusters,
-    )
-
-
-def _shared(
-    total: Replicated | None, number: int, clusters: Sequence[NDArray[np.int64]]
-) -> Replicated:
-    """A sum over cultures divided by `number`; a cluster that serves several counts once."""
-    if total is None:
-        raise ValueError("there is no culture to measure")
-    num_clusters = len(np.unique(np.concatenate(clusters)))
-    return replace(
-        total,
-        tail=interval_tail(clusters) if number > 1 else total.tail,
-        values=total.values / number,
-        replicates=total.replicates / number,
-        num_clusters=num_clusters,
-    )
+        # By the runs: a model of its own for each culture is another training, one for all is not.
+        training = " ".join(run.trial.run_id for run in outcomes.runs_for(setting, culture))
+        found[column] = SeedNoise(
+            training,
+            macro_seed_variance([by_seed[tested.rows]], [tested.clusters]),
+            stream(seed, "sweep", "seeds", layer, training),
+        )
+    return found
 
 
 def _minus_global(
@@ -324,10 +233,10 @@ def _minus_global(
         if pairs.ref_outcomes is None:
             return [None] * len(macro.values)
         ref_outcomes = pairs.ref_outcomes[:, None].astype(np.float64)
-        score = _replicated(ref_outcomes, pairs.clusters, draws[culture])
-        total = _joined(total, score, np.add)
-    rival = _shared(total, len(tested), [pairs.clusters for pairs in tested.values()])
-    return macro.minus(float(rival.values[0]), rival.replicates[:, 0])
+        score = replicated(ref_outcomes, pairs.clusters, draws[culture])
+        total = added(total, score)
+    rival = shared(total, len(tested), [pairs.clusters for pairs in tested.values()])
+    return macro.minus(rival, 0)
 
 
 def _other_cultures(
@@ -340,14 +249,14 @@ def _other_cultures(
         if not np.isnan(others[pairs.rows]).all()
     }
     if not tested:
-        return _nothing(outcomes.samples, len(settings)).estimates()
+        return nothing(outcomes.samples, len(settings)).estimates()
     clusters = {name: pairs.clusters for name, pairs in tested.items()}
     draws = _draws(clusters, outcomes.samples, rng)
     total = None
     for name, pairs in tested.items():
-        score = _replicated(others[pairs.rows], pairs.clusters, draws[name])
-        total = _joined(total, score, np.add)
-    return _shared(total, len(tested), list(clusters.values())).estimates()
+        score = replicated(others[pairs.rows], pairs.clusters, draws[name])
+        total = added(total, score)
+    return shared(total, len(tested), list(clusters.values())).estimates()
 
 
 def _halved(
@@ -371,7 +280,3 @@ def objective_values(
         np.min(means, axis=0) if objective.culture == "worst" else np.mean(means, axis=0)
     )
     return combined
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -4,14 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import inf
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.comparison import MACRO, ComparedRun
-from scpo_ray.metrics import within_noise
+from scpo_ray.joint_scores import ranking
 from scpo_ray.records import Estimate
 from scpo_ray.sweep_config import CULTURE, ObjectiveConfig
 from scpo_ray.sweep_efficiency import efficiency_curves
@@ -86,6 +85,7 @@ def summarize_sweep(
     summaries = _summaries(result.settings, outcomes, scores, objective)
     reached = [_value(summary.objective) for summary in summaries]
     replicates = dict(zip(numbers, scores.objective.replicates.T, strict=True))
+    tails = dict(zip(numbers, scores.objective.tails.tolist(), strict=True))
     return replace(
         result,
         cultures=outcomes.cultures,
@@ -94,18 +94,8 @@ def summarize_sweep(
         pareto=pareto(summaries),
         best_trials=_best_trials(summaries, outcomes, objective),
         chosen_honestly=scores.chosen_honestly,
-        efficiency=efficiency_curves(
-            axes, summaries, replicates, objective.mode, tail=scores.objective.tail
-        ),
+        efficiency=efficiency_curves(axes, summaries, replicates, objective.mode, tails=tails),
     )
-
-
-def ranking(values: Sequence[float | None], *, mode: Literal["max", "min"]) -> list[int]:
-    """Places of the values, the best first and those that are None last; ties as they stand."""
-    sign = -1.0 if mode == "max" else 1.0
-    # What rounding alone sets apart is tied.
-    keys = [inf if value is None else round(sign * value, 12) for value in values]
-    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def importance(
@@ -187,10 +177,7 @@ def _summaries(
     """The settings with their numbers, in the order given."""
     reached = scores.objective.estimates()
     values = [estimate.value for estimate in reached]
-    best = ranking(values, mode=objective.mode)[0]
-    behind = scores.objective.minus(
-        scores.objective.values[best], scores.objective.replicates[:, best]
-    )
+    behind = scores.objective.behind_best(objective.mode)
     summaries = []
     for column, summary in enumerate(bare):
         number = summary.setting.number
@@ -198,7 +185,6 @@ def _summaries(
         runs = [run for several in owned for run in several]
         per_culture = zip(outcomes.cultures, scores.per_culture[:, column], strict=True)
         there = values[column] is not None
-        minus_best = None if column == best else behind[column]
         summaries.append(
             replace(
                 summary,
@@ -210,9 +196,9 @@ def _summaries(
                 other_cultures=_known(scores.other_cultures[column]),
                 objective=_known(reached[column]),
                 objective_per_culture={c: float(v) for c, v in per_culture if not np.isnan(v)},
-                minus_best=minus_best,
+                minus_best=behind[column].difference,
                 minus_global=scores.minus_global[column],
-                tied_with_best=there and (minus_best is None or within_noise(minus_best)),
+                tied_with_best=behind[column].is_tied,
                 seed_sd=_seed_sd(outcomes, number, objective) if there else None,
                 kept_share=float(np.mean([r.kept_share for r in runs])) if runs else None,
                 num_pairs=float(np.mean([r.num_pairs for r in runs])) if runs else None,

@@ -188,7 +188,7 @@ def opinion_comparison_tables(summaries: Sequence[OpinionSummary]) -> list[Table
 
 
 def comparison_table(summary: ComparisonResult) -> Table:
-    """Methods x layers as macro means over the cultures, beside the global model."""
+    """Methods x layers as macro means over the cultures, beside the global model and the best."""
     table = _table(
         f"macro mean, % (cultures: {len(summary.cultures)}, seeds: {len(summary.seeds)})",
         "method",
@@ -196,6 +196,7 @@ def comparison_table(summary: ComparisonResult) -> Table:
         "all, minus global",
         "p",
         "can show",
+        "all,\nminus best",
         "minus noise on\ndistinctive",
         "pairs kept",
     )
@@ -209,6 +210,7 @@ def comparison_table(summary: ComparisonResult) -> Table:
             _percent(change, signed=True),
             _p_value(change.p_value if change else None),
             _points(change.detectable if change else None),
+            _behind(s.accuracy.get("all"), s.minus_best, s.tied_with_best),
             _percent(s.minus_noise.get("distinctive"), signed=True),
             f"{100 * s.kept_share:.0f} %",
         )
@@ -271,11 +273,10 @@ def sweep_table(result: SweepResult) -> Table:
     )
     for summary in result.settings[:20]:
         macro = summary.accuracy.get("", {})
-        behind = "tied" if summary.tied_with_best else _percent(summary.minus_best, signed=True)
         table.add_row(
             summary.setting.label,
             _percent(summary.objective),
-            "best" if summary.objective and summary.minus_best is None else behind,
+            _behind(summary.objective, summary.minus_best, summary.tied_with_best),
             *(_percent(macro.get(layer)) for layer in LAYERS),
             f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
         )
@@ -364,6 +365,13 @@ def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) ->
     if estimate.low is None or estimate.high is None:
         return value
     return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _behind(reached: Estimate | None, minus_best: Difference | None, is_tied: bool) -> str:
+    """Beside the best of several: "best", "tied" (within noise of it) or the difference."""
+    if reached is not None and reached.value is not None and minus_best is None:
+        return "best"
+    return "tied" if is_tied else _percent(minus_best, signed=True)
 
 
 def _points(share: float | None) -> str:

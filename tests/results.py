@@ -177,6 +177,7 @@ def run_result(
 
 def summary(method: str, culture: str, *, with_finetune: bool, shift: float = 0.0) -> MethodSummary:
     result = evaluation(method, shift)
+    behind = ACCURACY[method][0] - ACCURACY["scpo"][0]
     minus_finetune = {}
     if with_finetune:
         for layer, value in zip(LAYERS, ACCURACY["finetune"], strict=True):
@@ -194,6 +195,8 @@ def summary(method: str, culture: str, *, with_finetune: bool, shift: float = 0.
         noise={} if method == "global" else result.controls["global_noise"],
         minus_noise=result.minus_noise,
         others_minus_global=None if method == "global" else difference(-0.02),
+        minus_best=None if culture or method == "scpo" else difference(behind),
+        tied_with_best=not culture and behind > -0.02,
     )
 
 

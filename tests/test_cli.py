@@ -23,6 +23,7 @@ from scpo_ray.models import load_exported
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
 from scpo_ray.sweep import check_space, planned_settings, trials_of
 from scpo_ray.tracking import RegisteredModel
+from tests.results import comparison
 from tests.test_opinions import opinions_document
 from tests.tiny import tiny_document
 
@@ -283,6 +284,17 @@ def test_a_mixtures_model_has_no_accuracy_of_one_culture():
         console.print(tables.model_table([model]))
 
     assert re.search(r"scpo-mix .* North, South +scpo +– +– +–", console.export_text())
+
+
+def test_a_comparison_says_best_tied_or_how_far_behind():
+    _, result = comparison(methods=("global", "finetune", "scpo"))
+
+    with Console(width=200, record=True, file=io.StringIO()) as console:
+        console.print(tables.comparison_table(result))
+
+    shown = console.export_text()
+    assert re.search(r"scpo .* best ", shown) and re.search(r"finetune .* tied ", shown)
+    assert re.search(r"global .* -4\.1 \[", shown)
 
 
 # Data efficiency

@@ -90,6 +90,66 @@ def test_each_method_is_measured_on_the_culture_it_was_trained_for():
     assert macro.other_cultures.value == pytest.approx((1 / 4 + 0) / 2)
 
 
+def test_the_macro_rows_say_the_best_method_and_which_are_within_noise_of_it():
+    runs = []
+    for culture in CULTURES:
+        runs += [
+            make_run("global", culture),
+            make_run("finetune", culture, own=[-1, 1, 1, 1]),
+            make_run("scpo", culture, own=[1, 1, 1, 1]),
+        ]
+    result = compare([*runs, make_run("filter", "Chile")])
+
+    best, second, last, partial = (
+        summary_of(result, method, "") for method in ("scpo", "finetune", "global", "filter")
+    )
+    assert best.minus_best is None and best.tied_with_best
+    # One pair of the first user of each culture lost: 0 where no resample draws that user.
+    assert second.minus_best.value == pytest.approx(-1 / 4)
+    assert (second.minus_best.low, second.minus_best.high) == (-1 / 2, 0)
+    assert second.minus_best.p_value is None and second.tied_with_best
+    assert last.minus_best.value == pytest.approx(-1 / 2)
+    assert partial.minus_best is None and not partial.tied_with_best
+    own = summary_of(result, "finetune", "Chile")
+    assert own.minus_best is None and not own.tied_with_best
+
+
+@pytest.mark.parametrize(("reached", "tied"), [((40, 24, 32), True), ((32, 32, 32), False)])
+def test_seeds_that_differ_tie_methods_that_users_alone_would_part(reached, tied: bool):
+    # Twenty users of two pairs. finetune ranks 26 of 40 pairs right, spread over all users.
+    def margins(right: int) -> list[float]:
+        return [1.0 if row * right % 40 < right else -1.0 for row in range(40)]
+
+    runs = []
+    for culture in CULTURES:
+        for seed, right in enumerate(reached):
+            for method, own in (("finetune", margins(26)), ("scpo", margins(right))):
+                runs.append(
+                    make_run(method, culture, seed=seed, own=own, other=own, ref=None, samples=500)
+                )
+    finetune = summary_of(compare(runs), "finetune", "")
+
+    assert finetune.minus_best.value == pytest.approx(-6 / 40)
+    assert finetune.tied_with_best is tied
+
+
+def test_the_seeds_of_one_model_for_all_cultures_move_all_of_them_at_once():
+    def width(one_run: bool) -> float:
+        runs = []
+        for culture in CULTURES:
+            for seed, right in enumerate((40, 24, 32)):
+                own = [1.0 if row * right % 40 < right else -1.0 for row in range(40)]
+                run = make_run("finetune", culture, seed=seed, own=own, other=own, ref=[1.0] * 40)
+                run_id = f"seed {seed}" if one_run else run.result.run_id
+                runs.append(replace(run, result=replace(run.result, run_id=run_id)))
+        change = summary_of(compare(runs), "finetune", "").minus_global["all"]
+        assert change.value == pytest.approx(-0.2)
+        return change.high - change.low
+
+    # Two trainings halve the variance of the macro mean; one that serves both does not.
+    assert width(one_run=True) > 1.2 * width(one_run=False)
+
+
 def test_each_methods_gain_stands_beside_noise_and_the_cost_to_others():
     result = compare(
         [

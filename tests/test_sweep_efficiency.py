@@ -44,7 +44,11 @@ def curves_of(rows: Sequence[Row], noise: Sequence[float] = (0.0, 0.0), mode: st
         for number, (method, _, _, value) in enumerate(rows)
     }
     curves = efficiency_curves(
-        ["method", FRACTION, "culture"], summaries, replicates, mode, tail=0.025
+        ["method", FRACTION, "culture"],
+        summaries,
+        replicates,
+        mode,
+        tails=dict.fromkeys(replicates, 0.025),
     )
     return {curve.name: curve for curve in curves}
 
@@ -106,7 +110,7 @@ def test_a_setting_without_objective_is_no_point_and_a_rival_without_it_no_targe
 def test_one_fraction_or_no_such_axis_makes_no_curve():
     assert curves_of([SCPO[0], FINETUNE[1]]) == {}
     summaries = [summary(number, row) for number, row in enumerate(SCPO)]
-    assert efficiency_curves(["method"], summaries, {}, "max", tail=0.025) == []
+    assert efficiency_curves(["method"], summaries, {}, "max", tails={}) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0, 1), st.floats(0, 1))

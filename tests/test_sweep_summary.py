@@ -7,21 +7,22 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from scpo_ray.cluster_variance import cluster_freedom
 from scpo_ray.comparison import ComparedRun, PairOutcomes
-from scpo_ray.metrics import (
+from scpo_ray.joint_scores import ranking
+from scpo_ray.records import Estimate
+from scpo_ray.statistics import (
     accuracy,
     draw_clusters,
-    interval_tail,
     joint_means,
     macro_mean,
     paired_difference,
     percentile_intervals,
 )
-from scpo_ray.records import Estimate
 from scpo_ray.sweep_config import ObjectiveConfig
 from scpo_ray.sweep_records import Setting, SettingSummary, SweepResult, TrialRecord
 from scpo_ray.sweep_scores import honest_choice
-from scpo_ray.sweep_summary import importance, ranking, summarize_sweep
+from scpo_ray.sweep_summary import importance, summarize_sweep
 from tests.results import run_result, selection
 
 CULTURES = ("Chile", "Mexico")
@@ -33,9 +34,10 @@ def trial(
     setting: int, culture: str = "Chile", seed: int = 0, fold: int | None = None, **changes
 ) -> TrialRecord:
     number = "" if fold is None else f"/fold {fold}"
+    trial_id = f"{setting}/{culture}/{seed}{number}"
     record = TrialRecord(
-        trial_id=f"{setting}/{culture}/{seed}{number}",
-        run_id="r",
+        trial_id=trial_id,
+        run_id=f"run {trial_id}",
         setting=setting,
         culture=culture,
         seed=seed,
@@ -191,11 +193,12 @@ def test_seeds_that_differ_widen_the_intervals_and_tie_what_users_alone_would_pa
 
 
 def test_the_seeds_of_one_model_for_all_cultures_vary_in_all_of_them_at_once():
-    def width(cultures: Sequence[str]) -> float:
+    def width(cultures: Sequence[str], one_run: bool = False) -> float:
         runs = []
         for seed, own in enumerate(("1" * 40, "10101" * 8, "11011" * 8)):
             for culture in cultures:
-                of = trial(0, culture, seed)
+                shared = {"run_id": f"run {seed}"} if one_run else {}
+                of = trial(0, culture, seed, **shared)
                 runs.append((of, make_run(of, own, users=20, samples=1_000, ref="0" * 40)))
         estimate = of_setting(summarize(runs), 0).accuracy[""]["all"]
         assert estimate.value == pytest.approx(0.8)
@@ -203,6 +206,8 @@ def test_the_seeds_of_one_model_for_all_cultures_vary_in_all_of_them_at_once():
 
     # Two trainings halve the variance of the macro mean; one that serves both does not.
     assert width([""]) > 1.2 * width(CULTURES)
+    # Also where every culture's trial is that one training (pooled).
+    assert width(CULTURES, one_run=True) > 1.2 * width(CULTURES)
 
 
 def test_the_best_is_first_and_the_others_are_paired_with_it():
@@ -637,7 +642,8 @@ def test_joint_resamples_are_those_of_the_single_ones(rows, shared: bool):
             samples=100,
             rng=np.random.default_rng(3),
         )
-        joint = percentile_intervals(macro, interval_tail(clusters))[:, model]
+        freedom = cluster_freedom(clusters)
+        joint = percentile_intervals(macro, freedom.tail if freedom else 0.025)[:, model]
         expected = np.nan if single.low is None else single.low, single.high
         if single.low is None:
             assert np.isnan(joint).all()
@@ -657,7 +663,7 @@ def test_differences_of_joint_resamples_are_paired():
     means = joint_means(np.column_stack([ours, rival]), users, draws)
 
     differences = means[:, :1] - means[:, 1:]
-    low, high = percentile_intervals(differences, interval_tail([users]))[:, 0]
+    low, high = percentile_intervals(differences, cluster_freedom([users]).tail)[:, 0]
     single = paired_difference(ours, rival, users, samples=500, rng=np.random.default_rng(5))
     assert (low, high) == (pytest.approx(single.low), pytest.approx(single.high))
     alone = accuracy(ours, users, samples=500, rng=np.random.default_rng(5))
