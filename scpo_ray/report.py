@@ -479,9 +479,10 @@ def _compared_opinions(
                 similarity = summary.similarity if summary else None
                 cells.append(_opinion_cell(similarity, summary.minus_global if summary else None))
             if controls_of is not None:
-                of_controls = (
-                    controls_of.cultures.get(culture, {}) if culture else controls_of.macro
-                )
+                # Their macro mean is over all countries of the data, not over those compared.
+                whole = set(controls_of.cultures) == set(comparison.cultures)
+                macro = controls_of.macro if whole else {}
+                of_controls = controls_of.cultures.get(culture, {}) if culture else macro
                 cells += [_opinion_cell(of_controls.get(name)) for name in names]
             rows.append(Row(culture or "Macro mean", "", "" if culture else "macro", cells))
         columns = [(m, "") for m in comparison.methods] + [(name, "control") for name in names]

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from scpo_ray import report
 from scpo_ray.comparison import ComparedRun, pair_outcomes
 from scpo_ray.config import EvaluationConfig, RunConfig
 from scpo_ray.config_file import load_comparison
@@ -320,7 +321,15 @@ def test_methods_are_compared_on_the_same_distributions(tiny_reward_model, tmp_p
     )
     assert own.minus_finetune is not None
     assert own.minus_global.p_holm is not None
-    assert "Answer shares" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Answer shares" in page
+    # The other predictors' macro mean is over Chile too, which is not compared.
+    runs = [load_result(path.parent) for path in sorted(folder.glob("*/result.json"))]
+    macro, own_row = report._compared_opinions(runs, result)["e"][0].rows
+    assert [cell.main for cell in macro.cells[-3:]] == [report.NONE] * 3
+    assert own_row.cells[-1].main == report.percent(
+        runs[0].opinions[0].cultures["South Africa"]["uniform"].value
+    )
 
 
 def test_a_method_without_a_country_has_no_macro_value(finished):
