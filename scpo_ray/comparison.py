@@ -420,7 +420,10 @@ def _accuracies(
 
 
 def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Difference]]:
-    """Culture (and macro) -> layer -> the method minus `rival`; empty where one was not run."""
+    """Culture (and macro) -> layer -> the method minus `rival`; empty where one was not run, and
+    for finetune against itself: its seeds would count as two independent sets."""
+    if method == rival == "finetune":
+        return {}
     cultures = [
         culture
         for culture in grid.cultures
