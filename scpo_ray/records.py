@@ -375,8 +375,8 @@ class MethodSummary:
 
     `accuracy`, `minus_global`, `minus_finetune`: by layer; the differences are paired and their
     `p_holm` is corrected over the cultures of the comparison. `minus_finetune` is empty where
-    finetune was not run, and for itself. `seed_sd`: layer -> standard deviation over seeds of the accuracy, None
-    with one seed. `kept_share`: mean share of the training pairs selected. `noise`,
+    finetune was not run, and for itself. `seed_sd`: layer -> standard deviation over seeds of the
+    accuracy, None with one seed. `kept_share`: mean share of the training pairs selected. `noise`,
     `minus_noise`: the global model plus noise as large as each seed's change, and the method
     minus that; empty for "global" and without a global model. `others_minus_global`: on the pairs
     of `other_cultures`, None without a global model. `minus_best`: paired with the best macro mean
