@@ -122,7 +122,7 @@ def test_a_better_model_takes_the_place_and_a_worse_one_does_not(tmp_path, store
     assert "scpo.not_champion" not in tags(store, 2)
     assert tags(store, 3)["scpo.not_champion"] == lost.reason
     assert tags(store, 3)["scpo.champion.margin"] == "0.02"
-    assert tags(store, 3)["scpo.champion.agreed"] == "-25.00 [-75.00, +0.00]"
+    assert tags(store, 3)["scpo.champion.agreed"] == "-25.00 [-99.41, +0.00]"
     assert tags(store, 3)["scpo.champion.other_cultures"] == "+0.00 [+0.00, +0.00]"
 
 

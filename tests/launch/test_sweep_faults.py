@@ -48,9 +48,12 @@ TRIAL = "ray::ImplicitFunc"
 TRAIN = {"max_steps": 120, "checkpoint_every": 20, "log_every": 10}
 
 
-def fault_sweep(folder: Path, model: Path, **tracking: Any) -> Path:
+def fault_sweep(
+    folder: Path, model: Path, *, max_steps: int = TRAIN["max_steps"], **tracking: Any
+) -> Path:
     tracked = {"tracker": "mlflow", "log_model": False, **tracking}
-    return sweep_file(folder, model, {"train": TRAIN, "tracking": tracked})
+    train = TRAIN | {"max_steps": max_steps}
+    return sweep_file(folder, model, {"train": train, "tracking": tracked})
 
 
 def start_sweep(file: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -144,11 +147,16 @@ def test_a_lost_machine_costs_the_sweep_nothing(tiny_reward_model, tmp_path, und
 def test_ctrl_c_says_how_to_go_on_and_a_second_command_is_refused_meanwhile(
     tiny_reward_model, tmp_path
 ):
-    file = fault_sweep(tmp_path, tiny_reward_model)
+    # So long that it is still at work when the other command has been refused.
+    file = fault_sweep(tmp_path, tiny_reward_model, max_steps=5_000)
     process = start_sweep(file)
     list(lines_until("4 trials; 0 have ended", process))
 
     refused = in_process("sweep", file)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("runs/tiny/*/checkpoints/*")):
+        assert time.monotonic() < deadline and process.poll() is None, "no trial began"
+        time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     outcome = ended(process)
 
