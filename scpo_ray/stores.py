@@ -176,18 +176,18 @@ class WeightStore:
         path = self.folder / f"{key}.safetensors"
         with disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f".{key}.lock"):
-                if path.is_file():
-                    try:
-                        weights: dict[str, NDArray[np.float32]] = load_file(path)
-                    except SafetensorError as error:
-                        log.warning("weights in %s are damaged (%s): learning again", path, error)
-                    else:
-                        log.info("weights read from %s", path)
-                        return weights
-                weights = dict(learn())
-                with whole_file(path) as part:
-                    save_file(weights, part)
+        with FileLock(self.folder / f".{key}.lock"):
+            if path.is_file():
+                try:
+                    kept: dict[str, NDArray[np.float32]] = load_file(path)
+                except SafetensorError as error:
+                    log.warning("weights in %s are damaged (%s): learning again", path, error)
+                else:
+                    log.info("weights read from %s", path)
+                    return kept
+            weights = dict(learn())
+            with whole_file(path) as part:
+                save_file(weights, part)
         return weights
 
 
