@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,9 @@ from scpo_ray.models import (
     save_reward_model,
 )
 from scpo_ray.naming import run_name
+from scpo_ray.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.records import (
     ComparisonResult,
-    CultureCounts,
     InputError,
     RunResult,
 )
@@ -64,56 +64,6 @@ DIFFERENCE_CORRELATION = 0.05
 EFFICIENCY_FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 _TIMED_STEPS = 3
 _SAMPLED_TRIALS = 12
-
-
-@dataclass(frozen=True)
-class DataHealth:
-    """What `scpo data` shows.
-
-    `truncated_texts`: culture -> texts cut at the maximum length. `detectable`: culture -> the
-    smallest difference of accuracy that its test pairs could show between two models that differ
-    on 20 % of them (`statistics.detectable_difference`); None with fewer than two users.
-    """
-
-    counts: dict[str, CultureCounts]
-    truncated_texts: dict[str, int]
-    max_length: int
-    warnings: list[str]
-    fingerprint: str
-    detectable: dict[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CultureScores:
-    """What the global model says of one culture's training pairs."""
-
-    num_pairs: int
-    accuracy: float
-    mean_margin: float
-    """Reward units."""
-    kept_share: float
-    """Share of the pairs below the filter threshold."""
-
-
-@dataclass(frozen=True)
-class GlobalScores:
-    cultures: dict[str, CultureScores]
-    filter_threshold: float | None
-    num_texts: int
-    path: str
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """What a run would do. `seconds`: steps timed here and now, times their number."""
-
-    name: str
-    num_train_pairs: int
-    num_selected: int
-    num_steps: int
-    epochs: float
-    num_tokens: int
-    seconds: float
 
 
 def data_health(config: RunConfig) -> DataHealth:
@@ -243,21 +193,6 @@ def efficiency_file(config: RunConfig) -> Path:
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         part.write_text(question + text, encoding="utf-8")
     return file
-
-
-@dataclass(frozen=True)
-class SweepCost:
-    """What `scpo sweep --dry-run` shows. `seconds`: of training, one trial at a time, from steps
-    timed here and now and `num_sampled` trials spread over the sweep; None where nothing trains."""
-
-    name: str
-    num_settings: int
-    num_trials: int
-    num_ended: int
-    num_sampled: int
-    seconds: float | None
-    axes: dict[str, int]
-    """Axis -> how many values it has in the sweep."""
 
 
 def sweep_cost(file: Path, overrides: Sequence[str]) -> SweepCost:

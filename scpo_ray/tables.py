@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from scpo_ray.champion import Verdict
-from scpo_ray.commands import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.records import (
     LAYERS,
     ComparisonResult,

@@ -16,10 +16,11 @@ from rich.console import Console
 
 import scpo_ray.cli
 from scpo_ray import tables
-from scpo_ray.commands import DataHealth, efficiency_file
+from scpo_ray.commands import efficiency_file
 from scpo_ray.config_file import load_config, load_sweep
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models import load_exported
+from scpo_ray.overviews import DataHealth
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
 from scpo_ray.sweep import check_space, planned_settings, trials_of
 from scpo_ray.tracking import RegisteredModel

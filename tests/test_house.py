@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "scpo_ray"
 ORDER = [
     "records",
     "sweep_records",
+    "overviews",
     "countries",
     "config",
     "sweep_config",
