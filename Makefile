@@ -28,7 +28,7 @@ format: $(INSTALLED)
 
 # docs/configuration.md, from the config classes.
 docs: $(INSTALLED)
-	$(BIN)/python -m scpo_ray.config_page docs/configuration.md
+	$(BIN)/python -m scpo_ray.settings.page docs/configuration.md
 
 # models/all-minilm-l6-v2: a real pretrained backbone that needs no hub, for sweeps/blend_*.yaml.
 backbone: $(INSTALLED)

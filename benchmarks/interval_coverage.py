@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scpo_ray.statistics import (
+from scpo_ray.statistics.intervals import (
     accuracy,
     basic_interval,
     detectable_difference,

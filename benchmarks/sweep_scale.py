@@ -24,20 +24,20 @@ from typing import Any
 
 import yaml
 
-from scpo_ray.config import ModelConfig, RunConfig
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.disk import write_json
 from scpo_ray.experiment import Midway, open_run_dir
 from scpo_ray.launch import sweeps
 from scpo_ray.launch.runs import start_run
 from scpo_ray.launch.sweep_trial import TrialJob, finished
-from scpo_ray.models import load_reward_model, save_reward_model
-from scpo_ray.rendering import load_renderer
-from scpo_ray.storage import load_result, load_test_pairs
-from scpo_ray.sweep_config import ObjectiveConfig
-from scpo_ray.sweep_records import TrialRecord
-from scpo_ray.tiny import make_tiny_backbone
-from scpo_ray.tracking import Sweep, start_tracker
+from scpo_ray.models.rendering import load_renderer
+from scpo_ray.models.reward_model import load_reward_model, save_reward_model
+from scpo_ray.models.tiny import make_tiny_backbone
+from scpo_ray.settings.run import ModelConfig, RunConfig
+from scpo_ray.settings.sweep import ObjectiveConfig
+from scpo_ray.storage.disk import write_json
+from scpo_ray.storage.run_dir import load_result, load_test_pairs
+from scpo_ray.sweep.records import TrialRecord
+from scpo_ray.tracking.trackers import Sweep, start_tracker
 
 STAND_IN_S = 0.01
 

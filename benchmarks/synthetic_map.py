@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.synthetic import margins_of_pairs
 from scpo_ray.records import Difference
-from scpo_ray.statistics import macro_difference, macro_mean, stream
-from scpo_ray.storage import load_result, load_test_pairs
-from scpo_ray.sweep_records import SweepResult
-from scpo_ray.sweep_store import load_sweep_result
+from scpo_ray.settings.run import SyntheticConfig
+from scpo_ray.statistics.intervals import macro_difference, macro_mean, stream
+from scpo_ray.storage.run_dir import load_result, load_test_pairs
+from scpo_ray.sweep.records import SweepResult
+from scpo_ray.sweep.store import load_sweep_result
 
 SAMPLES = 2_000
 RIVAL = "finetune"

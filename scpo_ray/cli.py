@@ -46,7 +46,7 @@ def quickstart(
 ) -> None:
     """Generated data, a tiny model, six methods on three cultures, a report: about a minute."""
     from scpo_ray import quickstart as story
-    from scpo_ray import tables
+    from scpo_ray.report import tables
 
     done = story.quickstart(output_dir)
     _show(as_json, asdict(done.comparison), [tables.comparison_table(done.comparison)])
@@ -59,9 +59,9 @@ def quickstart(
 @app.command()
 def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Counts per culture, what was skipped and why, and warnings about the data."""
-    from scpo_ray import tables
     from scpo_ray.commands import data_health
-    from scpo_ray.config_file import load_config
+    from scpo_ray.report import tables
+    from scpo_ray.settings.files import load_config
 
     health = data_health(load_config(config, overrides or []))
     _show(as_json, asdict(health), tables.data_tables(health))
@@ -77,9 +77,9 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Compute the global model's rewards once and keep them in the score store."""
-    from scpo_ray import tables
     from scpo_ray.commands import global_scores
-    from scpo_ray.config_file import load_config
+    from scpo_ray.report import tables
+    from scpo_ray.settings.files import load_config
 
     scores = global_scores(load_config(config, overrides or []), on_ray=on_ray)
     _show(as_json, asdict(scores), [tables.score_table(scores)])
@@ -94,10 +94,10 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train and evaluate one model; the same command resumes a stopped run."""
-    from scpo_ray import tables
     from scpo_ray.commands import planned_run
-    from scpo_ray.config_file import load_config
     from scpo_ray.launch.runs import start_run
+    from scpo_ray.report import tables
+    from scpo_ray.settings.files import load_config
 
     settings = load_config(config, overrides or [])
     if dry_run:
@@ -122,9 +122,9 @@ def evaluate(
 
     --json: culture -> layers; "opinions" beside the countries where the data holds opinions.
     """
-    from scpo_ray import tables
     from scpo_ray.commands import evaluate_model
-    from scpo_ray.config_file import load_config
+    from scpo_ray.report import tables
+    from scpo_ray.settings.files import load_config
 
     found = evaluate_model(model, load_config(config, overrides or []))
     document: dict[str, Any] = {culture: asdict(e) for culture, e in found.pairs.items()}
@@ -142,10 +142,10 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Methods over cultures and seeds; the same command resumes a stopped comparison."""
-    from scpo_ray import tables
     from scpo_ray.commands import planned_runs
-    from scpo_ray.config_file import load_comparison
     from scpo_ray.launch import runs
+    from scpo_ray.report import tables
+    from scpo_ray.settings.files import load_comparison
 
     comparison = load_comparison(config, overrides or [])
     if dry_run:
@@ -177,9 +177,9 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Many runs over a space of settings, on Ray; the same command goes on with a stopped sweep."""
-    from scpo_ray import tables
     from scpo_ray.commands import sweep_cost
     from scpo_ray.launch.sweeps import run_sweep
+    from scpo_ray.report import tables
 
     if dry_run:
         cost = sweep_cost(file, overrides or [])
@@ -210,9 +210,9 @@ def efficiency(
 
     The same command goes on with a stopped sweep, and shows a finished one.
     """
-    from scpo_ray import tables
     from scpo_ray.commands import efficiency as curves
-    from scpo_ray.sweep_report import pairs_needed
+    from scpo_ray.report import tables
+    from scpo_ray.report.sweep_page import pairs_needed
 
     result, folder, file = curves(config, overrides or [])
     shown = [asdict(curve) for curve in result.efficiency]
@@ -265,8 +265,8 @@ def models(
         # Options count before the subcommand's name as after it.
         context.default_map = {context.invoked_subcommand: {"uri": uri, "as_json": as_json}}
         return
-    from scpo_ray import tables
-    from scpo_ray.tracking import list_models
+    from scpo_ray.report import tables
+    from scpo_ray.tracking.trackers import list_models
 
     registered = list_models(uri)
     _show(as_json, [asdict(model) for model in registered], [tables.model_table(registered)])
@@ -280,8 +280,8 @@ def compare_models(
     as_json: JsonOption = False,
 ) -> None:
     """Two registered models on the same test pairs, and whether one could replace the other."""
-    from scpo_ray import tables
-    from scpo_ray.registry import compare_versions
+    from scpo_ray.report import tables
+    from scpo_ray.tracking.registry import compare_versions
 
     verdict = compare_versions(uri, model, champion)
     _show(as_json, asdict(verdict), [tables.verdict_table(verdict)])
@@ -299,8 +299,8 @@ def promote_model(
     as_json: JsonOption = False,
 ) -> None:
     """Make a registered model the champion, if it is not worse than the one there is."""
-    from scpo_ray import tables
-    from scpo_ray.registry import promote
+    from scpo_ray.report import tables
+    from scpo_ray.tracking.registry import promote
 
     verdict = promote(uri, model, force=force)
     _show(as_json, asdict(verdict), [tables.verdict_table(verdict)] if verdict.contests else [])
@@ -357,7 +357,7 @@ def _show(as_json: bool, document: Any, tables: "list[Table]") -> None:
 def _show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> None:
     import yaml
 
-    from scpo_ray import tables
+    from scpo_ray.report import tables
 
     document = {"config": settings, "plans": [asdict(plan) for plan in plans]}
     if not as_json:

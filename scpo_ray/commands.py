@@ -11,10 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from scpo_ray.config import ComparisonConfig, RunConfig
-from scpo_ray.config_file import holds_a_space, load_config, load_sweep
-from scpo_ray.disk import whole_file, whole_folder
-from scpo_ray.engine import TorchEngine
+from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
     Evaluated,
     PreparedRun,
@@ -31,29 +28,32 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
-from scpo_ray.metrics import ranked_right
-from scpo_ray.models import (
+from scpo_ray.methods.selection import disagreement_mask
+from scpo_ray.models.reward_model import (
     load_exported,
     merged_adapters,
     save_reward_model,
 )
-from scpo_ray.naming import run_name
-from scpo_ray.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.models.scoring import score_tokens, tokenize
 from scpo_ray.records import (
     ComparisonResult,
     InputError,
     RunResult,
 )
-from scpo_ray.report import write_report
-from scpo_ray.scoring import score_tokens, tokenize
-from scpo_ray.selection import disagreement_mask
-from scpo_ray.statistics import detectable_difference
-from scpo_ray.storage import load_comparison_result, load_result
-from scpo_ray.sweep import comparison_trials, planned_settings, trials_of
-from scpo_ray.sweep_config import CULTURE, Grid, SearchConfig
-from scpo_ray.sweep_efficiency import FRACTION
-from scpo_ray.sweep_records import SweepResult
-from scpo_ray.training import TrainingData, step_loss
+from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.page import write_report
+from scpo_ray.settings.files import holds_a_space, load_config, load_sweep
+from scpo_ray.settings.naming import run_name
+from scpo_ray.settings.run import ComparisonConfig, RunConfig
+from scpo_ray.settings.sweep import CULTURE, Grid, SearchConfig
+from scpo_ray.statistics.intervals import detectable_difference
+from scpo_ray.storage.disk import whole_file, whole_folder
+from scpo_ray.storage.run_dir import load_comparison_result, load_result
+from scpo_ray.sweep.efficiency import FRACTION
+from scpo_ray.sweep.records import SweepResult
+from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
+from scpo_ray.training.engine import TorchEngine
+from scpo_ray.training.loop import TrainingData, step_loss
 
 log = logging.getLogger(__name__)
 

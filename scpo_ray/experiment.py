@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 
 import scpo_ray
-from scpo_ray.checkpoints import open_checkpoints
-from scpo_ray.config import METHODS, RunConfig
-from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.disk import whole_folder
-from scpo_ray.engine import start_engine
-from scpo_ray.evaluation import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
-from scpo_ray.frozen import change_head, learn_heads
-from scpo_ray.gpo import (
+from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
+from scpo_ray.evaluation.opinions import (
+    OpinionOutcomes,
+    Options,
+    evaluate_opinions,
+    opinion_columns,
+    opinion_outcomes,
+)
+from scpo_ray.methods.frozen import change_head, learn_heads
+from scpo_ray.methods.gpo import (
     FewShot,
     few_shot,
     learn_predictor,
@@ -31,24 +33,24 @@ from scpo_ray.gpo import (
     predictor_of,
     standardized,
 )
-from scpo_ray.group_dro import Groups
-from scpo_ray.heads import rank_of
-from scpo_ray.models import (
+from scpo_ray.methods.heads import rank_of
+from scpo_ray.methods.selection import Selection, select_pairs
+from scpo_ray.models.rendering import Renderer, load_renderer
+from scpo_ray.models.reward_model import (
     RewardModel,
     load_reward_model,
     model_fingerprint,
     resolve_model_dir,
     save_reward_model,
 )
-from scpo_ray.naming import run_name, trained_cultures
-from scpo_ray.opinions import (
-    OpinionOutcomes,
-    Options,
-    evaluate_opinions,
-    opinion_columns,
-    opinion_outcomes,
+from scpo_ray.models.scoring import (
+    load_frozen_model,
+    reference_features,
+    reference_rewards,
+    score_key,
+    score_tokens,
+    tokenize,
 )
-from scpo_ray.plan import Plan, plan_steps
 from scpo_ray.records import (
     CultureEvaluation,
     InputError,
@@ -61,20 +63,18 @@ from scpo_ray.records import (
     TrainingCurve,
     Worker,
 )
-from scpo_ray.remote import RemoteFolder
-from scpo_ray.rendering import Renderer, load_renderer
-from scpo_ray.scoring import (
-    load_frozen_model,
-    reference_features,
-    reference_rewards,
-    score_key,
-    score_tokens,
-    tokenize,
-)
-from scpo_ray.selection import Selection, select_pairs
-from scpo_ray.storage import RunDir
-from scpo_ray.tracking import Tracker
-from scpo_ray.training import TrainingData, TrainingSummary, train
+from scpo_ray.settings.files import check_culture_names
+from scpo_ray.settings.naming import run_name, trained_cultures
+from scpo_ray.settings.run import METHODS, RunConfig
+from scpo_ray.storage.disk import whole_folder
+from scpo_ray.storage.remote import RemoteFolder
+from scpo_ray.storage.run_dir import RunDir
+from scpo_ray.tracking.trackers import Tracker
+from scpo_ray.training.checkpoints import open_checkpoints
+from scpo_ray.training.engine import start_engine
+from scpo_ray.training.group_dro import Groups
+from scpo_ray.training.loop import TrainingData, TrainingSummary, train
+from scpo_ray.training.plan import Plan, plan_steps
 from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
@@ -635,7 +635,7 @@ def _selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
 def _test_pair_columns(
     prepared: PreparedRun, rewards: NDArray[np.float32]
 ) -> dict[str, list[str] | NDArray[Any]]:
-    """What a comparison needs of every test pair; see `storage.load_test_pairs`."""
+    """What a comparison needs of every test pair; see `run_dir.load_test_pairs`."""
     test, ref = prepared.inputs.data.test, prepared.ref_rewards
     columns: dict[str, list[str] | NDArray[Any]] = {
         "culture": [test.cultures[code] for code in test.culture_codes],

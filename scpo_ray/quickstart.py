@@ -4,7 +4,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from scpo_ray.config import (
+from scpo_ray.data.synthetic import best_accuracy, vocabulary
+from scpo_ray.launch.runs import compare, start_run
+from scpo_ray.models.tiny import make_tiny_backbone
+from scpo_ray.records import ComparisonResult
+from scpo_ray.settings.run import (
     ComparisonConfig,
     ModelConfig,
     RunConfig,
@@ -13,11 +17,7 @@ from scpo_ray.config import (
     SyntheticConfig,
     TrainConfig,
 )
-from scpo_ray.data.synthetic import best_accuracy, vocabulary
-from scpo_ray.disk import whole_folder
-from scpo_ray.launch.runs import compare, start_run
-from scpo_ray.records import ComparisonResult
-from scpo_ray.tiny import make_tiny_backbone
+from scpo_ray.storage.disk import whole_folder
 
 MAJORITY = "Majority"
 CULTURES = ("North", "South", "East")

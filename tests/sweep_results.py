@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from scpo_ray.records import LAYERS, Difference, Estimate
-from scpo_ray.sweep_records import (
+from scpo_ray.sweep.records import (
     EfficiencyCurve,
     EfficiencyPoint,
     Setting,

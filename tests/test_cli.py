@@ -15,17 +15,17 @@ import yaml
 from rich.console import Console
 
 import scpo_ray.cli
-from scpo_ray import tables
 from scpo_ray.commands import efficiency_file
-from scpo_ray.config_file import load_config, load_sweep
 from scpo_ray.launch.runs import start_run
-from scpo_ray.models import load_exported
-from scpo_ray.overviews import DataHealth
+from scpo_ray.models.reward_model import load_exported
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
-from scpo_ray.sweep import check_space, planned_settings, trials_of
-from scpo_ray.tracking import RegisteredModel
+from scpo_ray.report import tables
+from scpo_ray.report.overviews import DataHealth
+from scpo_ray.settings.files import load_config, load_sweep
+from scpo_ray.sweep.space import check_space, planned_settings, trials_of
+from scpo_ray.tracking.trackers import RegisteredModel
+from tests.evaluation.test_opinions import opinions_document
 from tests.results import comparison
-from tests.test_opinions import opinions_document
 from tests.tiny import tiny_document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,9 +164,9 @@ def test_an_own_fault_exits_with_1_and_a_traceback(config):
     code = (
         "import sys; sys.argv = ['scpo', 'data', sys.argv[0]]\n"
         f"sys.argv[2] = {str(config)!r}\n"
-        "import scpo_ray.config_file\n"
+        "import scpo_ray.settings.files\n"
         "def broken(path, overrides): raise RuntimeError('our own fault')\n"
-        "scpo_ray.config_file.load_config = broken\n"
+        "scpo_ray.settings.files.load_config = broken\n"
         "from scpo_ray.cli import main\n"
         "main()\n"
     )

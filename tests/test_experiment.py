@@ -10,15 +10,15 @@ import pytest
 from safetensors.torch import load_file
 
 import scpo_ray.launch.worker
-from scpo_ray.config import METHODS, OWN_METHODS, LoraConfig, RunConfig
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import start_run
-from scpo_ray.models import load_exported, model_fingerprint
+from scpo_ray.models.reward_model import load_exported, model_fingerprint
+from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Worker
-from scpo_ray.scoring import score_tokens
-from scpo_ray.storage import load_result, load_test_pairs
-from scpo_ray.tracking import SPOOL_FILE
-from scpo_ray.training import DivergedError
+from scpo_ray.settings.run import METHODS, OWN_METHODS, LoraConfig, RunConfig
+from scpo_ray.storage.run_dir import load_result, load_test_pairs
+from scpo_ray.tracking.trackers import SPOOL_FILE
+from scpo_ray.training.loop import DivergedError
 from tests.tiny import tiny_config
 
 WORKER = Worker(rank=0, world_size=1, device="cpu")

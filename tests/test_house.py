@@ -12,105 +12,85 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "scpo_ray"
 
-# The reading order: a module imports only what stands above it.
-ORDER = [
-    "records",
-    "sweep_records",
-    "overviews",
-    "countries",
-    "config",
-    "sweep_config",
-    "config_file",
-    "config_page",
-    "deepspeed_settings",
-    "selection",
-    "loss",
-    "group_dro",
-    "heads",
-    "gpo",
-    "metrics",
-    "cluster_variance",
-    "statistics",
-    "distributions",
-    "plan",
-    "sweep",
-    "disk",
-    "json_lines",
-    "remote",
-    "stores",
-    "storage",
-    "sweep_store",
-    "workers",
-    "checkpoints",
-    "data.rows",
-    "data.table",
-    "data.prism",
-    "data.preferences",
-    "data.opinions",
-    "data.synthetic",
-    "data.pairing",
-    "data.splits",
-    "data.health",
-    "data.loading",
-    "rendering",
-    "models",
-    "tiny",
-    "scoring",
-    "engine_state",
-    "optimization",
-    "deepspeed_engine",
-    "engine",
-    "naming",
-    "mlflow_store",
-    "tracking",
-    "sweep_tracking",
-    "training",
-    "evaluation",
-    "opinions",
-    "frozen",
-    "experiment",
-    "joint_scores",
-    "comparison",
-    "opinion_comparison",
-    "sweep_outcomes",
-    "sweep_scores",
-    "sweep_efficiency",
-    "sweep_summary",
-    "champion",
-    "registry",
-    "pictures",
-    "report",
-    "sweep_pictures",
-    "sweep_report",
-    "launch.worker",
-    "launch.ray_cluster",
-    "launch.relay",
-    "launch.ray_score",
-    "launch.ray_train",
-    "launch.runs",
-    "launch.sweep_trial",
-    "launch.ray_tune",
-    "launch.sweeps",
-    "commands",
-    "quickstart",
-    "tables",
-    "cli",
-]
+# The reading order: a room imports only rooms that stand above it, and within a room a file only
+# files above it. A room without files is a single module at the package's root.
+ROOMS: dict[str, list[str]] = {
+    "records": [],
+    "workers": [],
+    "statistics": ["cluster_variance", "intervals", "joint_scores"],
+    "settings": ["countries", "run", "sweep", "files", "page", "naming"],
+    "storage": ["disk", "json_lines", "remote", "stores", "run_dir"],
+    "data": [
+        "rows",
+        "table",
+        "prism",
+        "preferences",
+        "opinions",
+        "synthetic",
+        "pairing",
+        "splits",
+        "health",
+        "loading",
+    ],
+    "models": ["rendering", "reward_model", "tiny", "scoring"],
+    "evaluation": [
+        "metrics",
+        "distributions",
+        "layers",
+        "opinions",
+        "comparison",
+        "opinion_comparison",
+        "champion",
+    ],
+    "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
+    "tracking": ["mlflow_store", "trackers", "sweep", "registry"],
+    "training": [
+        "deepspeed_settings",
+        "loss",
+        "group_dro",
+        "plan",
+        "checkpoints",
+        "engine_state",
+        "optimization",
+        "deepspeed_engine",
+        "engine",
+        "loop",
+    ],
+    "methods": ["selection", "heads", "gpo", "frozen"],
+    "report": ["overviews", "pictures", "page", "sweep_pictures", "sweep_page", "tables"],
+    "experiment": [],
+    "launch": [
+        "worker",
+        "ray_cluster",
+        "relay",
+        "ray_score",
+        "ray_train",
+        "runs",
+        "sweep_trial",
+        "ray_tune",
+        "sweeps",
+    ],
+    "commands": [],
+    "quickstart": [],
+    "cli": [],
+}
+
+ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
 
 # Scripts that others run: they may import any module, and no module imports them.
-SCRIPTS = {"mlflow_model"}
+SCRIPTS = {"tracking.mlflow_model"}
 
 HOMES = {
     "datasets": {"data.rows"},
-    "huggingface_hub": {"models", "data.rows"},
-    "transformers": {"rendering", "models", "tiny"},
-    "tokenizers": {"tiny"},
-    "peft": {"models"},
-    "deepspeed": {"deepspeed_engine"},
-    "mlflow": {"mlflow_store", "tracking", "mlflow_model"},
-    "pandas": {"mlflow_store", "mlflow_model"},
-    "matplotlib": {"pictures", "sweep_pictures"},
-    "jinja2": {"report"},
+    "huggingface_hub": {"models.reward_model", "data.rows"},
+    "transformers": {"models.rendering", "models.reward_model", "models.tiny"},
+    "tokenizers": {"models.tiny"},
+    "peft": {"models.reward_model"},
+    "deepspeed": {"training.deepspeed_engine"},
+    "mlflow": {"tracking.mlflow_store", "tracking.trackers", "tracking.mlflow_model"},
+    "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
+    "matplotlib": {"report.pictures", "report.sweep_pictures"},
+    "jinja2": {"report.page"},
     "ray": {
         "launch.ray_cluster",
         "launch.relay",
@@ -121,31 +101,37 @@ HOMES = {
     "optuna": {"launch.ray_tune"},
     "typer": {"cli"},
     "click": {"cli"},
-    "rich": {"cli", "tables"},
-    "yaml": {"config_file", "report", "commands", "cli"},
-    "pydantic": {"config", "config_file", "storage", "sweep_config", "sweep_store"},
+    "rich": {"cli", "report.tables"},
+    "yaml": {"settings.files", "report.page", "commands", "cli"},
+    "pydantic": {
+        "settings.run",
+        "settings.files",
+        "storage.run_dir",
+        "settings.sweep",
+        "sweep.store",
+    },
 }
 
 # Arrays and numbers in, arrays and numbers out: no files, clock, chance of their own, logging.
 PURE = [
-    "countries",
-    "selection",
-    "loss",
-    "group_dro",
-    "heads",
-    "gpo",
-    "metrics",
-    "cluster_variance",
-    "statistics",
-    "distributions",
-    "plan",
-    "sweep",
-    "joint_scores",
-    "sweep_outcomes",
-    "sweep_scores",
-    "sweep_efficiency",
-    "sweep_summary",
-    "champion",
+    "settings.countries",
+    "methods.selection",
+    "training.loss",
+    "training.group_dro",
+    "methods.heads",
+    "methods.gpo",
+    "evaluation.metrics",
+    "statistics.cluster_variance",
+    "statistics.intervals",
+    "evaluation.distributions",
+    "training.plan",
+    "sweep.space",
+    "statistics.joint_scores",
+    "sweep.outcomes",
+    "sweep.scores",
+    "sweep.efficiency",
+    "sweep.summary",
+    "evaluation.champion",
 ]
 IMPURE = {
     "logging",
@@ -161,15 +147,14 @@ IMPURE = {
 
 
 def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    """Dotted; the door of a room (its `__init__.py`) has the room's name, the package's is ""."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
-FILES = {
-    module_name(path): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__init__.py" or path.stat().st_size > 0
-}
-MODULES = {name: path for name, path in FILES.items() if name != "__init__"}
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+DOORS = {name for name, path in FILES.items() if path.name == "__init__.py"}
+MODULES = {name: path for name, path in FILES.items() if name not in DOORS}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -237,6 +222,11 @@ def test_a_module_says_what_it_is_for(module):
     assert ast.get_docstring(ast.parse(FILES[module].read_text()))
 
 
+@pytest.mark.parametrize("room", sorted(DOORS - {""}))
+def test_the_door_of_a_room_holds_a_docstring_and_no_more(room):
+    assert len(ast.parse(FILES[room].read_text()).body) == 1
+
+
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - SCRIPTS))
 def test_a_module_can_be_imported(module):
     assert importlib.import_module(f"scpo_ray.{module}").__name__ == f"scpo_ray.{module}"
@@ -265,7 +255,9 @@ def test_the_command_line_loads_no_heavy_package_before_it_knows_the_command():
 def test_settings_are_read_and_checked_without_a_heavy_package():
     heavy = {"torch", "transformers", "datasets", "mlflow", "ray", "matplotlib", "pandas", "scipy"}
 
-    loaded = modules_loaded_by("from scpo_ray.config_file import load_config; load_config('paper')")
+    loaded = modules_loaded_by(
+        "from scpo_ray.settings.files import load_config; load_config('paper')"
+    )
 
     assert "yaml" in loaded
     assert loaded & heavy == set()

@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import save_file
 from torch import zeros
 
-from scpo_ray.checkpoints import Checkpoints
 from scpo_ray.records import ALONE, InputError, Worker
+from scpo_ray.training.checkpoints import Checkpoints
 from scpo_ray.workers import (
     check_alike,
     first_worker_first,

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.config import ModelConfig, RunConfig
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.models import load_reward_model, save_reward_model
-from scpo_ray.rendering import load_renderer
-from scpo_ray.tiny import make_tiny_backbone
+from scpo_ray.models.rendering import load_renderer
+from scpo_ray.models.reward_model import load_reward_model, save_reward_model
+from scpo_ray.models.tiny import make_tiny_backbone
+from scpo_ray.settings.run import ModelConfig, RunConfig
 
 CULTURES = ["North", "South"]
 

@@ -8,14 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.config import (
-    OpinionsConfig,
-    PreferencesConfig,
-    PrismConfig,
-    SplitConfig,
-    SyntheticConfig,
-)
-from scpo_ray.config_file import check_culture_names
 from scpo_ray.data.health import count_cultures, find_warnings
 from scpo_ray.data.opinions import open_opinions
 from scpo_ray.data.pairing import IndexPairs, make_pairs
@@ -35,6 +27,14 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Opinions, Pairs, PreferenceData
+from scpo_ray.settings.files import check_culture_names
+from scpo_ray.settings.run import (
+    OpinionsConfig,
+    PreferencesConfig,
+    PrismConfig,
+    SplitConfig,
+    SyntheticConfig,
+)
 
 log = logging.getLogger(__name__)
 

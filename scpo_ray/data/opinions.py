@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.config import OpinionsConfig
-from scpo_ray.countries import country_and_sample, country_name
 from scpo_ray.data.rows import (
     BadField,
     Notes,
@@ -28,6 +26,8 @@ from scpo_ray.data.rows import (
     text_field,
 )
 from scpo_ray.records import Interaction
+from scpo_ray.settings.countries import country_and_sample, country_name
+from scpo_ray.settings.run import OpinionsConfig
 
 COLUMNS = ("question", "selections", "options")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

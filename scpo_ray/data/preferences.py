@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from scpo_ray.config import ColumnMap, PreferencesConfig
 from scpo_ray.data.rows import (
     BadField,
     Notes,
@@ -24,6 +23,7 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import InputError, Interaction
+from scpo_ray.settings.run import ColumnMap, PreferencesConfig
 
 Side = Literal["train", "test"]
 Turns = tuple[tuple[str, str], ...]

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from scpo_ray.config import PrismConfig
 from scpo_ray.data.rows import (
     BadField,
     Notes,
@@ -24,6 +23,7 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import Interaction
+from scpo_ray.settings.run import PrismConfig
 
 NO_COUNTRY = "interaction of a user without country"
 

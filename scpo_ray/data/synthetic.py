@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.rows import Notes, Place, Source
 from scpo_ray.records import Interaction
+from scpo_ray.settings.run import SyntheticConfig
 
 TASTE_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("kind", "warm", "gentle", "caring"), ("cold", "harsh", "blunt", "distant")),

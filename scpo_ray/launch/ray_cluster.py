@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from scpo_ray.config import RunConfig
 from scpo_ray.records import InputError
+from scpo_ray.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 

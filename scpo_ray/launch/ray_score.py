@@ -12,14 +12,14 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from scpo_ray.config import RunConfig
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for, stand_where
 from scpo_ray.launch.relay import relayed_to_here
-from scpo_ray.models import RewardModel
+from scpo_ray.models.reward_model import RewardModel
+from scpo_ray.models.scoring import check_finite, load_frozen_model, score_tokens
 from scpo_ray.records import InputError, Tokens
-from scpo_ray.scoring import check_finite, load_frozen_model, score_tokens
-from scpo_ray.stores import ScorePart
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.storage.stores import ScorePart
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ import ray
 import ray.train
 import ray.train.torch
 
-from scpo_ray.config import RunConfig
 from scpo_ray.experiment import RunInputs, open_run_dir
 from scpo_ray.launch.ray_cluster import check_resources, connect, stand_where, worker_resources
 from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, report_error
 from scpo_ray.launch.worker import work
 from scpo_ray.records import InputError, RunResult, Worker
-from scpo_ray.remote import RemoteFolder
-from scpo_ray.tracking import Status, Sweep, Tracker
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.storage.remote import RemoteFolder
+from scpo_ray.tracking.trackers import Status, Sweep, Tracker
 from scpo_ray.workers import BACKENDS, TIMEOUT
 
 log = logging.getLogger(__name__)

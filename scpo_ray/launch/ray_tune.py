@@ -17,7 +17,6 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from scpo_ray.config import RunConfig, Section
 from scpo_ray.experiment import Midway
 from scpo_ray.launch.ray_cluster import (
     check_resources,
@@ -35,12 +34,13 @@ from scpo_ray.launch.sweep_trial import (
     layer_objectives,
     suggested_jobs,
 )
-from scpo_ray.mlflow_store import noted_run_id
 from scpo_ray.records import InputError, Layer
-from scpo_ray.sweep import job_objective, run_objective, search_space
-from scpo_ray.sweep_config import LogUniform, RandInt, SweepConfig, Uniform
-from scpo_ray.sweep_records import TrialRecord
-from scpo_ray.tracking import Sweep
+from scpo_ray.settings.run import RunConfig, Section
+from scpo_ray.settings.sweep import LogUniform, RandInt, SweepConfig, Uniform
+from scpo_ray.sweep.records import TrialRecord
+from scpo_ray.sweep.space import job_objective, run_objective, search_space
+from scpo_ray.tracking.mlflow_store import noted_run_id
+from scpo_ray.tracking.trackers import Sweep
 
 log = logging.getLogger(__name__)
 

@@ -7,23 +7,23 @@ from pathlib import Path
 
 import torch.distributed
 
-from scpo_ray.comparison import ComparedRun, compare_runs, pair_outcomes
-from scpo_ray.config import ComparisonConfig, RunConfig
-from scpo_ray.deepspeed_settings import deepspeed_settings
+from scpo_ray.evaluation.comparison import ComparedRun, compare_runs, pair_outcomes
+from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
-from scpo_ray.naming import run_name
-from scpo_ray.opinion_comparison import compare_opinions
 from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
-from scpo_ray.report import write_report
-from scpo_ray.storage import (
+from scpo_ray.report.page import write_report
+from scpo_ray.settings.naming import run_name
+from scpo_ray.settings.run import ComparisonConfig, RunConfig
+from scpo_ray.storage.run_dir import (
     RunDir,
     load_result,
     load_test_opinions,
     load_test_pairs,
     save_comparison_result,
 )
-from scpo_ray.sweep import comparison_trials
+from scpo_ray.sweep.space import comparison_trials
+from scpo_ray.training.deepspeed_settings import deepspeed_settings
 from scpo_ray.workers import join_group
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.config import RunConfig
 from scpo_ray.experiment import Midway, RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, work
-from scpo_ray.mlflow_store import noted_run_id
 from scpo_ray.records import InputError, Layer, RunResult
-from scpo_ray.storage import RunDir, load_result
-from scpo_ray.sweep import (
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.sweep import ObjectiveConfig, SweepConfig
+from scpo_ray.storage.run_dir import RunDir, load_result
+from scpo_ray.sweep.records import TrialRecord
+from scpo_ray.sweep.space import (
     PlannedTrial,
     make_setting,
     run_objective,
@@ -24,9 +25,8 @@ from scpo_ray.sweep import (
     trial_id,
     trials_of,
 )
-from scpo_ray.sweep_config import ObjectiveConfig, SweepConfig
-from scpo_ray.sweep_records import TrialRecord
-from scpo_ray.tracking import Sweep
+from scpo_ray.tracking.mlflow_store import noted_run_id
+from scpo_ray.tracking.trackers import Sweep
 
 log = logging.getLogger(__name__)
 

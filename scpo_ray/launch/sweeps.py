@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.comparison import ComparedRun
-from scpo_ray.config import RunConfig
-from scpo_ray.config_file import load_header, load_sweep
+from scpo_ray.evaluation.comparison import ComparedRun
 from scpo_ray.experiment import RunInputs, global_rewards, open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
@@ -29,11 +27,14 @@ from scpo_ray.launch.sweep_trial import (
     trial_job,
 )
 from scpo_ray.launch.worker import local_worker, send_unsent
-from scpo_ray.mlflow_store import StoreAwayError, forget_run, noted_run_id
 from scpo_ray.records import InputError
-from scpo_ray.registry import register_champion
-from scpo_ray.storage import RunDir, load_result
-from scpo_ray.sweep import (
+from scpo_ray.report.sweep_page import write_sweep_pictures, write_sweep_report
+from scpo_ray.settings.files import load_header, load_sweep
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.sweep import SweepConfig
+from scpo_ray.storage.run_dir import RunDir, load_result
+from scpo_ray.sweep.records import Setting, SweepResult, TrialRecord
+from scpo_ray.sweep.space import (
     check_space,
     job_objective,
     make_setting,
@@ -42,13 +43,12 @@ from scpo_ray.sweep import (
     sweep_cultures,
     trials_of,
 )
-from scpo_ray.sweep_config import SweepConfig
-from scpo_ray.sweep_records import Setting, SweepResult, TrialRecord
-from scpo_ray.sweep_report import write_sweep_pictures, write_sweep_report
-from scpo_ray.sweep_store import RESULT_FILE, SweepDir
-from scpo_ray.sweep_summary import summarize_sweep
-from scpo_ray.sweep_tracking import SweepTracker
-from scpo_ray.tracking import has_unsent
+from scpo_ray.sweep.store import RESULT_FILE, SweepDir
+from scpo_ray.sweep.summary import summarize_sweep
+from scpo_ray.tracking.mlflow_store import StoreAwayError, forget_run, noted_run_id
+from scpo_ray.tracking.registry import register_champion
+from scpo_ray.tracking.sweep import SweepTracker
+from scpo_ray.tracking.trackers import has_unsent
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ from uuid import uuid4
 import torch
 
 import scpo_ray
-from scpo_ray.config import RunConfig
-from scpo_ray.disk import disk_errors
 from scpo_ray.experiment import (
     Midway,
     RunInputs,
@@ -22,11 +20,13 @@ from scpo_ray.experiment import (
     prepare_run,
     run_experiment,
 )
-from scpo_ray.models import resolve_device
+from scpo_ray.models.reward_model import resolve_device
 from scpo_ray.records import InputError, RunResult, Worker
-from scpo_ray.report import write_pictures, write_report
-from scpo_ray.storage import RunDir, load_result
-from scpo_ray.tracking import SilentTracker, Sweep, Tracker, has_unsent, start_tracker
+from scpo_ray.report.page import write_pictures, write_report
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.storage.disk import disk_errors
+from scpo_ray.storage.run_dir import RunDir, load_result
+from scpo_ray.tracking.trackers import SilentTracker, Sweep, Tracker, has_unsent, start_tracker
 from scpo_ray.workers import check_alike, first_worker_first, from_first, together
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import resource
 import numpy as np
 import pytest
 
-from scpo_ray.config import PreferencesConfig, SyntheticConfig
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.data.rows import Notes, Place
 from scpo_ray.data.table import (
@@ -17,6 +16,7 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Interaction
+from scpo_ray.settings.run import PreferencesConfig, SyntheticConfig
 
 SMALL = {"A": 12, "B": 8}
 

@@ -4,7 +4,6 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from scpo_ray.config import SyntheticConfig
 from scpo_ray.data.rows import Notes
 from scpo_ray.data.synthetic import (
     best_accuracy,
@@ -14,6 +13,7 @@ from scpo_ray.data.synthetic import (
     open_synthetic,
     vocabulary,
 )
+from scpo_ray.settings.run import SyntheticConfig
 
 
 def _config(**settings):

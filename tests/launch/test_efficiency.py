@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scpo_ray.sweep_store import load_sweep_result
+from scpo_ray.sweep.store import load_sweep_result
 from tests.launch.test_sweep import folder_of, states, sweep_file
 from tests.test_cli import in_process
 

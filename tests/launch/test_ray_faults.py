@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scpo_ray.storage import load_result, load_test_pairs
+from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from tests.launch.clusters import (
     TWO,
     assert_ends_alike,
@@ -26,8 +26,8 @@ from tests.launch.clusters import (
     wait_until_gone,
     workers_below,
 )
+from tests.storage.test_disk_faults import mounted_tmpfs
 from tests.test_cli import in_process
-from tests.test_disk_faults import mounted_tmpfs
 
 pytestmark = [
     pytest.mark.slow,

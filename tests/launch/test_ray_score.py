@@ -16,14 +16,14 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-import scpo_ray.stores
-from scpo_ray.config import RunConfig
+import scpo_ray.storage.stores
 from scpo_ray.experiment import RunInputs, global_rewards, load_inputs, open_run_dir
 from scpo_ray.launch.ray_cluster import connect
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.records import InputError
-from tests.test_bad_places import cut_weights, spoil_with_nan
+from scpo_ray.settings.run import RunConfig
+from tests.launch.test_bad_places import cut_weights, spoil_with_nan
 from tests.test_cli import in_process, start_process, write_yaml
 from tests.tiny import tiny_config, tiny_document
 
@@ -50,7 +50,7 @@ def cluster(tiny_reward_model, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(scpo_ray.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
+    monkeypatch.setattr(scpo_ray.storage.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
 
 
 class Scoring(NamedTuple):
@@ -90,7 +90,7 @@ def one_thread() -> Iterator[None]:
 def local(tiny_reward_model, tmp_path_factory, one_thread) -> dict[str, bytes]:
     """The parts as one process writes them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scpo_ray.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
+        patch.setattr(scpo_ray.storage.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
         here = scoring(tiny_reward_model, tmp_path_factory.mktemp("local"))
         score_here(here)
         assert len(here.parts) == NUM_PARTS
@@ -229,8 +229,8 @@ def test_a_killed_command_goes_on_with_what_is_missing(
     config = write_yaml(tmp_path / "run.yaml", document)
     arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={cluster}"]
     command = start_process(
-        code=f"import sys, scpo_ray.cli, scpo_ray.stores; sys.argv = {arguments}\n"
-        f"scpo_ray.stores._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
+        code=f"import sys, scpo_ray.cli, scpo_ray.storage.stores; sys.argv = {arguments}\n"
+        f"scpo_ray.storage.stores._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
         "scpo_ray.cli.main()\n"
     )
     deadline = time.monotonic() + 120

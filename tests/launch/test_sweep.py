@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from scpo_ray.launch.ray_cluster import connect
 from scpo_ray.launch.sweeps import run_sweep
 from scpo_ray.records import InputError
-from scpo_ray.storage import load_result
-from scpo_ray.sweep_records import SweepResult
-from scpo_ray.sweep_store import SweepDir, load_sweep_result
+from scpo_ray.storage.run_dir import load_result
+from scpo_ray.sweep.records import SweepResult
+from scpo_ray.sweep.store import SweepDir, load_sweep_result
 from tests.test_cli import write_yaml
 from tests.tiny import tiny_config, tiny_document
 

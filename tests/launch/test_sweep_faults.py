@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from scpo_ray.sweep_store import load_sweep_result
+from scpo_ray.sweep.store import load_sweep_result
 from tests.launch.clusters import (
     descendants,
     ended,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import scpo_ray.launch.worker
-from scpo_ray.config import RunConfig
 from scpo_ray.launch.worker import library_versions, work
 from scpo_ray.records import InputError, Worker
+from scpo_ray.settings.run import RunConfig
 from tests.group import in_group
 from tests.tiny import tiny_document
 

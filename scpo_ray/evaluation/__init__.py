@@ -1,0 +1,4 @@
+"""Layers, controls, opinions; methods side by side; champions.
+
+May import `statistics`, `settings` and `storage`.
+"""

@@ -1,0 +1,524 @@
+"""Methods side by side on the same test pairs: seeds averaged, differences paired, Holm applied."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.evaluation.metrics import layer_masks, noise_outcomes, ranked_right
+from scpo_ray.records import (
+    ComparisonResult,
+    Difference,
+    Estimate,
+    InputError,
+    Layer,
+    MethodSummary,
+    RunResult,
+)
+from scpo_ray.settings.run import METHODS, EvaluationConfig
+from scpo_ray.statistics.cluster_variance import macro_seed_variance
+from scpo_ray.statistics.intervals import (
+    draw_clusters,
+    macro_difference,
+    macro_mean,
+    paired_difference,
+    stream,
+    with_holm,
+)
+from scpo_ray.statistics.joint_scores import (
+    Behind,
+    SeedNoise,
+    added,
+    replicated,
+    shared,
+    with_seeds,
+)
+
+MACRO = ""
+"""The culture of the rows that hold the macro mean."""
+
+# Reference margins of two runs may differ by the rounding of another device, not by another model.
+REF_MARGIN_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class PairOutcomes:
+    """What one model did with every test pair: a run's `test_pairs.parquet` in columns.
+
+    Attributes:
+        culture, pair_id: (P,) text.
+        cluster: (P,) int64, the user or question, the same number in all runs on one data set.
+        ref_margin: (P,) float32, the global model's r+ - r-, or None where there is none.
+        margin: (P,) float32, the trained model's.
+    """
+
+    culture: NDArray[Any]
+    pair_id: NDArray[Any]
+    cluster: NDArray[Any]
+    ref_margin: NDArray[np.float32] | None
+    margin: NDArray[np.float32]
+
+
+def pair_outcomes(columns: Mapping[str, NDArray[Any]]) -> PairOutcomes:
+    """From the columns of `run_dir.load_test_pairs`.
+
+    Raises: InputError if one is missing or a margin is NaN or infinite.
+    """
+    missing = {"culture", "pair_id", "cluster", "margin"} - columns.keys()
+    if missing:
+        raise InputError(f"test pairs without {', '.join(sorted(missing))}")
+    for name in sorted(columns.keys() & {"margin", "ref_margin"}):
+        if not np.isfinite(columns[name]).all():
+            raise InputError(f"test pairs with a {name} that is not finite")
+    return PairOutcomes(
+        culture=columns["culture"],
+        pair_id=columns["pair_id"],
+        cluster=columns["cluster"],
+        ref_margin=columns.get("ref_margin"),
+        margin=columns["margin"],
+    )
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A finished run and the culture it was trained for (for "global": it stands in for).
+
+    `culture` is "" for one model of a mixture, which a sweep measures on every culture.
+    `opinions`: the columns of `run_dir.load_test_opinions`.
+    """
+
+    result: RunResult
+    culture: str
+    outcomes: PairOutcomes
+    opinions: Mapping[str, NDArray[Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.result.method}/{self.culture or 'mixture'}/seed {self.result.seed}"
+
+
+def compare_runs(
+    runs: Sequence[ComparedRun], experiment: str, failures: Mapping[str, str]
+) -> ComparisonResult:
+    """Each method on each culture's own test pairs, seeds averaged, and its macro mean.
+
+    A pair's outcome is the share of a method's seeds that rank it right, over the seeds that
+    finished; estimates and paired differences are taken of these. Their intervals and p-values
+    count the seeds as a layer of chance beside the users (`other_cultures` averages them first:
+    there one seed's model serves several cultures). A method with one model for all cultures is one
+    training in the macro rows. The differences against
+    "global" are against the global model's margins that every run carries. Holm's correction runs
+    over the cultures, for each method, layer and rival; the macro difference is a single test.
+    Where a method has no run for a culture there is no summary of the two, and the method's macro
+    values are None: a mean over fewer cultures would be read against the others' as if alike.
+
+    The macro rows say which method is best on `all` and which are within noise of it: all of them
+    measured in the same resamples, as a sweep's settings are (without p-values).
+
+    `other_cultures` is the macro mean over the cultures the model was not trained for; in the
+    macro row, over all tested cultures, of what the models trained for another one reach there.
+
+    Args:
+        runs: in any order; two cannot share method, culture and seed. All are tested on the same
+            pairs, in the same order, with the same evaluation settings.
+        failures: run name -> what went wrong; carried along.
+
+    Returns: methods in the order of `config.METHODS`, cultures as `runs` first names them; of
+        each method the macro row, then its cultures. Chance is seeded by the smallest seed.
+    Raises: ValueError naming the two runs that cannot be compared, or the run whose trained
+        culture is not among those it was tested on.
+    """
+    if not runs:
+        return ComparisonResult(experiment, [], [], [], [], dict(failures), [])
+    runs_of: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in runs:
+        check_comparable(run, runs[0])
+        same_cell = runs_of.setdefault((run.result.method, run.culture), [])
+        if any(other.result.seed == run.result.seed for other in same_cell):
+            raise ValueError(f"two runs are {run.name}")
+        same_cell.append(run)
+    seeds = sorted({run.result.seed for run in runs})
+    methods = [str(method) for method in METHODS if any(method == m for m, _ in runs_of)]
+    cultures = list(dict.fromkeys(run.culture for run in runs))
+    grid = _Grid(
+        runs_of,
+        cultures,
+        culture_pairs(runs[0].outcomes, evaluation_settings(runs[0])),
+        evaluation_settings(runs[0]),
+        seeds[0],
+    )
+    return ComparisonResult(
+        experiment=experiment,
+        methods=methods,
+        cultures=cultures,
+        seeds=seeds,
+        run_ids=list(dict.fromkeys(run.result.run_id for run in runs)),
+        failures=dict(failures),
+        summaries=[
+            row
+            for method, behind in _behind_best(methods, grid).items()
+            for row in _summaries(method, behind, grid)
+        ],
+    )
+
+
+def is_one_training(cells: Mapping[tuple[str, str], Sequence[ComparedRun]], method: str) -> bool:
+    """Whether the same runs stand in all of a method's cells (method, culture): one model for all
+    cultures, whose seeds move all of them at once."""
+    found = [
+        {run.result.run_id for run in runs} for cell, runs in cells.items() if cell[0] == method
+    ]
+    return len(found) > 1 and all(run_ids == found[0] for run_ids in found)
+
+
+@dataclass(frozen=True)
+class CulturePairs:
+    """One culture's test pairs, the same in every run.
+
+    `rows`: where they stand in a run's columns; `clusters`: (P_c,) codes, alike over cultures;
+    `masks`: layer -> (P_c,); `ref_outcomes`: (P_c,) of the global model, or None.
+    """
+
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    masks: dict[Layer, NDArray[np.bool_]]
+    ref_outcomes: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """All that the summaries are made from: runs by (method, trained culture), and their pairs."""
+
+    runs: dict[tuple[str, str], list[ComparedRun]]
+    cultures: list[str]
+    tested: dict[str, CulturePairs]
+    settings: EvaluationConfig
+    seed: int
+
+    @cached_property
+    def outcomes(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
+        """(method, trained culture) -> (P, K) whether each of its K seeds ranks a pair right."""
+        return {
+            cell: np.stack([right(run.outcomes.margin) for run in runs], axis=1)
+            for cell, runs in self.runs.items()
+        }
+
+    @property
+    def layers(self) -> list[Layer]:
+        return list(next(iter(self.tested.values())).masks)
+
+    def own(self, method: str, culture: str, layer: Layer) -> NDArray[Any]:
+        """(B, K) the method's outcomes on the culture it was trained for; empty without a run."""
+        if (method, culture) not in self.outcomes:
+            return np.empty(0)
+        tested = self.tested[culture]
+        return self.outcomes[method, culture][tested.rows][tested.masks[layer]]
+
+    def clusters(self, method: str, culture: str, layer: Layer) -> NDArray[np.int64]:
+        """The clusters of `own`."""
+        if (method, culture) not in self.outcomes:
+            return np.empty(0, dtype=np.int64)
+        tested = self.tested[culture]
+        return tested.clusters[tested.masks[layer]]
+
+    def noise(self, method: str, culture: str, layer: Layer) -> NDArray[np.float64]:
+        """(B, K) what noise as large as each seed's change would do on the pairs of `own`."""
+        tested = self.tested[culture]
+        columns = []
+        for run in self.runs.get((method, culture), ()):
+            ref_margins = run.outcomes.ref_margin
+            if ref_margins is None:
+                return np.empty(0)
+            margins = run.outcomes.margin[tested.rows]
+            columns.append(noise_outcomes(ref_margins[tested.rows], margins)[tested.masks[layer]])
+        return np.stack(columns, axis=1) if columns else np.empty(0)
+
+    def rival(self, method: str, rival: str, culture: str, layer: Layer) -> NDArray[Any] | None:
+        """What a method is set against on the pairs of `own`: the global model, "noise", or a
+        method; None where there is none."""
+        tested = self.tested[culture]
+        if rival == "noise":
+            known = tested.ref_outcomes is not None and method != "global"
+            return self.noise(method, culture, layer) if known else None
+        if rival != "global":
+            return self.own(rival, culture, layer) if (rival, culture) in self.outcomes else None
+        return None if tested.ref_outcomes is None else tested.ref_outcomes[tested.masks[layer]]
+
+    def stream(self, *names: str) -> np.random.Generator:
+        return stream(self.seed, "comparison", *names)
+
+
+def check_comparable(run: ComparedRun, first: ComparedRun) -> None:
+    """Whether both were tested on the same pairs in the same order, in the same way.
+
+    Raises: ValueError naming the two runs and what sets them apart, or the run whose trained
+        culture is not among those it was tested on.
+    """
+    check_same_evaluation(run, first)
+    ours, theirs = run.outcomes, first.outcomes
+    both = f"{first.name} and {run.name}"
+    if run.culture and run.culture not in set(ours.culture):
+        raise ValueError(f"{run.name} was not tested on {run.culture!r}")
+    difference = pairs_difference(theirs, ours)
+    if difference is not None:
+        raise ValueError(f"{both} differ in {difference}")
+
+
+def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
+    """What two models' test pairs differ in; None where they are the same ones in one order."""
+    if not all(
+        np.array_equal(getattr(first, column), getattr(second, column))
+        for column in ("culture", "pair_id", "cluster")
+    ):
+        return f"their test pairs: {_first_difference(first, second)}"
+    if first.ref_margin is None and second.ref_margin is None:
+        return None
+    if first.ref_margin is None or second.ref_margin is None:
+        return "their global model: only one has its margins"
+    change = float(np.abs(first.ref_margin - second.ref_margin).max(initial=0))
+    if change > REF_MARGIN_TOLERANCE:
+        return f"their global model: margins by up to {change:.3g}"
+    return None
+
+
+def check_same_evaluation(run: ComparedRun, first: ComparedRun) -> None:
+    """Whether two runs, perhaps on other pairs, were tested in the same way.
+
+    Raises: ValueError naming the two, if their evaluation settings differ or only one of them has
+        a global model's margins.
+    """
+    both = f"{first.name} and {run.name}"
+    if evaluation_settings(run) != evaluation_settings(first):
+        raise ValueError(f"{both} differ in their evaluation settings")
+    if (run.outcomes.ref_margin is None) != (first.outcomes.ref_margin is None):
+        raise ValueError(f"of {both} only one has a global model's margins")
+
+
+def _first_difference(first: PairOutcomes, second: PairOutcomes) -> str:
+    rows = (
+        zip(columns.culture, columns.pair_id, columns.cluster, strict=True)
+        for columns in (first, second)
+    )
+    for number, (one, other) in enumerate(zip_longest(*rows)):
+        if one != other:
+            shown = ["no pair" if row is None else " ".join(map(repr, row)) for row in (one, other)]
+            return f"row {number} is {shown[0]} and {shown[1]} (culture, pair, cluster)"
+    return "they hold values of different types"
+
+
+def evaluation_settings(run: ComparedRun) -> EvaluationConfig:
+    """How the run was tested, from its result's config."""
+    return EvaluationConfig.model_validate(run.result.config["evaluation"])
+
+
+def right(margins: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(P,) whether each pair is ranked right, from r+ - r-.
+
+    Raises: ValueError if a margin is NaN or infinite.
+    """
+    return ranked_right(margins, np.zeros_like(margins))
+
+
+def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[str, CulturePairs]:
+    """Tested culture -> its pairs, in the order of the columns; clusters are coded over all."""
+    _, clusters = np.unique(outcomes.cluster, return_inverse=True)
+    tested = {}
+    for culture in dict.fromkeys(outcomes.culture):
+        rows = np.flatnonzero(outcomes.culture == culture)
+        masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(rows), dtype=np.bool_)}
+        ref_outcomes = None
+        if outcomes.ref_margin is not None:
+            margins = outcomes.ref_margin[rows]
+            ref_outcomes = right(margins)
+            masks = layer_masks(
+                margins,
+                np.zeros_like(margins),
+                distinctive_threshold=settings.distinctive_threshold,
+            )
+        tested[str(culture)] = CulturePairs(rows, clusters[rows], masks, ref_outcomes)
+    return tested
+
+
+def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Behind]:
+    """How far each method's macro mean on `all` is behind the best, as settings are in a sweep."""
+    clusters = [grid.tested[culture].clusters for culture in grid.cultures]
+    samples = grid.settings.bootstrap_samples
+    draws = draw_clusters(clusters, samples=samples, rng=grid.stream("best"))
+    macro = None
+    for culture, labels, drawn in zip(grid.cultures, clusters, draws, strict=True):
+        outcomes = np.full((len(labels), len(methods)), np.nan)
+        noise = {}
+        for column, method in enumerate(methods):
+            if (method, culture) in grid.runs:
+                own = grid.own(method, culture, "all")
+                outcomes[:, column] = own.mean(axis=1)
+                # By the runs: one that stands in several cultures' cells is one training.
+                run_ids = [run.result.run_id for run in grid.runs[method, culture]]
+                variance = macro_seed_variance([own], [labels])
+                rng = grid.stream("best", "seeds", *run_ids)
+                noise[column] = SeedNoise(" ".join(run_ids), variance, rng)
+        macro = added(macro, with_seeds(replicated(outcomes, labels, drawn), noise))
+    behind = shared(macro, len(clusters), clusters).behind_best("max")
+    return dict(zip(methods, behind, strict=True))
+
+
+def _summaries(method: str, behind: Behind, grid: _Grid) -> list[MethodSummary]:
+    minus_global = _differences(method, "global", grid)
+    minus_finetune = _differences(method, "finetune", grid)
+    minus_noise = _differences(method, "noise", grid)
+    kept_shares = {
+        culture: float(np.mean([_kept_share(run) for run in grid.runs[method, culture]]))
+        for culture in grid.cultures
+        if (method, culture) in grid.runs
+    }
+    summaries = []
+    macro_share = float(np.mean(list(kept_shares.values())))
+    for culture, kept_share in ((MACRO, macro_share), *kept_shares.items()):
+        others, others_minus_global = _other_cultures(method, culture, grid)
+        summary = MethodSummary(
+            method=method,
+            culture=culture,
+            accuracy=_accuracies(method, culture, grid, grid.own),
+            minus_global=minus_global.get(culture, {}),
+            minus_finetune=minus_finetune.get(culture, {}),
+            seed_sd={layer: _seed_sd(method, culture, layer, grid) for layer in grid.layers},
+            kept_share=kept_share,
+            other_cultures=others,
+            noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
+            minus_noise=minus_noise.get(culture, {}),
+            others_minus_global=others_minus_global,
+            minus_best=behind.difference if culture == MACRO else None,
+            tied_with_best=behind.is_tied and culture == MACRO,
+        )
+        summaries.append(summary)
+    return summaries
+
+
+def _kept_share(run: ComparedRun) -> float:
+    if run.result.method == "global":
+        return 0.0
+    if run.culture not in run.result.selection:
+        raise ValueError(f"{run.name} says nothing of the selection of {run.culture!r}")
+    return run.result.selection[run.culture].kept_share
+
+
+def _accuracies(
+    method: str,
+    culture: str,
+    grid: _Grid,
+    outcomes: Callable[[str, str, Layer], NDArray[Any]],
+) -> dict[str, Estimate]:
+    samples = grid.settings.bootstrap_samples
+    cultures = grid.cultures if culture == MACRO else [culture]
+    return {
+        layer: macro_mean(
+            [outcomes(method, c, layer) for c in cultures],
+            [grid.clusters(method, c, layer) for c in cultures],
+            samples=samples,
+            rng=grid.stream("accuracy", method, culture, layer),
+            one_training=is_one_training(grid.runs, method),
+        )
+        for layer in grid.layers
+    }
+
+
+def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Difference]]:
+    """Culture (and macro) -> layer -> the method minus `rival`; empty where one was not run, and
+    for finetune against itself: its seeds would count as two independent sets."""
+    if method == rival == "finetune":
+        return {}
+    cultures = [
+        culture
+        for culture in grid.cultures
+        if (method, culture) in grid.outcomes
+        and grid.rival(method, rival, culture, "all") is not None
+    ]
+    if not cultures:
+        return {}
+    differences: dict[str, dict[str, Difference]] = {c: {} for c in (MACRO, *cultures)}
+    for layer in grid.layers:
+        outcomes = {c: _paired(method, rival, c, layer, grid) for c in grid.cultures}
+        per_culture = [
+            paired_difference(
+                *outcomes[culture],
+                samples=grid.settings.bootstrap_samples,
+                rng=grid.stream("difference", method, rival, culture, layer),
+            )
+            for culture in cultures
+        ]
+        for culture, difference in zip(cultures, with_holm(per_culture), strict=True):
+            differences[culture][layer] = difference
+        ours, theirs, clusters = zip(*outcomes.values(), strict=True)
+        macro = macro_difference(
+            ours,
+            theirs,
+            clusters,
+            samples=grid.settings.bootstrap_samples,
+            rng=grid.stream("difference", method, rival, MACRO, layer),
+            one_training=is_one_training(grid.runs, method),
+            # The noise is as large as each seed's own change.
+            rival_one_training=is_one_training(grid.runs, method if rival == "noise" else rival),
+        )
+        [differences[MACRO][layer]] = with_holm([macro])
+    return differences
+
+
+def _paired(
+    method: str, rival: str, culture: str, layer: Layer, grid: _Grid
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    """Outcomes, the rival's and their clusters; all empty where either was not run."""
+    ours, clusters = grid.own(method, culture, layer), grid.clusters(method, culture, layer)
+    theirs = grid.rival(method, rival, culture, layer)
+    if theirs is None or (method, culture) not in grid.outcomes:
+        return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
+    return ours, theirs, clusters
+
+
+def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | None:
+    """Over the seeds that finished in each culture of the row; None with fewer than two."""
+    by_seed: list[dict[int, float]] = []
+    for trained in grid.cultures if culture == MACRO else [culture]:
+        tested = grid.tested[trained]
+        rows = tested.rows[tested.masks[layer]]
+        by_seed.append(
+            {
+                run.result.seed: float(right(run.outcomes.margin[rows]).mean())
+                for run in grid.runs.get((method, trained), ())
+                if len(rows)
+            }
+        )
+    seeds = set(by_seed[0]).intersection(*by_seed)
+    if len(seeds) < 2:
+        return None
+    means = [np.mean([accuracies[seed] for accuracies in by_seed]) for seed in sorted(seeds)]
+    return float(np.std(means, ddof=1))
+
+
+def _other_cultures(method: str, culture: str, grid: _Grid) -> tuple[Estimate, Difference | None]:
+    """The method's accuracy on the others' pairs, and minus the global model's there."""
+    models = grid.cultures if culture == MACRO else [culture]
+    outcomes, ref_outcomes, clusters = [], [], []
+    for name, tested in grid.tested.items():
+        reached = [
+            grid.outcomes[method, trained][tested.rows].mean(axis=1)
+            for trained in models
+            if trained != name and (method, trained) in grid.outcomes
+        ]
+        if reached:
+            outcomes.append(np.mean(reached, axis=0))
+            clusters.append(tested.clusters)
+            ref_outcomes.append(tested.ref_outcomes)
+    if any((method, trained) not in grid.outcomes for trained in models):
+        outcomes, ref_outcomes, clusters = [], [], []
+    samples = grid.settings.bootstrap_samples
+    rng = grid.stream("other cultures", method, culture)
+    estimate = macro_mean(outcomes, clusters, samples=samples, rng=rng)
+    known = [column for column in ref_outcomes if column is not None]
+    if not known or method == "global":
+        return estimate, None
+    rng = grid.stream("other cultures minus global", method, culture)
+    return estimate, macro_difference(outcomes, known, clusters, samples=samples, rng=rng)

@@ -1,0 +1,4 @@
+"""Text to tokens to reward.
+
+May import `workers`, `settings`, `storage`.
+"""

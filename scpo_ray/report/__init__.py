@@ -1,0 +1,4 @@
+"""Results into tables, pictures and pages; computes no metric.
+
+May import `evaluation`, `sweep`, `tracking` and what they rest on.
+"""

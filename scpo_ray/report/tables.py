@@ -1,0 +1,392 @@
+"""Results as tables for a terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from scpo_ray.evaluation.champion import Verdict
+from scpo_ray.records import (
+    LAYERS,
+    ComparisonResult,
+    CultureEvaluation,
+    Difference,
+    Estimate,
+    OpinionScores,
+    OpinionSummary,
+)
+from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.sweep.records import SweepResult
+from scpo_ray.tracking.trackers import RegisteredModel
+
+
+def data_tables(health: DataHealth) -> list[Table]:
+    """Counts, then what was skipped, then the warnings; the last two only if there are any."""
+    counts = _table(
+        "preferences per culture",
+        "culture",
+        "users or\nquestions",
+        "inter-\nactions",
+        "responses",
+        "train\npairs",
+        "test\npairs",
+        "ties",
+        "equal\ntexts",
+        f"cut at\n{health.max_length}",
+        "longer\nchosen",
+        "texts in\nboth sides",
+        "can show,\npoints",
+    )
+    for culture, c in health.counts.items():
+        counts.add_row(
+            culture,
+            f"{c.users}\n({c.train_users} + {c.test_users})",
+            str(c.interactions),
+            str(c.responses),
+            str(c.train_pairs),
+            str(c.test_pairs),
+            str(c.ties),
+            str(c.equal_texts),
+            str(health.truncated_texts.get(culture, 0)),
+            "–" if c.longer_chosen_share is None else f"{100 * c.longer_chosen_share:.1f} %",
+            str(c.train_test_texts),
+            _points(health.detectable.get(culture)),
+        )
+    counts.caption = (
+        "can show: the smallest difference of accuracy between two models that the test\n"
+        "pairs show in 80 % of cases (p <= 0.05), if the two differ on 20 % of the pairs"
+    )
+    counts.caption_justify = "left"
+    tables = [counts]
+    skipped = _table("rows left out", "culture", "reason", "rows")
+    for culture, c in health.counts.items():
+        for reason, rows in c.skipped.items():
+            skipped.add_row(culture, reason, str(rows))
+    if skipped.row_count:
+        tables.append(skipped)
+    if health.warnings:
+        warnings = Table(title="warnings", title_justify="left", box=box.SIMPLE, show_header=False)
+        for warning in health.warnings:
+            warnings.add_row(warning)
+        tables.append(warnings)
+    return tables
+
+
+def score_table(scores: GlobalScores) -> Table:
+    threshold = scores.filter_threshold
+    table = _table(
+        f"the global model on the training pairs ({scores.num_texts} texts)",
+        "culture",
+        "pairs",
+        "ranked right",
+        "mean margin",
+        "kept" if threshold is None else f"kept below {threshold:g}",
+    )
+    for culture, s in scores.cultures.items():
+        table.add_row(
+            culture,
+            str(s.num_pairs),
+            f"{100 * s.accuracy:.1f} %",
+            f"{s.mean_margin:+.3f}",
+            f"{100 * s.kept_share:.1f} %",
+        )
+    return table
+
+
+def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
+    """Cultures x layers, in percent with 95 % intervals, and the difference to the global model.
+
+    "can show": the smallest such difference that these test pairs show in 80 % of cases.
+    """
+    table = _table(
+        "share of test pairs ranked right, %",
+        "culture",
+        "pairs",
+        "users or\nquestions",
+        *LAYERS,
+        "all, minus global",
+        "p (Holm)",
+        "can show",
+    )
+    for culture, e in evaluation.items():
+        whole = e.after["all"]
+        change = e.difference.get("all")
+        table.add_row(
+            culture,
+            str(whole.num_pairs),
+            str(whole.num_clusters),
+            *(_percent(e.after.get(layer)) for layer in LAYERS),
+            _percent(change, signed=True),
+            _p_value(change.p_holm if change else None),
+            _points(change.detectable if change else None),
+        )
+    return table
+
+
+def opinion_tables(opinions: Sequence[OpinionScores]) -> list[Table]:
+    """Countries x predictors, one for each choice of options, to base e; none without opinions."""
+    tables = []
+    for scores in opinions:
+        if scores.base != "e":
+            continue
+        table = _table(
+            f"1 - Jensen-Shannon distance to the country's answers, x 100 (options: "
+            f"{scores.options}, base {scores.base})",
+            "country",
+            "distri-\nbutions",
+            "questions",
+            *(name.replace("_", "\n", 1) for name in scores.macro),
+            "model fitted,\nminus global",
+            "fitted T",
+        )
+        rows = [
+            *scores.cultures.items(),
+            ("macro mean", scores.macro),
+            ("micro mean", scores.micro),
+        ]
+        differences = scores.difference | {"macro mean": scores.macro_difference}
+        for name, found in rows:
+            change = differences.get(name, {}).get("model_fitted")
+            temperature = scores.temperatures.get(name, {}).get("model_fitted")
+            table.add_row(
+                name,
+                str(found["model"].num_pairs),
+                str(found["model"].num_clusters),
+                *(_percent(found[predictor]) for predictor in scores.macro),
+                _percent(change, signed=True),
+                "–" if temperature is None else f"{temperature:.3g}",
+            )
+        tables.append(table)
+    return tables
+
+
+def opinion_comparison_tables(summaries: Sequence[OpinionSummary]) -> list[Table]:
+    """Methods' macro means, a row for each, to base e; none without opinions."""
+    rows = [s for s in summaries if not s.culture and s.base == "e"]
+    if not rows:
+        return []
+    table = _table(
+        "1 - Jensen-Shannon distance to the countries' answers, x 100 (macro mean, base e)",
+        "method",
+        "options",
+        "temperature",
+        "similarity",
+        "minus global",
+        "p",
+    )
+    for s in rows:
+        change = s.minus_global
+        table.add_row(
+            s.method,
+            s.options,
+            "fitted" if s.predictor == "model_fitted" else "1",
+            _percent(s.similarity),
+            _percent(change, signed=True),
+            _p_value(change.p_value if change else None),
+        )
+    return [table]
+
+
+def comparison_table(summary: ComparisonResult) -> Table:
+    """Methods x layers as macro means over the cultures, beside the global model and the best."""
+    table = _table(
+        f"macro mean, % (cultures: {len(summary.cultures)}, seeds: {len(summary.seeds)})",
+        "method",
+        *LAYERS,
+        "all, minus global",
+        "p",
+        "can show",
+        "all,\nminus best",
+        "minus noise on\ndistinctive",
+        "pairs kept",
+    )
+    for s in summary.summaries:
+        if s.culture:
+            continue
+        change = s.minus_global.get("all")
+        table.add_row(
+            s.method,
+            *(_percent(s.accuracy.get(layer)) for layer in LAYERS),
+            _percent(change, signed=True),
+            _p_value(change.p_value if change else None),
+            _points(change.detectable if change else None),
+            _behind(s.accuracy.get("all"), s.minus_best, s.tied_with_best),
+            _percent(s.minus_noise.get("distinctive"), signed=True),
+            f"{100 * s.kept_share:.0f} %",
+        )
+    return table
+
+
+def plan_table(plans: Sequence[PlannedRun]) -> Table:
+    total = _duration(sum(plan.seconds for plan in plans))
+    runs = "1 run" if len(plans) == 1 else f"{len(plans)} runs"
+    table = _table(
+        f"{runs}, about {total} of training on this machine",
+        "run",
+        "training pairs",
+        "kept",
+        "steps",
+        "epochs",
+        "tokens",
+        "time",
+    )
+    for plan in plans:
+        table.add_row(
+            plan.name,
+            str(plan.num_train_pairs),
+            str(plan.num_selected),
+            str(plan.num_steps),
+            f"{plan.epochs:.1f}",
+            f"{plan.num_tokens:,}",
+            _duration(plan.seconds),
+        )
+    return table
+
+
+def sweep_cost_table(cost: SweepCost) -> Table:
+    """What a sweep would run, in lines."""
+    table = Table(title=f"sweep {cost.name}", title_justify="left", box=box.SIMPLE)
+    table.add_column("what")
+    table.add_column("number", justify="right")
+    for axis, num_values in cost.axes.items():
+        table.add_row(f"values of {axis}", str(num_values))
+    table.add_row("settings", str(cost.num_settings))
+    table.add_row("trials", str(cost.num_trials))
+    table.add_row("of these ended already", str(cost.num_ended))
+    if cost.seconds is not None:
+        one_by_one = f"training, one by one (from {cost.num_sampled} of them)"
+        table.add_row(one_by_one, f"about {_duration(cost.seconds)}")
+    return table
+
+
+def sweep_table(result: SweepResult) -> Table:
+    """The best 20 settings: the objective, and its macro layers, in percent."""
+    objective = f"{result.objective['metric']}, {result.objective['culture']}"
+    table = _table(
+        f"settings, best first ({objective}; cultures: {len(result.cultures)}, "
+        f"seeds: {len(result.seeds)})",
+        "setting",
+        "objective, %",
+        "minus best",
+        *LAYERS,
+        "trials\nfailed",
+    )
+    for summary in result.settings[:20]:
+        macro = summary.accuracy.get("", {})
+        table.add_row(
+            summary.setting.label,
+            _percent(summary.objective),
+            _behind(summary.objective, summary.minus_best, summary.tied_with_best),
+            *(_percent(macro.get(layer)) for layer in LAYERS),
+            f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
+        )
+    return table
+
+
+def efficiency_table(result: SweepResult) -> Table:
+    """The objective by share of the training users, a line for each point of each curve."""
+    objective = f"{result.objective['metric']}, {result.objective['culture']}"
+    table = _table(
+        f"{objective}, by share of the training users (cultures: {len(result.cultures)}, "
+        f"seeds: {len(result.seeds)})",
+        "method",
+        "share of\nusers",
+        "pairs selected,\nmean per run",
+        "objective, %",
+    )
+    for curve in result.efficiency:
+        for point in curve.points:
+            table.add_row(
+                curve.name,
+                f"{point.fraction:g}",
+                f"{point.num_pairs:,.0f}",
+                _percent(point.objective),
+            )
+    return table
+
+
+def model_table(models: Sequence[RegisteredModel]) -> Table:
+    table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
+    for m in models:
+        table.add_row(
+            m.name,
+            str(m.version),
+            ", ".join(m.aliases),
+            m.culture,
+            m.method,
+            *(
+                "–" if (a := (m.accuracy or {}).get(layer)) is None else f"{100 * a:.1f}"
+                for layer in LAYERS
+            ),
+        )
+    return table
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Two models on the same test pairs, and what the rule for a champion asks of them."""
+    table = _table(
+        f"{verdict.model} against {verdict.champion}, % of test pairs ranked right",
+        "test pairs",
+        "pairs",
+        "users or\nquestions",
+        verdict.model,
+        verdict.champion,
+        "difference",
+        "p",
+        "rule",
+    )
+    for c in verdict.contests:
+        asked = "not below 0" if c.test_pairs == "all" else f"low end > {-100 * verdict.margin:.1f}"
+        table.add_row(
+            c.test_pairs,
+            str(c.difference.num_pairs),
+            str(c.difference.num_clusters),
+            *("–" if a is None else f"{100 * a:.1f}" for a in (c.accuracy, c.champion_accuracy)),
+            _percent(c.difference, signed=True),
+            _p_value(c.difference.p_value),
+            "–" if c.holds is None else f"{asked}: {'yes' if c.holds else 'no'}",
+        )
+    return table
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    # Too narrow a terminal wraps the headers and the other cells before it cuts a name.
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
+    if estimate is None or estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _behind(reached: Estimate | None, minus_best: Difference | None, is_tied: bool) -> str:
+    """Beside the best of several: "best", "tied" (within noise of it) or the difference."""
+    if reached is not None and reached.value is not None and minus_best is None:
+        return "best"
+    return "tied" if is_tied else _percent(minus_best, signed=True)
+
+
+def _points(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3_600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h"

@@ -1,0 +1,252 @@
+"""Config files: read, laid over their preset, overridden, checked; problems in the user's words."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from scpo_ray.records import InputError
+from scpo_ray.settings.run import PRESETS, ComparisonConfig, RunConfig, Section
+from scpo_ray.settings.sweep import SweepConfig
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+_SOURCES = ("prism", "preferences", "opinions", "synthetic")
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run config in a YAML file, over its `preset:` if it names one, under `overrides`.
+
+    Args:
+        path: a YAML file with a run's settings, or the name of a preset ("paper").
+        overrides: "dotted.setting=value", the value in YAML.
+
+    Raises: InputError naming every problem at once.
+    """
+    document = _overridden(_read_document(path), overrides, path)
+    return validate(RunConfig, _with_preset(document, path), path)
+
+
+def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> ComparisonConfig:
+    """The comparison in a YAML file: `run:` and `space:`, or a run config alone.
+
+    Args and errors as for `load_config`; overrides start at `run.` or `space.` where the file has
+    `run:`, and are a run's settings where it has not.
+    """
+    document = _overridden(_read_document(path), overrides, path)
+    if "run" not in document:
+        run = validate(RunConfig, _with_preset(document, path), path)
+        return validate(ComparisonConfig, {"run": run}, path)
+    if isinstance(document["run"], dict):
+        document["run"] = _with_preset(document["run"], path)
+    return validate(ComparisonConfig, document, path)
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The sweep in a YAML file: `run:`, `space:` and how it is searched.
+
+    Args and errors as for `load_config`; overrides start at a section of the file (`run.`,
+    `search.`). A value of the space that a run cannot have is found by `sweep.check_space`.
+    """
+    document = _overridden(_read_document(path), overrides, path)
+    if isinstance(document.get("run"), dict):
+        document["run"] = _with_preset(document["run"], path)
+    return validate(SweepConfig, document, path)
+
+
+def holds_a_space(path: Path | str) -> bool:
+    """Whether a YAML file is a sweep's or a comparison's (`run:` and `space:`), not a run's alone.
+
+    Raises: InputError if it cannot be read.
+    """
+    return "run" in _read_document(path)
+
+
+def load_header(path: Path) -> str:
+    """The comment that a YAML file begins with, up to its first empty line."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or not line.strip("# "):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)
+
+
+def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: str) -> None:
+    """Raises InputError naming each unknown culture and the nearest names the data has."""
+    problems = [
+        f"{setting}: no culture {name!r} in the data; nearest: {nearest_names(name, known)}"
+        for name in wanted
+        if name not in known
+    ]
+    if problems:
+        raise InputError("unknown cultures", problems)
+
+
+def nearest_names(name: str, known: Sequence[str]) -> str:
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)
+    names = [lowered[c] for c in close] or sorted(known)[:5]
+    return ", ".join(repr(n) for n in names) or "none"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's last of two equal keys wins, silently; here two are an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is set twice", node.value[number][0].start_mark
+                )
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+# YAML 1.1 takes 1e-4 for text: only 1.0e-4 is a number there.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_document(path: Path | str) -> dict[str, Any]:
+    if str(path) in PRESETS:
+        return {"preset": str(path)}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read", [error.strerror or str(error)]) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8", [str(error)]) from None
+    try:
+        document = yaml.load(text, _UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise InputError(f"{path}: not YAML", str(error).splitlines()) from None
+    if not isinstance(document, dict):
+        kind = "nothing" if document is None else type(document).__name__
+        raise InputError(f"{path}: a config is a mapping of settings, got {kind}")
+    return document
+
+
+def _overridden(
+    document: dict[str, Any], overrides: Sequence[str], path: Path | str
+) -> dict[str, Any]:
+    # YAML anchors share a mapping: an override of one place must not reach the others.
+    document = _merged({}, document)
+    problems = []
+    for override in overrides:
+        setting, equals, raw = override.partition("=")
+        if not equals or not setting:
+            problems.append(f"--set {override}: must be setting=value")
+            continue
+        try:
+            value = yaml.load(raw, _UniqueKeyLoader)
+        except (yaml.YAMLError, ValueError):
+            problems.append(f"--set {override}: the value is not YAML")
+            continue
+        try:
+            set_dotted(document, setting.split("."), value)
+        except TypeError:
+            problems.append(f"--set {override}: a part of {setting!r} is not a section")
+    if problems:
+        raise InputError(f"{path}: {count_problems(problems)} in overrides", problems)
+    return document
+
+
+def set_dotted(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets `document[k0][k1]...`, making what is missing. Raises: TypeError at a non-section."""
+    for key in keys[:-1]:
+        if document.get(key) is None:
+            document[key] = {}
+        document = document[key]
+        if not isinstance(document, dict):
+            raise TypeError(key)
+    document[keys[-1]] = value
+
+
+def _with_preset(document: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
+    """`document` over the preset it names; a new mapping."""
+    document = dict(document)
+    name = document.pop("preset", None)
+    if name is None:
+        return document
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"{path}: preset = {_shown(name)}: must be one of {', '.join(PRESETS)}")
+    base = PRESETS[name]
+    data = document.get("data")
+    if isinstance(data, dict) and data.get("source", "prism") != "prism":
+        # Another source has other settings: the preset's data section does not fit it.
+        base = {key: value for key, value in base.items() if key != "data"}
+    return _merged(base, document)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`: mappings merged, everything else replaced; neither is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(value, dict):
+            result[key] = _merged(below if isinstance(below, dict) else {}, value)
+        else:
+            result[key] = value
+    return result
+
+
+def validate(section: type[SectionT], document: Mapping[str, Any], path: Path | str) -> SectionT:
+    """`document` as a `section`. Raises: InputError naming every problem in the user's words."""
+    try:
+        return section.model_validate(document)
+    except ValidationError as error:
+        problems = [_problem(e) for e in error.errors()]
+        raise InputError(f"{path}: {count_problems(problems)}", problems) from None
+
+
+def _problem(error: Any) -> str:
+    # Pydantic names the chosen source inside the location; the user's file does not.
+    location = [
+        str(part)
+        for index, part in enumerate(error["loc"])
+        if not (part in _SOURCES and error["loc"][index - 1] == "data")
+    ]
+    where = ".".join(location)
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where} = {_shown(error['input'])}: no such setting"
+        case "invalid_key":
+            return f"{where}: no such setting"
+        case "value_error":
+            message = str(error["ctx"]["error"])
+            return f"{where}: {message}" if where else message
+        case "union_tag_not_found":
+            return f"{where}.source: must be set, to one of {', '.join(_SOURCES)}"
+        case "union_tag_invalid":
+            source = _shown(error["input"]["source"])
+            return f"{where}.source = {source}: must be one of {', '.join(_SOURCES)}"
+        case "missing":
+            return f"{where}: must be set"
+        case "too_short":
+            least = error["ctx"]["min_length"]
+            values = "value" if least == 1 else "values"
+            return f"{where} = {_shown(error['input'])}: must have at least {least} {values}"
+        case "model_type" | "model_attributes_type":
+            return f"{where} = {_shown(error['input'])}: must be a section of settings"
+    message = error["msg"].removeprefix("Input should be ")
+    return f"{where} = {_shown(error['input'])}: must be {message}"
+
+
+def count_problems(problems: Sequence[str]) -> str:
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+
+
+def _shown(value: Any) -> str:
+    """A value in one line, as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,225 @@
+"""What runs, models, metrics and parameters are called where a run is tracked."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from scpo_ray.records import Difference, Estimate, OpinionScores, RunResult
+from scpo_ray.settings.run import EXECUTION, RunConfig, Section
+
+MODEL_PREFIX = "scpo-"
+_MAX_NAME_LENGTH = 80
+_MAX_NAMES_LENGTH = 150
+_MAX_PARAM_LENGTH = 6_000
+
+
+def safe_name(culture: str) -> str:
+    """A culture's name in letters, digits, "_" and "-", at most 89 characters.
+
+    Spaces become underscores. Where anything else has to change, a hash of the whole name ends
+    it, as it does in a name that looks as if it had one: two cultures never share a safe name
+    (but for equal hashes, one chance in four thousand million).
+    """
+    if len(culture) <= _MAX_NAME_LENGTH and re.fullmatch(r"[A-Za-z0-9 -]+", culture):
+        plain = culture.replace(" ", "_")
+        if not re.search(r"-[0-9a-f]{8}$", plain):
+            return plain
+    letters = "".join(
+        c for c in unicodedata.normalize("NFKD", culture) if not unicodedata.combining(c)
+    )
+    readable = re.sub(r"[^A-Za-z0-9-]+", "_", letters)[:_MAX_NAME_LENGTH]
+    return f"{readable or '_'}-{_short_hash(culture)}"
+
+
+def trained_cultures(culture_weights: Mapping[str, float]) -> list[str]:
+    return [culture for culture, weight in culture_weights.items() if weight > 0]
+
+
+def run_name(config: RunConfig) -> str:
+    """<method>-<cultures>-s<seed>, the cultures as far as the config names them."""
+    if config.culture_weights is not None:
+        cultures = trained_cultures(config.culture_weights)
+    else:
+        cultures = config.data.cultures or []
+    shown = "+".join(safe_name(culture) for culture in cultures) or "all"
+    if len(cultures) > 3 or len(shown) > _MAX_NAMES_LENGTH:
+        shown = f"{len(cultures)}-cultures"
+    return f"{config.method}-{shown}-s{config.seed}"
+
+
+def model_name(result: RunResult) -> str:
+    """The registered model's name: of the one culture, or of the mixture."""
+    cultures = trained_cultures(result.culture_weights)
+    if len(cultures) == 1:
+        return f"{MODEL_PREFIX}{safe_name(cultures[0])}"
+    weights = {culture: result.culture_weights[culture] for culture in cultures}
+    return f"{MODEL_PREFIX}mix-{_short_hash(json.dumps(weights, sort_keys=True))}"
+
+
+def config_params(config: RunConfig) -> dict[str, str]:
+    """Dotted setting -> value as text; lists and mappings of the data's own names as JSON.
+
+    A value too long for MLflow is cut and ends in a hash of the whole, so that a change in what
+    was cut off still shows.
+    """
+    return {
+        name: _cut(printable(value))
+        for name, value in _flattened(config, "")
+        if not _is_execution(name)
+    }
+
+
+def result_metrics(result: RunResult) -> dict[str, float]:
+    """Every number of a result that is there, under a name that MLflow accepts.
+
+    `accuracy/<layer>/<culture>`, its ends `.../low` and `.../high`; the same below
+    `accuracy_before`, `accuracy_difference`, `accuracy_minus_noise` (both with `p_value`, `p_holm`
+    and `detectable`) and `control/<name>`;
+    `accuracy_macro/<layer>` is the mean over the cultures that have a value. Opinions:
+    `opinions/<options>/base_<base>/<predictor>/<culture>`, or `macro`, `micro` in the culture's
+    place, below `opinions_difference` minus the global model, and `opinions_temperature`.
+    """
+    metrics: dict[str, float | None] = {
+        "train/seconds": result.train_seconds,
+        "train/num_steps": result.num_steps,
+        "train/num_pairs_seen": result.num_pairs_seen,
+    }
+    for culture, selection in result.selection.items():
+        name = safe_name(culture)
+        metrics[f"selection/kept_share/{name}"] = selection.kept_share
+        metrics[f"selection/mean_weight/{name}"] = selection.mean_weight
+        metrics[f"selection/num_pairs/{name}"] = selection.num_pairs
+        metrics[f"selection/num_selected/{name}"] = selection.num_selected
+    for culture, count in result.truncated_texts.items():
+        metrics[f"data/truncated_texts/{safe_name(culture)}"] = count
+    by_layer: dict[str, list[float]] = {}
+    for culture, evaluation in result.evaluation.items():
+        name = safe_name(culture)
+        for layer, estimate in evaluation.after.items():
+            metrics |= _with_ends(f"accuracy/{layer}/{name}", estimate)
+            metrics[f"num_pairs/{layer}/{name}"] = estimate.num_pairs
+            metrics[f"num_clusters/{layer}/{name}"] = estimate.num_clusters
+            if estimate.value is not None:
+                by_layer.setdefault(layer, []).append(estimate.value)
+        for layer, estimate in evaluation.before.items():
+            metrics |= _with_ends(f"accuracy_before/{layer}/{name}", estimate)
+        for kind, differences in (
+            ("accuracy_difference", evaluation.difference),
+            ("accuracy_minus_noise", evaluation.minus_noise),
+        ):
+            for layer, difference in differences.items():
+                key = f"{kind}/{layer}/{name}"
+                metrics |= _with_ends(key, difference)
+                metrics[f"{key}/p_value"] = difference.p_value
+                metrics[f"{key}/p_holm"] = difference.p_holm
+                metrics[f"{key}/detectable"] = difference.detectable
+        for control, layers in evaluation.controls.items():
+            for layer, estimate in layers.items():
+                metrics |= _with_ends(f"control/{control}/{layer}/{name}", estimate)
+    for layer, values in by_layer.items():
+        metrics[f"accuracy_macro/{layer}"] = sum(values) / len(values)
+        metrics[f"accuracy_macro/{layer}/num_cultures"] = len(values)
+    for scores in result.opinions:
+        metrics |= _opinion_metrics(scores)
+    return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def _opinion_metrics(scores: OpinionScores) -> dict[str, float | None]:
+    place = f"{scores.options}/base_{scores.base}"
+    # "macro" and "micro" are no country's name.
+    estimates = {safe_name(culture): found for culture, found in scores.cultures.items()}
+    estimates |= {"macro": scores.macro, "micro": scores.micro}
+    differences = {safe_name(culture): found for culture, found in scores.difference.items()}
+    differences |= {"macro": scores.macro_difference}
+    metrics: dict[str, float | None] = {}
+    for name, of_predictors in estimates.items():
+        for predictor, estimate in of_predictors.items():
+            metrics |= _with_ends(f"opinions/{place}/{predictor}/{name}", estimate)
+        counted = of_predictors["model"]
+        metrics[f"opinions_count/{place}/distributions/{name}"] = counted.num_pairs
+        metrics[f"opinions_count/{place}/questions/{name}"] = counted.num_clusters
+    for name, of_models in differences.items():
+        for predictor, difference in of_models.items():
+            key = f"opinions_difference/{place}/{predictor}/{name}"
+            metrics |= _with_ends(key, difference)
+            metrics |= {f"{key}/p_value": difference.p_value, f"{key}/p_holm": difference.p_holm}
+    for culture, fitted in scores.temperatures.items():
+        for predictor, temperature in fitted.items():
+            # The same for both bases: written once over itself.
+            name = f"opinions_temperature/{scores.options}/{predictor}/{safe_name(culture)}"
+            metrics[name] = temperature
+    return metrics
+
+
+def result_tags(result: RunResult) -> dict[str, str]:
+    """What a run was made of, for its MLflow run: `scpo.` and the record's own words."""
+    tags = {
+        "scpo.run_id": result.run_id,
+        "scpo.method": result.method,
+        "scpo.seed": str(result.seed),
+        "scpo.culture": ", ".join(trained_cultures(result.culture_weights)),
+        "scpo.device": result.device,
+        "scpo.engine": result.engine,
+        "scpo.num_workers": str(result.num_workers),
+    }
+    tags |= {f"scpo.fingerprint.{name}": value for name, value in result.fingerprints.items()}
+    tags |= {f"scpo.version.{name}": value for name, value in result.versions.items()}
+    return {name: _cut(printable(value)) for name, value in tags.items()}
+
+
+def version_tags(result: RunResult) -> dict[str, str]:
+    """What a registered version says of itself; accuracy by layer where it is of one culture."""
+    names = ("scpo.run_id", "scpo.method", "scpo.seed", "scpo.culture")
+    tags = {name: value for name, value in result_tags(result).items() if name in names}
+    cultures = trained_cultures(result.culture_weights)
+    evaluation = result.evaluation.get(cultures[0]) if len(cultures) == 1 else None
+    if evaluation is not None:
+        for layer, estimate in evaluation.after.items():
+            if estimate.value is not None:
+                tags[f"scpo.accuracy.{layer}"] = repr(estimate.value)
+    return tags
+
+
+def printable(value: Any) -> str:
+    """Text that any store can hold: lone surrogates and NUL are written as escapes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def _is_execution(setting: str) -> bool:
+    section, _, name = setting.partition(".")
+    below = EXECUTION.get(section)
+    return below is True or (below is not None and name in below)
+
+
+def _with_ends(name: str, estimate: Estimate | Difference) -> dict[str, float | None]:
+    return {
+        name: estimate.value,
+        f"{name}/low": estimate.low,
+        f"{name}/high": estimate.high,
+    }
+
+
+def _flattened(section: Section, prefix: str) -> list[tuple[str, Any]]:
+    dumped = section.model_dump(mode="json")
+    settings: list[tuple[str, Any]] = []
+    for field in type(section).model_fields:
+        value = getattr(section, field)
+        if isinstance(value, Section):
+            settings += _flattened(value, f"{prefix}{field}.")
+        else:
+            settings.append((f"{prefix}{field}", dumped[field]))
+    return settings
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MAX_PARAM_LENGTH:
+        return text
+    return f"{text[: _MAX_PARAM_LENGTH - 20]}... {_short_hash(text)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -1,0 +1,178 @@
+"""docs/configuration.md, made from the config classes: `python -m scpo_ray.settings.page FILE`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from scpo_ray.settings.run import (
+    PRESETS,
+    ComparisonConfig,
+    OpinionsConfig,
+    PreferencesConfig,
+    PrismConfig,
+    RunConfig,
+    Section,
+    SpaceConfig,
+    SyntheticConfig,
+)
+from scpo_ray.settings.sweep import (
+    BudgetConfig,
+    ObjectiveConfig,
+    RepeatConfig,
+    ResourcesConfig,
+    SchedulerConfig,
+    SearchConfig,
+    SweepConfig,
+)
+
+_INTRODUCTION = """\
+# Settings
+
+Made from the config classes by `make docs`; a test compares them. A config is a YAML file; a
+setting left out has its default. `--set a.b=value` overrides one on the command line, the value
+in YAML: `--set train.max_steps=200 --set "data.cultures=[Chile, Mexico]"`.
+
+`preset: paper` at the top of a file (or `paper` in place of a file) starts from the paper's
+settings, listed at the end of this page. `scpo compare` reads a file with two sections, `run:` (a
+whole run) and `space:` (what varies), or a run's config alone; `scpo sweep` one whose `space:`
+says of each setting what it may be (docs/sweeps.md).
+"""
+
+
+def configuration_page() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([_INTRODUCTION, *_sections(), *_presets()]) + "\n"
+
+
+def _sections() -> Iterator[str]:
+    pages: dict[str, tuple[str, Any]] = {"A run": ("", RunConfig)}
+    for source in (PrismConfig, PreferencesConfig, OpinionsConfig, SyntheticConfig):
+        name = get_args(source.model_fields["source"].annotation)[0]
+        pages[f"`data`, with `source: {name}`"] = ("data.", source)
+    pages |= _below("data.", PrismConfig) | _below("data.", PreferencesConfig)
+    for name, section in _below("", RunConfig).items():
+        pages |= {name: section} | _below(*section)
+    pages["A comparison"] = ("", ComparisonConfig)
+    pages |= {"`space` of a comparison": ("space.", SpaceConfig)}
+    pages["A sweep"] = ("", SweepConfig)
+    pages |= {
+        f"`{name}` of a sweep": section
+        for name, section in (
+            ("search", ("search.", SearchConfig)),
+            ("scheduler", ("scheduler.", SchedulerConfig)),
+            ("repeat", ("repeat.", RepeatConfig)),
+            ("objective", ("objective.", ObjectiveConfig)),
+            ("resources", ("resources.", ResourcesConfig)),
+            ("budget", ("budget.", BudgetConfig)),
+        )
+    }
+    for title, (prefix, section) in pages.items():
+        yield from _section(title, prefix, section)
+
+
+def _below(prefix: str, section: Any) -> dict[str, tuple[str, Any]]:
+    """Title -> prefix and class of the sections that are settings of `section`."""
+    return {
+        f"`{prefix}{name}`": (f"{prefix}{name}.", inner[0])
+        for name, field in section.model_fields.items()
+        if len(inner := _inner_sections(field.annotation)) == 1
+    }
+
+
+def _section(title: str, prefix: str, section: Any) -> Iterator[str]:
+    yield f"\n## {title}\n"
+    yield "| setting | default | rule | what it does |"
+    yield "|---|---|---|---|"
+    for name, field in section.model_fields.items():
+        inner = _inner_sections(field.annotation)
+        default = "its own section" if inner and field.default is not None else _default(field)
+        help_text = " ".join((field.description or "").split()).replace("|", "\\|")
+        yield f"| `{prefix}{name}` | {default} | {_rule(field)} | {help_text} |"
+
+
+def _presets() -> Iterator[str]:
+    for name, settings in PRESETS.items():
+        yield f"\n## Preset `{name}`\n"
+        yield "| setting | value |"
+        yield "|---|---|"
+        for setting, value in _flattened(settings, ""):
+            yield f"| `{setting}` | {_shown(value)} |"
+
+
+def _flattened(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _inner_sections(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [s for argument in get_args(annotation) for s in _inner_sections(argument)]
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "must be set"
+    value = field.default if field.default is not PydanticUndefined else field.default_factory()
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(v) for v in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_shown(v)}" for k, v in value.items())
+    return str(value)
+
+
+def _rule(field: Any) -> str:
+    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    rules = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in bounds.items()
+        if hasattr(rule, name)
+    ]
+    choices = _choices(field.annotation)
+    return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [c for argument in get_args(annotation) for c in _choices(argument)]
+
+
+def _kind(annotation: Any) -> str:
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        Path: "path",
+        list: "list",
+        dict: "mapping",
+    }
+    if annotation in names:
+        return names[annotation]
+    origin = get_origin(annotation)
+    if origin in names:
+        return names[origin]
+    if origin is Union or origin is not None:
+        kinds = [_kind(a) for a in get_args(annotation) if a is not type(None)]
+        return kinds[0] if kinds else ""
+    return ""
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(configuration_page(), encoding="utf-8")

@@ -1,0 +1,307 @@
+"""Registered models: which version is champion, and what each decision leaves in MLflow."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scpo_ray.evaluation.champion import MARGIN, Contest, Verdict, in_points, judge
+from scpo_ray.evaluation.comparison import PairOutcomes, pair_outcomes
+from scpo_ray.records import Difference, InputError, RunResult
+from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures
+from scpo_ray.settings.run import EvaluationConfig, RunConfig
+from scpo_ray.storage.run_dir import TEST_PAIRS_FILE, load_result, load_test_pairs
+from scpo_ray.tracking.mlflow_store import (
+    CANDIDATE,
+    CHAMPION,
+    StoreAwayError,
+    find_run,
+    log_model,
+    open_models,
+    slow_uploads,
+    store_errors,
+)
+from scpo_ray.tracking.trackers import start_tracker
+
+log = logging.getLogger(__name__)
+
+_Content = TypeVar("_Content")
+
+# Tags of a version. Those of a decision begin with "scpo.champion."; the last one written says
+# that all of it has been.
+_DECISION = "scpo.champion."
+_DECIDED = f"{_DECISION}decided"
+_VERDICT = f"{_DECISION}verdict"
+_NOT_CHAMPION = "scpo.not_champion"
+_BY_FORCE = "scpo.promoted_by_force"
+_UNTIL = "scpo.champion_until"
+# A registry where somebody else's champion comes and goes this often is not to be waited for.
+_MAX_TRIES = 5
+_ALREADY = "it is the champion already"
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A model as the rule sees it: what it was trained for, how and with what outcome tested."""
+
+    result: RunResult
+    outcomes: PairOutcomes
+
+
+def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Verdict:
+    """Registers a finished run's model, which becomes champion if the rule allows.
+
+    The model and the test pairs are logged into the run's own MLflow run, whatever
+    `tracking.log_model` says; where there is none, the run is tracked first. A version that is
+    not champion is the candidate, if no newer one is. Called again, it returns the verdict of the
+    first time and changes nothing, even if the champion is another one by now (`promote` judges
+    anew).
+
+    Args:
+        config: as the run was started.
+        run_dir: the run's folder, with its model and test pairs.
+
+    Raises: InputError if the run is not tracked by MLflow, has trained no model or no test pairs
+        can be read, or if the store fails; nothing is decided then.
+    """
+    if config.tracking.tracker != "mlflow":
+        raise InputError(
+            f"tracking.tracker = {config.tracking.tracker}: models are registered with MLflow"
+        )
+    if not (run_dir / "model").is_dir():
+        raise InputError(f"{run_dir}: no model to register (method {result.method})")
+    tested = _Tested(result, pair_outcomes(load_test_pairs(run_dir)))
+    uri = config.mlflow_uri
+    client, run = find_run(config, run_dir)
+    if run is None:
+        tracker = start_tracker(config, run_dir)
+        tracker.log_result(result, run_dir)
+        tracker.finish("FINISHED")
+        client, run = find_run(config, run_dir)
+        if run is None:
+            raise InputError(f"{run_dir}: its run cannot be found in MLflow at {uri}")
+    with store_errors(uri), slow_uploads():
+        version = log_model(
+            client, run.info.experiment_id, run.info.run_id, run_dir / "model", result
+        )
+        version = client.get_model_version(version.name, version.version)
+    if _DECIDED in version.tags:
+        return _recorded(version)
+    verdict = _decide(client, uri, version, tested)
+    found = "champion" if verdict.is_champion else "candidate"
+    log.info("%s registered as %s: %s", verdict.model, found, verdict.reason)
+    return verdict
+
+
+def compare_versions(uri: str, model: str, champion: str) -> Verdict:
+    """What the rule says of one registered version against another, of any model; changes nothing.
+
+    Args:
+        model, champion: as in "scpo-Mexico:3" or "scpo-Mexico:champion".
+
+    Raises: InputError if one of them is not there, their test pairs cannot be read or are not the
+        same ones, or the store cannot be used.
+    """
+    client, aliases = open_models(uri, MODEL_PREFIX)
+    versions = [_version(client, uri, aliases, name) for name in (model, champion)]
+    tested = _tested(client, uri, versions[0])
+    rival = _outcomes(client, uri, versions[1])
+    verdict = _named(_judged(tested, rival), *versions)
+    if not verdict.contests:
+        raise InputError(f"{verdict.model} and {verdict.champion}: {verdict.reason}")
+    return verdict
+
+
+def promote(uri: str, model: str, *, force: bool) -> Verdict:
+    """Makes a registered version champion if the rule allows, or with `force` in any case.
+
+    The rule is asked anew, whatever it said when the version was registered. `force` is recorded
+    with what it overrode. The champion itself stays as it is.
+
+    Args:
+        model: as in "scpo-Mexico:3" or "scpo-Mexico:candidate".
+
+    Raises: InputError if it is not there or the store cannot be used.
+    """
+    client, aliases = open_models(uri, MODEL_PREFIX)
+    version = _version(client, uri, aliases, model)
+    if aliases[version.name].get(CHAMPION) == int(version.version):
+        return _named(Verdict(True, _ALREADY, MARGIN, []), version, None)
+    return _decide(client, uri, version, None, force=force)
+
+
+def _decide(
+    client: Any, uri: str, version: Any, tested: _Tested | None, *, force: bool = False
+) -> Verdict:
+    """Judges a version, fetching what is not given, and writes down what is decided."""
+    for _ in range(_MAX_TRIES):
+        champion = _champion(client, uri, version.name)
+        verdict = _verdict(client, uri, version, champion, tested)
+        overridden = ""
+        if _name(champion) == _name(version):
+            overridden = version.tags.get(_BY_FORCE, "")
+        elif force and not verdict.is_champion:
+            overridden = verdict.reason
+            reason = f"promoted by force, though {overridden}"
+            verdict = replace(verdict, is_champion=True, reason=reason)
+        # Another process may have promoted a version meanwhile, which this one must then beat.
+        now = _champion(client, uri, version.name)
+        if _name(now) == _name(champion):
+            with store_errors(uri):
+                _write(client, version, champion, verdict, overridden)
+            return verdict
+    raise InputError(f"{version.name}: its champion keeps changing; try again")
+
+
+def _verdict(
+    client: Any, uri: str, version: Any, champion: Any | None, tested: _Tested | None
+) -> Verdict:
+    if champion is None:
+        return _named(Verdict(True, "there was no champion", MARGIN, []), version, None)
+    if _name(champion) == _name(version):
+        # A call was cut short after it had moved the alias.
+        if _VERDICT in version.tags:
+            return _recorded(version)
+        return _named(Verdict(True, _ALREADY, MARGIN, []), version, None)
+    try:
+        rival = _outcomes(client, uri, champion)
+        verdict = _judged(tested or _tested(client, uri, version), rival)
+    except StoreAwayError:
+        raise
+    except InputError as error:
+        reason = f"it cannot be compared: {' '.join(str(error).split())}"
+        verdict = Verdict(False, reason, MARGIN, [])
+    return _named(verdict, version, champion)
+
+
+def _judged(tested: _Tested, rival: PairOutcomes) -> Verdict:
+    settings = EvaluationConfig.model_validate(tested.result.config["evaluation"])
+    return judge(
+        tested.outcomes,
+        rival,
+        trained_cultures(tested.result.culture_weights),
+        distinctive_threshold=settings.distinctive_threshold,
+        samples=settings.bootstrap_samples,
+        seed=tested.result.seed,
+        margin=MARGIN,
+    )
+
+
+def _write(
+    client: Any, version: Any, champion: Any | None, verdict: Verdict, overridden: str
+) -> None:
+    """Tags and aliases of a decision; one that was cut short is taken anew by the next call."""
+    name, number = version.name, version.version
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for tag in version.tags:
+        if tag.startswith(_DECISION) or tag in (_NOT_CHAMPION, _BY_FORCE):
+            client.delete_model_version_tag(name, number, tag)
+    for tag, value in _tags(verdict, overridden).items():
+        client.set_model_version_tag(name, number, tag, value)
+    aliases = client.get_registered_model(name).aliases
+    candidate = int(aliases.get(CANDIDATE, 0))
+    if verdict.is_champion:
+        if champion is not None and _name(champion) != _name(version):
+            client.set_model_version_tag(name, champion.version, _UNTIL, now)
+        client.set_registered_model_alias(name, CHAMPION, number)
+        if _UNTIL in version.tags:
+            client.delete_model_version_tag(name, number, _UNTIL)
+        if candidate == int(number):
+            client.delete_registered_model_alias(name, CANDIDATE)
+    elif candidate < int(number):
+        client.set_registered_model_alias(name, CANDIDATE, number)
+    client.set_model_version_tag(name, number, _DECIDED, now)
+
+
+def _tags(verdict: Verdict, overridden: str) -> dict[str, str]:
+    tags = {
+        _VERDICT: json.dumps(asdict(verdict)),
+        f"{_DECISION}margin": str(verdict.margin),
+        f"{_DECISION}against": verdict.champion or "none",
+    }
+    for contest in verdict.contests:
+        tags[f"{_DECISION}{contest.test_pairs.replace(' ', '_')}"] = in_points(contest)
+    if not verdict.is_champion:
+        tags[_NOT_CHAMPION] = verdict.reason
+    elif overridden:
+        tags[_BY_FORCE] = overridden
+    return tags
+
+
+def _recorded(version: Any) -> Verdict:
+    document = json.loads(version.tags[_VERDICT])
+    contests = [
+        Contest(**{**contest, "difference": Difference(**contest["difference"])})
+        for contest in document.pop("contests")
+    ]
+    return Verdict(**document, contests=contests)
+
+
+def _named(verdict: Verdict, version: Any, champion: Any | None) -> Verdict:
+    return replace(verdict, model=_name(version), champion=_name(champion))
+
+
+def _name(version: Any | None) -> str:
+    return "" if version is None else f"{version.name}:{version.version}"
+
+
+def _champion(client: Any, uri: str, name: str) -> Any | None:
+    with store_errors(uri):
+        number = client.get_registered_model(name).aliases.get(CHAMPION)
+        return None if number is None else client.get_model_version(name, str(number))
+
+
+def _version(client: Any, uri: str, aliases: Mapping[str, Mapping[str, int]], model: str) -> Any:
+    """MLflow's version under a name and a number or alias."""
+    name, _, wanted = model.rpartition(":")
+    if not name or not wanted:
+        raise InputError(f"{model}: which version? As in {model or 'scpo-Mexico'}:champion")
+    if name not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise InputError(f"{model}: no such model; there are: {known}")
+    with store_errors(uri):
+        found = client.search_model_versions(f"name = '{name}'")
+        numbers = sorted(int(version.version) for version in found)
+        number = aliases[name].get(wanted, int(wanted) if wanted.isdecimal() else 0)
+        if number in numbers:
+            return client.get_model_version(name, str(number))
+    known = ", ".join([*map(str, numbers), *sorted(aliases[name])]) or "none"
+    raise InputError(f"{model}: no such version; there are: {known}")
+
+
+def _tested(client: Any, uri: str, version: Any) -> _Tested:
+    result = _read(client, uri, version, "result.json", load_result)
+    return _Tested(result, _outcomes(client, uri, version))
+
+
+def _outcomes(client: Any, uri: str, version: Any) -> PairOutcomes:
+    columns = _read(client, uri, version, TEST_PAIRS_FILE, load_test_pairs)
+    try:
+        return pair_outcomes(columns)
+    except InputError as error:
+        raise InputError(f"{_name(version)}: {error}") from None
+
+
+def _read(
+    client: Any, uri: str, version: Any, file: str, load: Callable[[Path], _Content]
+) -> _Content:
+    """What `load` makes of a folder with that file of the version's MLflow run.
+
+    Raises: InputError if the run has no such file or it is damaged; StoreAwayError as the store.
+    """
+    with store_errors(uri):
+        found = {artifact.path for artifact in client.list_artifacts(version.run_id)}
+    if file not in found:
+        raise InputError(f"{_name(version)}: its MLflow run has no {file}")
+    with store_errors(uri), tempfile.TemporaryDirectory() as folder:
+        client.download_artifacts(version.run_id, file, folder)
+        try:
+            return load(Path(folder))
+        except InputError as error:
+            # The folder is gone when this is read.
+            reason = (error.problems or (str(error),))[0]
+            raise InputError(f"{_name(version)}: {file} cannot be read ({reason})") from None

@@ -1,0 +1,284 @@
+"""The training loop. The plan has decided what is in a step; the engine knows how to make one."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from scpo_ray.models.scoring import pad_texts
+from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
+from scpo_ray.settings.naming import safe_name
+from scpo_ray.settings.run import TrainConfig
+from scpo_ray.tracking.trackers import Tracker
+from scpo_ray.training.checkpoints import CheckpointStore
+from scpo_ray.training.engine import Engine
+from scpo_ray.training.group_dro import Groups, follow_losses
+from scpo_ray.training.loss import bradley_terry_losses, weighted_bradley_terry_loss
+from scpo_ray.training.optimization import StepStats
+from scpo_ray.training.plan import Plan, Step
+from scpo_ray.workers import total, total_array
+
+log = logging.getLogger(__name__)
+
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the plan's rows stand for: the texts' tokens, (P,) weights, and the rows' names.
+
+    `groups`: theirs where group DRO weighs them besides, else None.
+    """
+
+    tokens: Tokens
+    weights: NDArray[np.float32]
+    pair_ids: Callable[[NDArray[np.int64]], list[str]]
+    groups: Groups | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """`seconds` of all attempts of the run that led to its end; `group_weights` at the end of
+    group DRO, by name."""
+
+    num_steps: int
+    num_pairs_seen: int
+    seconds: float
+    curve: TrainingCurve
+    group_weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """One worker's part of a step's loss, and (B,) the losses of its rows before any weight."""
+
+    total: float
+    rows: NDArray[np.int64]
+    pair_losses: NDArray[np.float64]
+
+
+@dataclass
+class _Progress:
+    """Of the run so far; a checkpoint holds it beside the engine's state.
+
+    `batch_losses`: of the steps since the curve's last point. `group_weights`: (G,) for the next
+    step; none without group DRO.
+    """
+
+    curve: TrainingCurve = field(default_factory=TrainingCurve)
+    batch_losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    group_weights: list[float] = field(default_factory=list)
+
+
+class DivergedError(InputError):
+    """The loss or the gradient left the numbers; the settings, not the program, must change."""
+
+
+def train(
+    engine: Engine,
+    plan: Plan,
+    data: TrainingData,
+    config: TrainConfig,
+    tracker: Tracker,
+    checkpoints: CheckpointStore,
+    worker: Worker,
+    *,
+    seed: int,
+    normalize_weights: bool,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> TrainingSummary:
+    """Makes the plan's steps, from the newest whole checkpoint on if there is one.
+
+    Every worker calls it, and all return the same.
+
+    Ctrl-C and a kill leave the run resumable: the same call goes on at the last checkpoint and
+    ends with the same weights (bit for bit on a CPU).
+
+    Args:
+        after_step: told of each step made, once what belongs to it is saved; changes nothing.
+
+    Raises: DivergedError naming step, pairs and the last good checkpoint if the loss or the
+    gradient is not finite.
+    """
+    losses: list[float] = []
+    progress = _resume(engine, checkpoints, worker)
+    curve, earlier_s, groups = progress.curve, progress.seconds, data.groups
+    if groups is not None and not progress.group_weights:
+        progress.group_weights = groups.start().tolist()
+    started = time.monotonic()
+    with _progress(plan, engine.steps_done) as bar:
+        for step in plan.steps_from(engine.steps_done):
+            # Dropout draws from torch's global stream: set per step, a resumed run draws the same.
+            torch.manual_seed(_dropout_seed(seed, step.number, worker.rank))
+            weighed = _weighed(data, progress.group_weights)
+            mine = step_loss(engine, step, weighed, worker, normalize_weights=normalize_weights)
+            loss = total(mine.total, worker)
+            try:
+                stats = _update(engine, loss)
+            except FloatingPointError as error:
+                raise _diverged(error, step, data, checkpoints.newest(worker)) from None
+            if groups is not None:
+                found = _group_losses(groups, mine, data.weights, len(step.rows), worker)
+                progress.group_weights = follow_losses(
+                    np.array(progress.group_weights), found, step_size=groups.step_size
+                ).tolist()
+            progress.batch_losses.append(loss)
+            losses.append(loss)
+            bar.update(len(step.rows))
+            if step.number % config.log_every == 0 or step.number == plan.num_steps:
+                weights = _by_name(groups, progress.group_weights)
+                _log_point(curve, tracker, step.number, progress.batch_losses, stats, weights)
+                bar.set_postfix(step=step.number, loss=f"{curve.loss[-1]:.4f}")
+                _log_line(bar, step, plan, curve)
+                progress.batch_losses = []
+            if step.number % config.checkpoint_every == 0 and step.number < plan.num_steps:
+                progress.seconds = earlier_s + time.monotonic() - started
+                with checkpoints.saving(
+                    step.number,
+                    float(np.mean(losses)),
+                    keep=config.keep_checkpoints,
+                    worker=worker,
+                ) as folder:
+                    engine.save_checkpoint(folder)
+                    (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
+                losses = []
+            after_step(step.number)
+    return TrainingSummary(
+        num_steps=plan.num_steps,
+        num_pairs_seen=plan.num_steps * plan.batch_size,
+        seconds=earlier_s + time.monotonic() - started,
+        curve=curve,
+        group_weights=_by_name(groups, progress.group_weights),
+    )
+
+
+def step_loss(
+    engine: Engine,
+    step: Step,
+    data: TrainingData,
+    worker: Worker,
+    *,
+    normalize_weights: bool,
+) -> StepLoss:
+    """Forward and backward of the worker's micro-batches; the step's loss on this worker."""
+    normalizer = float(len(step.rows))
+    if normalize_weights:
+        normalizer = float(data.weights[step.rows].sum())
+    step_total = 0.0
+    pair_losses: list[NDArray[np.float64]] = []
+    micro_batches = step.micro_batches(worker.rank)
+    for number, batch in enumerate(micro_batches, start=1):
+        inputs = pad_texts(data.tokens, batch.texts, engine.model.renderer.pad_id, worker.device)
+        rewards, pairs = engine.rewards(inputs), torch.from_numpy(batch.pairs).to(worker.device)
+        loss = weighted_bradley_terry_loss(
+            rewards,
+            pairs,
+            torch.from_numpy(data.weights[batch.rows]).to(worker.device),
+            normalizer=normalizer,
+        )
+        engine.backward(loss, last=number == len(micro_batches))
+        step_total += loss.item()
+        pair_losses.append(bradley_terry_losses(rewards.detach(), pairs).double().cpu().numpy())
+    rows = np.concatenate([batch.rows for batch in micro_batches])
+    return StepLoss(step_total, rows, np.concatenate(pair_losses))
+
+
+def _weighed(data: TrainingData, group_weights: Sequence[float]) -> TrainingData:
+    """What the step trains on: with group DRO the pairs weigh as their groups do by now."""
+    if data.groups is None:
+        return data
+    return replace(data, weights=data.weights * data.groups.pair_weights(np.array(group_weights)))
+
+
+def _group_losses(
+    groups: Groups, mine: StepLoss, weights: NDArray[np.float32], batch_size: int, worker: Worker
+) -> NDArray[np.float64]:
+    """(G,) alike on every worker, so that all go on with the same weights."""
+    pair_losses = weights[mine.rows] * mine.pair_losses
+    return total_array(groups.losses(mine.rows, pair_losses, batch_size=batch_size), worker)
+
+
+def _by_name(groups: Groups | None, group_weights: Sequence[float]) -> dict[str, float]:
+    return {} if groups is None else dict(zip(groups.names, group_weights, strict=True))
+
+
+def _update(engine: Engine, loss: float) -> StepStats:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}")
+    return engine.step()
+
+
+def _resume(engine: Engine, checkpoints: CheckpointStore, worker: Worker) -> _Progress:
+    """What the newest checkpoint holds, with the engine in its state; nothing without one."""
+    checkpoint = checkpoints.newest(worker)
+    if checkpoint is None:
+        return _Progress()
+    engine.load_checkpoint(checkpoint)
+    document = json.loads((checkpoint / "worker-0" / _PROGRESS).read_text())
+    log.info("resumed at step %d from %s", engine.steps_done, checkpoint)
+    return _Progress(**document | {"curve": TrainingCurve(**document["curve"])})
+
+
+def _log_point(
+    curve: TrainingCurve,
+    tracker: Tracker,
+    step: int,
+    losses: Sequence[float],
+    stats: StepStats,
+    group_weights: Mapping[str, float],
+) -> None:
+    """One point of the curve: the mean loss of the steps since the last one."""
+    loss = float(np.mean(losses))
+    curve.step.append(step)
+    curve.loss.append(loss)
+    curve.lr.append(stats.lr)
+    curve.grad_norm.append(stats.grad_norm)
+    metrics = {"train/loss": loss, "train/lr": stats.lr, "train/grad_norm": stats.grad_norm}
+    metrics |= {f"train/group_weight/{safe_name(n)}": w for n, w in group_weights.items()}
+    tracker.log(metrics, step=step)
+
+
+def _progress(plan: Plan, steps_done: int) -> "tqdm[int]":
+    return tqdm(
+        total=plan.num_steps * plan.batch_size,
+        initial=steps_done * plan.batch_size,
+        desc="train",
+        unit="pair",
+        disable=None,
+        leave=False,
+    )
+
+
+def _log_line(bar: "tqdm[int]", step: Step, plan: Plan, curve: TrainingCurve) -> None:
+    # Where no bar is drawn (a log file), lines at each tenth of the way.
+    tenth = max(1, plan.num_steps // 10)
+    if bar.disable and (step.number % tenth == 0 or step.number == plan.num_steps):
+        log.info("step %d of %d, loss %.4f", step.number, plan.num_steps, curve.loss[-1])
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
+
+
+def _diverged(
+    error: FloatingPointError, step: Step, data: TrainingData, checkpoint: Path | None
+) -> DivergedError:
+    ids = data.pair_ids(step.rows[:8])
+    more = f" (+{len(step.rows) - 8} more)" if len(step.rows) > 8 else ""
+    return DivergedError(
+        f"training stopped at step {step.number}: {error}",
+        [
+            f"pairs of the step: {', '.join(ids)}{more}",
+            f"last good checkpoint: {checkpoint or 'none yet'}",
+            "a lower train.learning_rate or train.max_grad_norm, or fp32, may help",
+        ],
+    )

@@ -1,0 +1,427 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scpo_ray.evaluation.comparison import ComparedRun, PairOutcomes, compare_runs
+from scpo_ray.records import LAYERS, ComparisonResult, Estimate, MethodSummary
+from tests.results import run_result
+
+CULTURES = ("Chile", "Mexico")
+# Per culture: four pairs of two users, of which the global model ranks two right.
+REF_MARGINS = [-1.0, -1.0, 1.0, 1.0]
+
+
+def make_run(
+    method: str,
+    culture: str,
+    *,
+    seed: int = 0,
+    own: Sequence[float] = REF_MARGINS,
+    other: Sequence[float] = REF_MARGINS,
+    ref: Sequence[float] | None = REF_MARGINS,
+    cultures: Sequence[str] = CULTURES,
+    kept_share: float = 0.5,
+    samples: int = 100,
+    shared_questions: bool = False,
+) -> ComparedRun:
+    """A run with margins `own` on its culture's pairs and `other` on those of each other one."""
+    num_pairs = len(own)
+    names = [name for name in cultures for _ in range(num_pairs)]
+    rows = [row for _ in cultures for row in range(num_pairs)]
+    result = run_result(method, culture, seed)
+    summary = replace(run_result("scpo", culture).selection[culture], kept_share=kept_share)
+    return ComparedRun(
+        result=replace(
+            result,
+            config={"evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": samples}},
+            selection={} if method == "global" else {culture: summary},
+        ),
+        culture=culture,
+        outcomes=PairOutcomes(
+            culture=np.array(names, object),
+            pair_id=np.array([f"{n}{r}:0>1" for n, r in zip(names, rows, strict=True)], object),
+            cluster=np.array(
+                [
+                    f"{'' if shared_questions else n}{r // 2}"
+                    for n, r in zip(names, rows, strict=True)
+                ],
+                object,
+            ),
+            ref_margin=None if ref is None else np.array([*ref] * len(cultures), np.float32),
+            margin=np.concatenate(
+                [np.array(own if name == culture else other, np.float32) for name in cultures]
+            ),
+        ),
+    )
+
+
+def compare(runs: Sequence[ComparedRun]) -> ComparisonResult:
+    return compare_runs(runs, "tastes", {})
+
+
+def summary_of(result: ComparisonResult, method: str, culture: str) -> MethodSummary:
+    [summary] = [s for s in result.summaries if (s.method, s.culture) == (method, culture)]
+    return summary
+
+
+def values(by_layer: dict) -> dict[str, float | None]:
+    return {layer: entry.value for layer, entry in by_layer.items()}
+
+
+def test_each_method_is_measured_on_the_culture_it_was_trained_for():
+    result = compare(
+        [
+            make_run("scpo", "Chile", own=[1, 1, 1, -1], other=[-1, -1, -1, 1]),
+            make_run("scpo", "Mexico", own=[1, -1, 1, 1], other=[-1, -1, -1, -1]),
+        ]
+    )
+
+    chile = summary_of(result, "scpo", "Chile")
+    assert values(chile.accuracy) == {"all": 3 / 4, "distinctive": 1, "agreed": 1 / 2}
+    assert values(chile.minus_global) == {"all": 1 / 4, "distinctive": 1, "agreed": -1 / 2}
+    assert (chile.other_cultures.value, chile.other_cultures.num_pairs) == (1 / 4, 4)
+    assert (chile.accuracy["all"].num_pairs, chile.accuracy["all"].num_clusters) == (4, 2)
+    assert chile.minus_finetune == {}
+    macro = summary_of(result, "scpo", "")
+    assert values(macro.accuracy) == {"all": 3 / 4, "distinctive": 3 / 4, "agreed": 3 / 4}
+    assert macro.accuracy["all"].num_pairs == 8
+    assert macro.other_cultures.value == pytest.approx((1 / 4 + 0) / 2)
+
+
+def test_the_macro_rows_say_the_best_method_and_which_are_within_noise_of_it():
+    runs = []
+    for culture in CULTURES:
+        runs += [
+            make_run("global", culture),
+            make_run("finetune", culture, own=[-1, 1, 1, 1]),
+            make_run("scpo", culture, own=[1, 1, 1, 1]),
+        ]
+    result = compare([*runs, make_run("filter", "Chile")])
+
+    best, second, last, partial = (
+        summary_of(result, method, "") for method in ("scpo", "finetune", "global", "filter")
+    )
+    assert best.minus_best is None and best.tied_with_best
+    # One pair of the first user of each culture lost: 0 where no resample draws that user.
+    assert second.minus_best.value == pytest.approx(-1 / 4)
+    assert (second.minus_best.low, second.minus_best.high) == (-1 / 2, 0)
+    assert second.minus_best.p_value is None and second.tied_with_best
+    assert last.minus_best.value == pytest.approx(-1 / 2)
+    assert partial.minus_best is None and not partial.tied_with_best
+    own = summary_of(result, "finetune", "Chile")
+    assert own.minus_best is None and not own.tied_with_best
+
+
+@pytest.mark.parametrize(("reached", "tied"), [((40, 24, 32), True), ((32, 32, 32), False)])
+def test_seeds_that_differ_tie_methods_that_users_alone_would_part(reached, tied: bool):
+    # Twenty users of two pairs. finetune ranks 26 of 40 pairs right, spread over all users.
+    def margins(right: int) -> list[float]:
+        return [1.0 if row * right % 40 < right else -1.0 for row in range(40)]
+
+    runs = []
+    for culture in CULTURES:
+        for seed, right in enumerate(reached):
+            for method, own in (("finetune", margins(26)), ("scpo", margins(right))):
+                runs.append(
+                    make_run(method, culture, seed=seed, own=own, other=own, ref=None, samples=500)
+                )
+    finetune = summary_of(compare(runs), "finetune", "")
+
+    assert finetune.minus_best.value == pytest.approx(-6 / 40)
+    assert finetune.tied_with_best is tied
+
+
+def test_the_seeds_of_one_model_for_all_cultures_move_all_of_them_at_once():
+    def width(one_run: bool) -> float:
+        runs = []
+        for culture in CULTURES:
+            for seed, right in enumerate((40, 24, 32)):
+                own = [1.0 if row * right % 40 < right else -1.0 for row in range(40)]
+                run = make_run("finetune", culture, seed=seed, own=own, other=own, ref=[1.0] * 40)
+                run_id = f"seed {seed}" if one_run else run.result.run_id
+                runs.append(replace(run, result=replace(run.result, run_id=run_id)))
+        change = summary_of(compare(runs), "finetune", "").minus_global["all"]
+        assert change.value == pytest.approx(-0.2)
+        return change.high - change.low
+
+    # Two trainings halve the variance of the macro mean; one that serves both does not.
+    assert width(one_run=True) > 1.2 * width(one_run=False)
+
+
+def test_each_methods_gain_stands_beside_noise_and_the_cost_to_others():
+    result = compare(
+        [
+            *(make_run("global", c) for c in CULTURES),
+            *(make_run("scpo", c, own=[1, 1, 1, 1], other=[-1, -1, -1, 1]) for c in CULTURES),
+        ]
+    )
+
+    chile = summary_of(result, "scpo", "Chile")
+    # Half of the margins change by 2: noise of size sqrt(2) turns 24 % of margins of 1.
+    assert values(chile.noise) == {
+        "all": pytest.approx(0.5),
+        "distinctive": pytest.approx(0.24, abs=0.001),
+        "agreed": pytest.approx(0.76, abs=0.001),
+    }
+    assert chile.minus_noise["distinctive"].value == pytest.approx(0.76, abs=0.001)
+    assert chile.others_minus_global.value == 1 / 4 - 2 / 4
+    macro = summary_of(result, "scpo", "")
+    assert macro.minus_noise["agreed"].value == pytest.approx(0.24, abs=0.001)
+    assert macro.others_minus_global.num_pairs == 8
+    unchanged = summary_of(result, "global", "")
+    assert (unchanged.noise, unchanged.minus_noise) == ({}, {})
+    assert unchanged.others_minus_global is None
+
+
+def test_seeds_that_differ_widen_the_interval_of_their_mean():
+    users = range(20)
+    good, bad = [1.0] * 20, [1.0, -1.0] * 10
+    ref = [-1.0] * 20
+
+    def interval(seeds: Sequence[Sequence[float]]) -> float:
+        runs = [
+            make_run("scpo", c, seed=seed, own=own, ref=ref, other=ref, samples=500)
+            for c in CULTURES
+            for seed, own in enumerate(seeds)
+        ]
+        chile = summary_of(compare(runs), "scpo", "Chile").accuracy["all"]
+        assert chile.value == pytest.approx(0.75)
+        return chile.high - chile.low
+
+    # The same mean for every user: from three seeds alike, and from seeds of 100, 50, 75 %.
+    alike = [[1.0 if (pair + seed) % 4 else -1.0 for pair in users] for seed in range(3)]
+    middle = [-1.0 if pair % 4 == 3 else 1.0 for pair in users]
+    assert interval([good, bad, middle]) > interval(alike) + 0.2
+
+
+def test_seeds_are_averaged_and_their_spread_is_kept():
+    runs = [
+        make_run("scpo", culture, seed=seed, own=own)
+        for culture in CULTURES
+        for seed, own in ((0, [1, 1, 1, 1]), (3, [1, -1, 1, 1]), (7, [-1, -1, 1, 1]))
+    ]
+
+    result = compare(runs)
+
+    chile, macro = summary_of(result, "scpo", "Chile"), summary_of(result, "scpo", "")
+    assert chile.accuracy["all"].value == pytest.approx((1 + 3 / 4 + 1 / 2) / 3)
+    assert chile.accuracy["all"].num_pairs == 4
+    assert chile.seed_sd["all"] == pytest.approx(1 / 4)
+    assert chile.seed_sd["agreed"] == 0
+    assert macro.seed_sd["all"] == pytest.approx(1 / 4)
+    assert result.seeds == [0, 3, 7]
+
+
+def test_one_seed_has_no_spread():
+    result = compare([make_run("scpo", "Chile")])
+
+    assert summary_of(result, "scpo", "Chile").seed_sd == dict.fromkeys(LAYERS)
+    assert summary_of(result, "scpo", "").seed_sd == dict.fromkeys(LAYERS)
+
+
+def test_finetune_is_the_second_rival_on_the_same_pairs():
+    result = compare(
+        [
+            make_run(method, culture, own=own)
+            for culture in CULTURES
+            for method, own in (("finetune", [1, -1, 1, -1]), ("scpo", [1, 1, 1, -1]))
+        ]
+    )
+
+    for culture in ("", *CULTURES):
+        scpo = summary_of(result, "scpo", culture)
+        assert values(scpo.minus_finetune) == {"all": 1 / 4, "distinctive": 1 / 2, "agreed": 0}
+        assert summary_of(result, "finetune", culture).minus_finetune == {}
+
+
+def test_p_values_are_corrected_over_cultures_and_the_macro_test_stands_alone():
+    ref, own = [-1] * 12, [1] * 12  # six users, all won
+    result = compare([make_run("scpo", c, own=own, ref=ref, other=ref) for c in CULTURES])
+
+    chile = summary_of(result, "scpo", "Chile").minus_global["all"]
+    assert (chile.p_value, chile.p_holm) == (1 / 2**6, 2 / 2**6)
+    macro = summary_of(result, "scpo", "").minus_global["all"]
+    assert macro.p_value == macro.p_holm == 1 / 2**12
+    assert summary_of(result, "scpo", "Chile").minus_global["agreed"].p_holm is None
+
+
+def test_questions_shared_by_cultures_are_flipped_together():
+    ref, own = [-1] * 12, [1] * 12
+    result = compare(
+        [make_run("scpo", c, own=own, other=ref, ref=ref, shared_questions=True) for c in CULTURES]
+    )
+
+    macro = summary_of(result, "scpo", "")
+    assert macro.minus_global["all"].p_value == 1 / 2**6
+    assert (macro.accuracy["all"].num_pairs, macro.accuracy["all"].num_clusters) == (24, 6)
+
+
+def test_a_method_that_lacks_a_culture_has_no_macro_value_and_its_failure_is_carried():
+    runs = [
+        make_run("finetune", "Chile"),
+        make_run("finetune", "Mexico"),
+        make_run("scpo", "Chile", own=[1, 1, 1, 1]),
+    ]
+
+    result = compare_runs(runs, "tastes", {"scpo/Mexico/seed 0": "loss is NaN at step 7"})
+
+    assert result.failures == {"scpo/Mexico/seed 0": "loss is NaN at step 7"}
+    assert [(s.method, s.culture) for s in result.summaries] == [
+        ("finetune", ""),
+        ("finetune", "Chile"),
+        ("finetune", "Mexico"),
+        ("scpo", ""),
+        ("scpo", "Chile"),
+    ]
+    macro = summary_of(result, "scpo", "")
+    for by_layer in (macro.accuracy, macro.minus_global, macro.minus_finetune):
+        assert values(by_layer) == dict.fromkeys(LAYERS)
+    assert macro.other_cultures.value is None
+    assert macro.seed_sd == dict.fromkeys(LAYERS)
+    assert summary_of(result, "scpo", "Chile").minus_finetune["all"].value == 1 / 2
+    assert summary_of(result, "finetune", "").accuracy["all"].value == 1 / 2
+
+
+def test_a_lost_seed_leaves_the_ones_that_finished():
+    result = compare(
+        [
+            make_run("scpo", "Chile", seed=0, own=[1, 1, 1, 1]),
+            make_run("scpo", "Chile", seed=1, own=[1, 1, -1, -1]),
+            make_run("scpo", "Mexico", seed=1, own=[1, 1, 1, 1]),
+        ]
+    )
+
+    assert summary_of(result, "scpo", "Mexico").accuracy["all"].value == 1
+    assert summary_of(result, "scpo", "").accuracy["all"].value == pytest.approx(7 / 8)
+    assert summary_of(result, "scpo", "").seed_sd["all"] is None
+
+
+def test_the_global_method_equals_itself_and_keeps_no_training_pair():
+    result = compare([make_run("global", c) for c in CULTURES])
+
+    summary = summary_of(result, "global", "Mexico")
+    assert values(summary.accuracy) == {"all": 1 / 2, "distinctive": 0, "agreed": 1}
+    assert (summary.minus_global["all"].value, summary.minus_global["all"].p_holm) == (0, 1)
+    assert summary.kept_share == 0
+
+
+def test_kept_share_is_averaged_over_seeds_then_cultures():
+    result = compare(
+        [
+            make_run("scpo", "Chile", seed=0, kept_share=0.2),
+            make_run("scpo", "Chile", seed=1, kept_share=0.4),
+            make_run("scpo", "Mexico", seed=0, kept_share=0.7),
+        ]
+    )
+
+    assert summary_of(result, "scpo", "Chile").kept_share == pytest.approx(0.3)
+    assert summary_of(result, "scpo", "").kept_share == pytest.approx(0.5)
+
+
+def test_without_a_global_model_there_is_one_layer_and_no_difference_from_it():
+    result = compare(
+        [
+            make_run(method, c, ref=None, own=[1, 1, 1, -1])
+            for c in CULTURES
+            for method in ("finetune", "weight")
+        ]
+    )
+
+    summary = summary_of(result, "weight", "")
+    assert values(summary.accuracy) == {"all": 3 / 4}
+    assert summary.minus_global == {}
+    assert set(summary.minus_finetune) == {"all"}
+
+
+def test_a_culture_without_distinctive_pairs_leaves_the_macro_mean_without_value():
+    result = compare([make_run("scpo", c, ref=[1, 1, 1, 1]) for c in CULTURES])
+
+    for culture in ("", *CULTURES):
+        summary = summary_of(result, "scpo", culture)
+        assert summary.accuracy["distinctive"] == Estimate(None, None, None, 0, 0)
+        assert summary.minus_global["distinctive"].p_holm is None
+
+
+def test_one_culture_has_no_other_cultures():
+    result = compare([make_run("scpo", "Chile", cultures=["Chile"])])
+
+    assert summary_of(result, "scpo", "Chile").other_cultures == Estimate(None, None, None, 0, 0)
+    assert summary_of(result, "scpo", "").other_cultures == Estimate(None, None, None, 0, 0)
+
+
+def test_cultures_that_were_only_tested_count_among_the_others():
+    cultures = (*CULTURES, "Israel")
+
+    result = compare([make_run("scpo", "Chile", cultures=cultures, other=[1, 1, 1, -1])])
+
+    assert result.cultures == ["Chile"]
+    assert summary_of(result, "scpo", "Chile").other_cultures.num_pairs == 8
+    assert summary_of(result, "scpo", "Chile").other_cultures.value == 3 / 4
+
+
+def test_methods_come_in_the_papers_order_and_cultures_as_the_runs_name_them():
+    runs = [make_run(m, c) for m in ("scpo", "global", "finetune") for c in ("Mexico", "Chile")]
+
+    result = compare(runs)
+
+    assert result.methods == ["global", "finetune", "scpo"]
+    assert result.cultures == ["Mexico", "Chile"]
+    assert result.run_ids == [run.result.run_id for run in runs]
+    assert compare(runs) == result
+
+
+def test_nothing_finished_is_a_comparison_of_failures():
+    result = compare_runs([], "tastes", {"scpo/Chile/seed 0": "no disk space"})
+
+    assert (result.summaries, result.failures) == ([], {"scpo/Chile/seed 0": "no disk space"})
+
+
+def with_column(run: ComparedRun, **columns: np.ndarray | None) -> ComparedRun:
+    return replace(run, outcomes=replace(run.outcomes, **columns))
+
+
+SECOND = make_run("scpo", "Mexico")
+BOTH = "finetune/Chile/seed 0 and scpo/Mexico/seed 0"
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            with_column(SECOND, pair_id=np.array([f"other{i}" for i in range(8)], object)),
+            f"{BOTH} differ in their test pairs: row 0 is 'Chile' 'Chile0:0>1' 'Chile0' and "
+            "'Chile' 'other0' 'Chile0' (culture, pair, cluster)",
+        ),
+        (
+            with_column(SECOND, cluster=SECOND.outcomes.cluster[::-1]),
+            f"{BOTH} differ in their test pairs: row 0 is",
+        ),
+        (
+            make_run("scpo", "Mexico", cultures=(*CULTURES, "Israel")),
+            "row 8 is no pair and 'Israel' 'Israel0:0>1' 'Israel0'",
+        ),
+        (make_run("scpo", "Mexico", ref=None), f"of {BOTH} only one has a global model's margins"),
+        (
+            make_run("scpo", "Mexico", ref=[-1, -1, 1, 1.5]),
+            f"{BOTH} differ in their global model: margins by up to 0.5",
+        ),
+        (make_run("scpo", "Mexico", samples=101), f"{BOTH} differ in their evaluation settings"),
+        (make_run("finetune", "Chile"), "two runs are finetune/Chile/seed 0"),
+        (replace(SECOND, culture="Israel"), "scpo/Israel/seed 0 was not tested on 'Israel'"),
+        (
+            replace(SECOND, result=replace(SECOND.result, selection={})),
+            "scpo/Mexico/seed 0 says nothing of the selection of 'Mexico'",
+        ),
+        (
+            make_run("scpo", "Mexico", own=[1, 1, 1, np.nan]),
+            "rewards must be finite, got 1 pairs that are not, the first at 7",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_named(second: ComparedRun, message: str):
+    with pytest.raises(ValueError) as error:
+        compare([make_run("finetune", "Chile"), second])
+
+    assert message in str(error.value)

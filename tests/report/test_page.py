@@ -1,0 +1,394 @@
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scpo_ray.records import LAYERS, InputError
+from scpo_ray.report import page as report_page
+from scpo_ray.report import pictures
+from scpo_ray.report.page import write_pictures, write_report
+from scpo_ray.settings.run import METHODS
+from scpo_ray.statistics.intervals import within_noise
+from tests.results import comparison, difference, estimate, run_result
+
+SECTIONS = (
+    "accuracy",
+    "differences",
+    "tradeoff",
+    "matrix",
+    "selection",
+    "training",
+    "examples",
+    "data",
+    "runs",
+)
+ODD_NAMES = (
+    "<script>alert(1)</script>",
+    "🇨🇱 emoji",
+    "ישראל",
+    "../a/b",
+    "x" * 1_000,
+    "$x_1$ & \"quotes\" 'too'",
+    "nul\x00 and \ud800 surrogate",
+)
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its tags, and its visible text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.text.append(data)
+
+    def values(self, attribute):
+        return [attrs[attribute] for _, attrs in self.tags if attribute in attrs]
+
+
+def words(path):
+    return " ".join(" ".join(Page(path).text).split())
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    results, summary = comparison(failures={"weight-Mexico-1": "loss is NaN at step 212"})
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    return write_report(results, summary, path)
+
+
+def test_a_comparison_has_every_section_and_balanced_tags(compared):
+    page = Page(compared)
+
+    assert page.open == []
+    assert [i for i in page.values("id") if i in SECTIONS] == list(SECTIONS)
+    assert [path.name for path in compared.parent.iterdir()] == ["report.html"]
+
+
+def test_the_lead_says_the_best_method_and_which_are_within_noise_of_it(compared):
+    assert (
+        "Over all pairs scpo has the best macro mean; within noise of it (paired, in the same "
+        "resamples): finetune, weight."
+    ) in words(compared)
+
+
+def test_a_number_says_its_basic_interval_when_hovered_over(compared):
+    hints = [hint for hint in Page(compared).values("title") if "basic interval" in hint]
+
+    # scpo's macro mean on `all` is 62.7 % [56.7, 68.7]: as skewed to neither side, the same.
+    assert "basic interval [56.7, 68.7]" in " ".join(hints)
+
+
+def test_the_page_is_self_contained(compared):
+    page = Page(compared)
+
+    references = page.values("src") + page.values("href") + page.values("xlink:href")
+    assert references and all(r.startswith("#") or r == "data:," for r in references)
+    assert "http" not in compared.read_text()
+    assert "@import" not in compared.read_text()
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "img", "object"}
+    assert "prefers-color-scheme: dark" in compared.read_text()
+    assert "@media print" in compared.read_text()
+
+
+def test_every_reference_inside_a_figure_resolves_and_no_id_is_used_twice(compared):
+    page, text = Page(compared), compared.read_text()
+    ids = page.values("id")
+
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert {r[1:] for r in page.values("xlink:href")} <= set(ids)
+    shared = {i for i in ids if ids.count(i) > 1}
+    # The legend stands before three sections; its markers are the same each time.
+    legend = re.search(r'<svg[^>]*aria-label="Legend".*?</svg>', text, re.S).group()
+    assert all(f'id="{i}"' in legend for i in shared)
+
+
+def test_the_lead_says_the_main_finding_with_its_uncertainty(compared):
+    lead = words(compared)[:1500]
+
+    assert "36 finished runs: 6 methods" in lead and "3 cultures, 2 seeds (0, 1)" in lead
+    assert "scpo: 62.7 % [56.7, 68.7] of all test pairs ranked right, macro mean" in lead
+    assert "+4.1 points [+1.1, +7.1] over the global model (Holm p = 0.120)" in lead
+    assert "(Holm p = 1.000, within noise)" in lead
+
+
+def test_the_lead_says_what_the_test_sets_can_show(compared):
+    lead = words(compared)[:3000]
+
+    assert "a macro difference from the global model of 4.2 points would be found in 80 %" in lead
+    assert "in one culture alone it would take 4.2 points" in lead
+
+
+def test_a_gain_that_noise_would_give_is_warned_of_and_a_real_one_is_not(tmp_path):
+    results, summary = comparison(methods=("global", "finetune", "filter", "scpo"), seeds=(0,))
+    macro = next(s for s in summary.summaries if (s.method, s.culture) == ("scpo", ""))
+
+    def lead(**minus_noise):
+        changed = replace(macro, minus_noise={**macro.minus_noise, **minus_noise})
+        summaries = [changed if s is macro else s for s in summary.summaries]
+        page = write_report(results, replace(summary, summaries=summaries), tmp_path / "r.html")
+        return words(page)[:4000]
+
+    text = lead(distinctive=difference(0.01), all=difference(0.02))
+    assert (
+        "scpo: the gain on distinctive is no more than noise of the same size would give (40.6 % "
+        "against 11.0 %), +1.0 points [−2.0, +4.0]; over all pairs, too, it is no better than that "
+        "noise: it does not show that a taste was learned." in text
+    )
+    careful = lead(distinctive=difference(-0.05), all=difference(0.05))
+    assert "over all pairs it is better than that noise, +5.0 points [+2.0, +8.0]." in careful
+    assert "scpo: the gain" not in lead(distinctive=difference(0.05), all=difference(0.0))
+    assert "finetune: the gain on distinctive" not in text
+    # 35.5 % of agreed against noise's 89.0 %.
+    assert "filter: more of agreed is lost than to noise of the same size (35.5 % against" in text
+    assert "Over-bias" in words(tmp_path / "r.html")
+
+
+def test_a_run_alone_is_set_against_noise_too(tmp_path):
+    text = words(write_report([run_result()], None, tmp_path / "r.html"))
+
+    assert "a difference of 4.2 points would be found in 80 % of cases" in text
+    assert "scpo, Chile, seed 0, tested on Chile" in text
+
+
+def test_failures_controls_and_the_warning_on_distinctive_are_shown(compared):
+    text = words(compared)
+
+    assert "weight-Mexico-1 : loss is NaN at step 212" in text
+    assert "Higher distinctive is not better by itself." in text
+    assert all(f"{name} control" in text for name in ("random", "longer", "global_noise"))
+
+
+def test_numbers_stand_as_they_are_in_the_results(tmp_path):
+    results, summary = comparison(methods=("global", "scpo"), seeds=(0,))
+    macro = next(s for s in summary.summaries if s.method == "scpo" and s.culture == "")
+    odd = replace(
+        macro,
+        accuracy=dict.fromkeys(LAYERS, estimate(0.12345, num_pairs=4_321, num_clusters=17)),
+        minus_global=dict.fromkeys(LAYERS, difference(-0.0987, p=0.0001)),
+    )
+    summary = replace(summary, summaries=[odd if s is macro else s for s in summary.summaries])
+
+    text = words(write_report(results, summary, tmp_path / "r.html"))
+
+    assert "12.3 [6.3, 18.3]" in text and "4,321 pairs, 17 users" in text
+    assert "−9.9 [−12.9, −6.9] Holm p < 0.001" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "noise"),
+    [(-0.01, 0.02, True), (0.0, 0.02, True), (0.001, 0.02, False), (-0.02, -0.001, False)]
+    + [(None, None, True)],
+)
+def test_a_difference_is_noise_where_its_interval_contains_zero(low, high, noise):
+    change = replace(difference(0.01), low=low, high=high)
+
+    cell = report_page.cell_of(change, "users")
+
+    assert within_noise(change) is noise
+    assert ("within noise" in cell.lines) is noise and (cell.tone == "noise") is noise
+
+
+def test_missing_numbers_are_dashes_and_never_zeros(tmp_path):
+    results, summary = comparison(methods=("global", "scpo"), seeds=(0,))
+    nothing = [
+        replace(
+            s,
+            accuracy=dict.fromkeys(LAYERS, estimate(None)),
+            minus_global=dict.fromkeys(LAYERS, difference(None)),
+            other_cultures=estimate(None),
+        )
+        for s in summary.summaries
+    ]
+
+    text = words(write_report(results, replace(summary, summaries=nothing), tmp_path / "r.html"))
+
+    assert "scpo has no macro mean: there was nothing to average." in text
+    assert "Macro mean – – – – –" in text
+    assert "no number, which is not a zero" in text
+
+
+def test_odd_names_are_escaped_everywhere_and_usable(tmp_path):
+    results, summary = comparison(
+        methods=("scpo",), cultures=ODD_NAMES, seeds=(0,), failures={"<b>": "<i>\x07"}
+    )
+    texts = ["<script>evil()</script> שלום 😀\x00\ud83d", "y" * 1_000_000]
+    results = [
+        replace(
+            r,
+            experiment="<script>",
+            warnings=["<script>warned</script>"],
+            examples=[replace(e, chosen=t) for e, t in zip(r.examples, texts, strict=False)],
+        )
+        for r in results
+    ]
+    path = write_report(results, summary, tmp_path / "r.html")
+    page = Page(path)
+
+    assert page.open == [] and "script" not in {tag for tag, _ in page.tags}
+    assert "(999,300 more characters)" in words(path)
+    assert "x" * 1_000 in words(path), "the table of counts has the whole name"
+    assert not set(path.read_text()) & {"\x00", "\x07"}
+    ids = " ".join(page.values("id"))
+    assert re.fullmatch(r"[\w\- ]+", ids)
+
+
+def test_single_runs_are_rows_beside_the_global_model_and_the_controls(tmp_path):
+    results = [run_result("scpo", "Mexico", 1), run_result("finetune", "Chile", 0)]
+
+    text = words(write_report(results, None, tmp_path / "r.html"))
+
+    assert "2 runs, nothing averaged over runs" in text
+    order = ["global before", "random control", "finetune, Chile, seed 0", "scpo, Mexico, seed 1"]
+    table = text[text.index("all: % of test pairs") :]
+    assert [table.index(name) for name in order] == sorted(table.index(name) for name in order)
+    assert "Settings of scpo, Mexico , seed 1" in text
+
+
+def test_a_run_without_a_global_model_has_a_page(tmp_path):
+    run = run_result("finetune")
+    only_all = {
+        culture: replace(e, before={}, after={"all": e.after["all"]}, difference={}, controls={})
+        for culture, e in run.evaluation.items()
+    }
+    run = replace(run, evaluation=only_all, selection={}, examples=[])
+
+    text = words(write_report([run], None, tmp_path / "r.html"))
+
+    assert "all: % of test pairs ranked right" in text and "distinctive: %" not in text
+    assert "None: there was no global model to compare with." in text
+    assert write_pictures([run], None, tmp_path / "pictures")
+
+
+def test_a_comparison_in_which_every_run_failed_has_a_page(tmp_path):
+    _, summary = comparison(seeds=(0,), failures={"scpo-Chile-0": "out of memory"})
+    summary = replace(summary, run_ids=[], summaries=[])
+
+    text = words(write_report([], summary, tmp_path / "r.html"))
+
+    assert "out of memory" in text and "No run finished." in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ({"Chile": 1.0, "Mexico": 0.0}, "Chile"),
+        ({"Chile": 1.0, "Mexico": 0.3}, "Chile x 1 + Mexico x 0.3"),
+        (dict.fromkeys("abcde", 1.0), "5 cultures pooled"),
+    ],
+)
+def test_a_mixture_is_named_by_its_weights(weights, name):
+    assert pictures.trained_on(replace(run_result(), culture_weights=weights)) == name
+
+
+def test_nothing_to_report_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="nothing to report"):
+        write_report([], None, tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([run_result()], None, tmp_path / "file" / "new" / "r.html")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_pictures([run_result()], None, tmp_path / "file" / "pictures")
+
+
+def test_pictures_are_png_files_with_safe_names(tmp_path):
+    results = [run_result("scpo", name, cultures=[name]) for name in ODD_NAMES[::6]]
+
+    paths = write_pictures(results, None, tmp_path)
+
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert [p.stem for p in paths] == [
+        "tradeoff-01",
+        "tradeoff-02",
+        "loss-01",
+        "loss-02",
+        "weights-01",
+        "weights-02",
+        "matrix-01",
+    ]
+    assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in paths)
+
+
+def test_the_same_results_in_any_order_give_the_same_bytes(tmp_path):
+    results = [run_result("scpo", cultures=("Chile",)), run_result("weight", cultures=("Chile",))]
+
+    first = write_report(results, None, tmp_path / "first.html")
+    again = write_report(results[::-1], None, tmp_path / "again.html")
+
+    assert again.read_bytes() == first.read_bytes()
+
+
+@given(st.integers(0, 5_000))
+def test_thinning_keeps_the_ends_the_order_and_the_limit(length):
+    rows = pictures.thinned(length)
+
+    assert len(rows) == min(length, pictures.MAX_CURVE_POINTS)
+    assert rows == sorted(set(rows))
+    assert not rows or (rows[0], rows[-1]) == (0, length - 1)
+
+
+@given(st.text(max_size=80), st.integers(5, 40))
+def test_labels_are_short_and_on_one_line(text, longest):
+    shown = pictures.label(text, longest)
+
+    assert len(shown) <= longest
+    assert not shown or shown.isprintable()
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--dump-dom"]
+
+    shown = subprocess.run(
+        [browser, *options, compared.as_uri()], capture_output=True, text=True, timeout=120
+    )
+
+    assert shown.returncode == 0
+    assert "CONSOLE" not in shown.stderr
+    assert all(f'id="{section}"' in shown.stdout for section in SECTIONS)
+    assert shown.stdout.count("<svg") == compared.read_text().count("<svg")
+
+
+def test_questions_are_called_questions_where_no_user_is_known(tmp_path):
+    columns = {"user": None, "question": "question_id"}
+    result = replace(run_result(), config={"data": {"columns": columns}})
+
+    page = write_report([result], None, tmp_path / "report.html").read_text()
+
+    assert "intervals from resampling questions" in page
+    assert "questions<small>train + test</small>" in page
+    assert "resampling users" not in page
+
+
+def test_every_method_looks_different():
+    looks = [pictures.STYLES[method] for method in METHODS]
+
+    assert len({look.marker for look in looks}) == len(METHODS)
+    assert len({look.ink for look in looks}) == len(METHODS)
+    colours = [colour for look in looks for colour in pictures.INKS[look.ink]]
+    assert len(set(colours)) == 2 * len(METHODS)

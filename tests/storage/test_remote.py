@@ -1,0 +1,162 @@
+"""Checkpoints and runs at a URI: there when whole, fetched where they are missing."""
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from scpo_ray.records import ALONE, InputError
+from scpo_ray.settings.run import LaunchConfig
+from scpo_ray.storage.disk import write_json
+from scpo_ray.storage.remote import RemoteFolder
+from scpo_ray.storage.run_dir import RunDir
+from scpo_ray.training.checkpoints import RemoteCheckpoints, open_checkpoints
+
+
+@pytest.fixture(params=["file", "memory"])
+def remote(request, tmp_path: Path) -> RemoteFolder:
+    """One of Arrow's own file systems, and one that only fsspec knows."""
+    if request.param == "file":
+        return RemoteFolder(f"file://{tmp_path}/store/run")
+    return RemoteFolder(f"memory://{uuid4().hex}/run")
+
+
+def save(checkpoints: RemoteCheckpoints, step: int, loss: float = 1.0, keep: int = 2) -> None:
+    with checkpoints.saving(step, loss, keep=keep, worker=ALONE) as folder:
+        save_file({"w": torch.full((100,), float(step))}, folder / "state.safetensors")
+
+
+def names(remote: RemoteFolder) -> list[str]:
+    return remote.names()
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(remote, tmp_path):
+    checkpoints = RemoteCheckpoints(remote, tmp_path / "scratch")
+    save(checkpoints, 5)
+    save(checkpoints, 10)
+
+    newest = checkpoints.newest(ALONE)
+
+    assert newest is not None
+    assert json.loads(remote.read("step-00000010/checkpoint.json")) == {
+        "step": 10,
+        "loss": 1.0,
+    }
+    here = RemoteCheckpoints(remote, tmp_path / "elsewhere").newest(ALONE)
+    assert here is not None
+    file = "worker-0/state.safetensors"
+    assert (here / file).read_bytes() == (newest / file).read_bytes()
+
+
+def test_the_newest_and_the_best_stay(remote, tmp_path):
+    checkpoints = RemoteCheckpoints(remote, tmp_path / "scratch")
+
+    for step, loss in ((5, 0.3), (10, 0.1), (15, 0.5), (20, 0.4), (25, 0.2)):
+        save(checkpoints, step, loss)
+
+    assert names(remote) == ["step-00000010", "step-00000020", "step-00000025"]
+
+
+def test_without_a_checkpoint_there_is_no_newest(remote, tmp_path):
+    assert RemoteCheckpoints(remote, tmp_path).newest(ALONE) is None
+
+
+def test_a_checkpoint_without_a_manifest_is_not_there(remote, tmp_path):
+    checkpoints = RemoteCheckpoints(remote, tmp_path / "scratch")
+    save(checkpoints, 5)
+
+    class Stopped(Exception):
+        pass
+
+    with (
+        pytest.raises(Stopped),
+        checkpoints.saving(10, 1.0, keep=2, worker=ALONE) as folder,
+    ):
+        (folder / "state.safetensors").write_bytes(b"half")
+        raise Stopped
+    remote.write("step-00000015/worker-0/state.safetensors", b"no manifest")
+
+    newest = checkpoints.newest(ALONE)
+
+    assert newest is not None
+    assert json.loads(remote.read("step-00000005/checkpoint.json"))["step"] == 5
+    assert torch.equal(_weights(newest), torch.full((100,), 5.0))
+
+
+@pytest.mark.parametrize("fault", ["truncated", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(remote, tmp_path, caplog, fault):
+    checkpoints = RemoteCheckpoints(remote, tmp_path / "scratch")
+    save(checkpoints, 5)
+    save(checkpoints, 10)
+    newest = "step-00000010"
+    if fault == "truncated":
+        remote.write(f"{newest}/worker-0/state.safetensors", b"short")
+    elif fault == "missing":
+        remote.remove(f"{newest}/worker-0")
+    else:
+        remote.write(f"{newest}/manifest.json", b"{")
+
+    found = checkpoints.newest(ALONE)
+
+    assert found is not None
+    assert torch.equal(_weights(found), torch.full((100,), 5.0))
+    assert "step-00000010 is damaged" in caplog.text
+
+
+def _weights(checkpoint: Path) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / "worker-0" / "state.safetensors")["w"]
+
+
+def test_a_run_that_ended_elsewhere_is_fetched_without_its_checkpoints(remote, tmp_path):
+    there = RunDir(tmp_path / "there", tmp_path / "cache", remote)
+    write_json(there.path / "run.json", {"fingerprints": {}})
+    write_json(there.path / "model" / "config.json", {})
+    write_json(there.path / "result.json", {"seed": 0})
+    save(open_checkpoints(there), 5)
+    there.keep()
+
+    here = RunDir(tmp_path / "here", tmp_path / "cache", remote)
+    here.fetch()
+
+    found = sorted(str(p.relative_to(here.path)) for p in here.path.rglob("*") if p.is_file())
+    assert found == ["model/config.json", "result.json", "run.json"]
+    assert names(remote.below("checkpoints")) == ["step-00000005"]
+    there.remove_checkpoints()
+    assert names(remote.below("checkpoints")) == []
+
+
+def test_a_uri_of_no_known_kind_is_named():
+    with pytest.raises(InputError) as error:
+        RemoteFolder("nonsense://bucket/x")
+    assert str(error.value) == (
+        "launch.storage = nonsense://bucket/x: cannot be used\n  Protocol not known: nonsense"
+    )
+
+
+def test_a_path_is_no_uri():
+    with pytest.raises(ValueError, match=r"must be a URI such as s3://bucket/runs"):
+        LaunchConfig(storage="runs/shared")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    remote = RemoteFolder(f"file://{tmp_path}/file/run")
+
+    with pytest.raises(InputError, match=r"launch.storage = file://.*: cannot be used"):
+        remote.write("result.json", b"{}")
+
+
+def test_a_file_or_a_folder_is_removed_and_what_is_not_there_is_no_fault(remote, tmp_path):
+    (tmp_path / "note").write_text("text")
+    for name in ("kept", "file", "folder/below"):
+        remote.upload(tmp_path / "note", name)
+
+    for name in ("file", "folder", "nothing"):
+        remote.remove(name)
+
+    assert remote.files() == ["kept"]

@@ -1,0 +1,101 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scpo_ray.data.synthetic import vocabulary
+from scpo_ray.models.reward_model import load_exported
+from scpo_ray.models.scoring import score_texts
+from scpo_ray.records import InputError, RunResult, Text
+from scpo_ray.settings.naming import safe_name
+from scpo_ray.tracking.trackers import MlflowTracker, list_models, start_tracker
+from tests.results import run_result
+from tests.tracking.test_trackers import make_config, run_python
+
+# MLflow 3.17's own: on SQLAlchemy 2.1, on importing its model types, on pandas 3.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated",
+    "ignore:.*Any type hint is inferred as AnyType",
+    "ignore:Operation with range is deprecated",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One database for the module, since making it takes seconds; each test its experiment."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.mark.slow
+def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(
+    tmp_path, store, tiny_reward_model
+):
+    culture = "Korea, Republic of"
+    result = run_result(culture=culture, cultures=(culture, "Chile"))
+    tracker = start_tracker(make_config(tmp_path, uri=store, cultures={culture: 1.0}), tmp_path)
+    log_with_model(tracker, result, tmp_path, tiny_reward_model)
+    log_with_model(tracker, result, tmp_path, tiny_reward_model)
+
+    (model,) = [m for m in list_models(store) if m.run_id == result.run_id]
+    assert model.name == f"scpo-{safe_name(culture)}"
+    assert (model.version, model.aliases) == (1, ["candidate"])
+    assert (model.culture, model.method) == (culture, "scpo")
+    after = result.evaluation[culture].after
+    assert model.accuracy == {layer: estimate.value for layer, estimate in after.items()}
+
+    one, two, three, *_ = vocabulary()
+    texts = [(one, f"{two} {three}"), (one, three), ("", "unknown word")]
+    script = f"""
+        import mlflow, pandas as pd
+        mlflow.set_tracking_uri({store!r})
+        model = mlflow.pyfunc.load_model("models:/{model.name}@candidate")
+        assert model.metadata.signature.outputs.input_names() == ["reward"]
+        assert model.input_example is not None
+        frame = pd.DataFrame({texts!r}, columns=["prompt", "response"])
+        print(model.predict(frame)["reward"].tolist())
+    """
+    rewards = json.loads(run_python(script).splitlines()[-1])
+    ours = score_texts(
+        load_exported(tiny_reward_model, device="cpu"), [Text((), *t) for t in texts]
+    )
+    assert len(set(rewards)) == 3
+    np.testing.assert_allclose(rewards, ours, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tiny_reward_model):
+    trackers, results = [], []
+    for seed in (0, 1):
+        config = make_config(tmp_path, uri=store, cultures={"Peru": 1.0}, seed=seed)
+        trackers.append(start_tracker(config, tmp_path / str(seed)))
+        results.append(run_result(culture="Peru", seed=seed))
+        log_with_model(trackers[seed], results[seed], tmp_path / str(seed), tiny_reward_model)
+    log_with_model(trackers[0], results[0], tmp_path / "0", tiny_reward_model)
+
+    versions = [m for m in list_models(store) if m.name == "scpo-Peru"]
+    assert [(m.version, m.aliases) for m in versions] == [(2, ["candidate"]), (1, [])]
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_logged_costs_a_warning(tmp_path, store, caplog):
+    tracker = start_tracker(make_config(tmp_path, uri=store, cultures={"Cuba": 1.0}), tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "dangling").symlink_to(tmp_path / "nowhere")
+
+    tracker.log_result(run_result(culture="Cuba"), tmp_path)
+
+    assert "the model could not be written" in caplog.text
+    assert "scpo-Cuba" not in {model.name for model in list_models(store)}
+
+
+def test_models_of_a_database_that_is_not_there_are_not_an_empty_list(tmp_path):
+    with pytest.raises(InputError, match="no such database"):
+        list_models(f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def log_with_model(tracker: MlflowTracker, result: RunResult, run_dir: Path, model: Path) -> None:
+    shutil.copytree(model, run_dir / "model", dirs_exist_ok=True)
+    tracker.log_result(result, run_dir)
