@@ -45,7 +45,7 @@ def measured(kind: str, path: Path) -> None:
     from scpo_ray.data.loading import load_preferences
     from scpo_ray.data.preferences import open_preferences
     from scpo_ray.data.rows import Notes
-    from scpo_ray.settings.run import ColumnMap, PreferencesConfig
+    from scpo_ray.settings.data import ColumnMap, PreferencesConfig
 
     config = PreferencesConfig(
         source="preferences", train_files=[str(path)], columns=ColumnMap(user="user")

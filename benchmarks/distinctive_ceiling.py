@@ -10,7 +10,7 @@ import numpy as np
 
 from scpo_ray.data.synthetic import margins_of_culture
 from scpo_ray.evaluation.metrics import noise_outcomes
-from scpo_ray.settings.run import SyntheticConfig
+from scpo_ray.settings.data import SyntheticConfig
 
 NUM_USERS = 300
 

@@ -32,7 +32,8 @@ from scpo_ray.launch.sweep_trial import TrialJob, finished
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.reward_model import load_reward_model, save_reward_model
 from scpo_ray.models.tiny import make_tiny_backbone
-from scpo_ray.settings.run import ModelConfig, RunConfig
+from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.storage.disk import write_json
 from scpo_ray.storage.run_dir import load_result, load_test_pairs

@@ -42,9 +42,10 @@ from scpo_ray.records import (
 )
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.report.page import write_report
+from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.files import holds_a_space, load_config, load_sweep
 from scpo_ray.settings.naming import run_name
-from scpo_ray.settings.run import ComparisonConfig, RunConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import CULTURE, Grid, SearchConfig
 from scpo_ray.statistics.intervals import detectable_difference
 from scpo_ray.storage.disk import whole_file, whole_folder

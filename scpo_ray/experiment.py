@@ -64,8 +64,9 @@ from scpo_ray.records import (
     Worker,
 )
 from scpo_ray.settings.files import check_culture_names
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.settings.naming import run_name, trained_cultures
-from scpo_ray.settings.run import METHODS, RunConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.remote import RemoteFolder
 from scpo_ray.storage.run_dir import RunDir

@@ -8,15 +8,12 @@ from scpo_ray.data.synthetic import best_accuracy, vocabulary
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.records import ComparisonResult
-from scpo_ray.settings.run import (
-    ComparisonConfig,
-    ModelConfig,
-    RunConfig,
-    SelectionConfig,
-    SpaceConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
+from scpo_ray.settings.data import SyntheticConfig
+from scpo_ray.settings.methods import SelectionConfig
+from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.train import TrainConfig
 from scpo_ray.storage.disk import whole_folder
 
 MAJORITY = "Majority"

@@ -15,7 +15,9 @@ from scpo_ray.launch.runs import start_run
 from scpo_ray.models.reward_model import load_exported, model_fingerprint
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Worker
-from scpo_ray.settings.run import METHODS, OWN_METHODS, LoraConfig, RunConfig
+from scpo_ray.settings.methods import METHODS, OWN_METHODS
+from scpo_ray.settings.model import LoraConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from scpo_ray.tracking.trackers import SPOOL_FILE
 from scpo_ray.training.loop import DivergedError

@@ -7,7 +7,8 @@ from scpo_ray.data.synthetic import vocabulary
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.reward_model import load_reward_model, save_reward_model
 from scpo_ray.models.tiny import make_tiny_backbone
-from scpo_ray.settings.run import ModelConfig, RunConfig
+from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.run import RunConfig
 
 CULTURES = ["North", "South"]
 

@@ -27,14 +27,14 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Opinions, Pairs, PreferenceData
-from scpo_ray.settings.files import check_culture_names
-from scpo_ray.settings.run import (
+from scpo_ray.settings.data import (
     OpinionsConfig,
     PreferencesConfig,
     PrismConfig,
     SplitConfig,
     SyntheticConfig,
 )
+from scpo_ray.settings.files import check_culture_names
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from scpo_ray.data.rows import (
 )
 from scpo_ray.records import Interaction
 from scpo_ray.settings.countries import country_and_sample, country_name
-from scpo_ray.settings.run import OpinionsConfig
+from scpo_ray.settings.data import OpinionsConfig
 
 COLUMNS = ("question", "selections", "options")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -23,7 +23,7 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.run import ColumnMap, PreferencesConfig
+from scpo_ray.settings.data import ColumnMap, PreferencesConfig
 
 Side = Literal["train", "test"]
 Turns = tuple[tuple[str, str], ...]

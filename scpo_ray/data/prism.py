@@ -23,7 +23,7 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import Interaction
-from scpo_ray.settings.run import PrismConfig
+from scpo_ray.settings.data import PrismConfig
 
 NO_COUNTRY = "interaction of a user without country"
 

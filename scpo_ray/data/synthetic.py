@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scpo_ray.data.rows import Notes, Place, Source
 from scpo_ray.records import Interaction
-from scpo_ray.settings.run import SyntheticConfig
+from scpo_ray.settings.data import SyntheticConfig
 
 TASTE_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("kind", "warm", "gentle", "caring"), ("cold", "harsh", "blunt", "distant")),

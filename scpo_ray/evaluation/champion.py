@@ -15,7 +15,7 @@ from scpo_ray.evaluation.comparison import (
     right,
 )
 from scpo_ray.records import Difference, Layer
-from scpo_ray.settings.run import EvaluationConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import macro_difference, stream
 
 MARGIN = 0.02

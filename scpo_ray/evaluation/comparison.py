@@ -19,7 +19,8 @@ from scpo_ray.records import (
     MethodSummary,
     RunResult,
 )
-from scpo_ray.settings.run import METHODS, EvaluationConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.statistics.cluster_variance import macro_seed_variance
 from scpo_ray.statistics.intervals import (
     draw_clusters,

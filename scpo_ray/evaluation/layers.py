@@ -17,7 +17,7 @@ from scpo_ray.records import (
     Pairs,
     TextSource,
 )
-from scpo_ray.settings.run import EvaluationConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import accuracy, paired_difference, stream, with_holm
 
 EXAMPLE_CHARACTERS = 600

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scpo_ray.evaluation.comparison import MACRO, ComparedRun, evaluation_settings, is_one_training
 from scpo_ray.evaluation.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
 from scpo_ray.records import Difference, Estimate, OpinionSummary
-from scpo_ray.settings.run import METHODS
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.statistics.intervals import holm, macro_difference, macro_mean, stream
 
 Predictor = Literal["model", "model_fitted"]

@@ -15,7 +15,7 @@ from scpo_ray.evaluation.distributions import (
     similarities,
 )
 from scpo_ray.records import Difference, Estimate, Opinions, OpinionScores
-from scpo_ray.settings.run import EvaluationConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import (
     macro_difference,
     macro_mean,

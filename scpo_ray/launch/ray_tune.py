@@ -35,7 +35,8 @@ from scpo_ray.launch.sweep_trial import (
     suggested_jobs,
 )
 from scpo_ray.records import InputError, Layer
-from scpo_ray.settings.run import RunConfig, Section
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.section import Section
 from scpo_ray.settings.sweep import LogUniform, RandInt, SweepConfig, Uniform
 from scpo_ray.sweep.records import TrialRecord
 from scpo_ray.sweep.space import job_objective, run_objective, search_space

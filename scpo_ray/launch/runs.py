@@ -13,8 +13,9 @@ from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
 from scpo_ray.report.page import write_report
+from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
-from scpo_ray.settings.run import ComparisonConfig, RunConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import (
     RunDir,
     load_result,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scpo_ray.methods.heads import Heads, TaughtPairs, low_rank_heads, shared_offset_heads
 from scpo_ray.models.reward_model import RewardModel, score_head
 from scpo_ray.records import InputError, Pairs
-from scpo_ray.settings.run import METHODS, MethodName, RivalsConfig
+from scpo_ray.settings.methods import METHODS, MethodName, RivalsConfig
 
 log = logging.getLogger(__name__)
 

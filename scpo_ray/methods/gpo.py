@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scpo_ray.records import Opinions
-from scpo_ray.settings.run import METHOD_VERSION, GpoConfig
+from scpo_ray.settings.methods import METHOD_VERSION, GpoConfig
 
 _WIDTH, _EMBEDDING_LAYERS, _LAYERS, _ATTENTION_HEADS = 128, 4, 6, 4
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scpo_ray.settings.run import LoreConfig, SharedOffsetConfig
+from scpo_ray.settings.methods import LoreConfig, SharedOffsetConfig
 
 _GRADIENT_TOLERANCE = 1e-9
 _CHANGE_TOLERANCE = 1e-14

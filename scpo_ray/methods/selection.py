@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.run import Method, SelectionConfig
+from scpo_ray.settings.methods import Method, SelectionConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scpo_ray.settings.run import ModelConfig
 from scpo_ray.records import InputError, Text, Tokens
+from scpo_ray.settings.model import ModelConfig
 
 # Counts up when the same text would become other tokens: stored tokens and scores are then void.
 RENDERING_RULES = 1

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scpo_ray.settings.run import LoraConfig, ModelConfig
-from scpo_ray.records import InputError
 from scpo_ray.models.rendering import Renderer, load_renderer, quiet_transformers, reasons
+from scpo_ray.records import InputError
+from scpo_ray.settings.model import LoraConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 

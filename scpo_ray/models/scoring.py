@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from scpo_ray.settings.run import ModelConfig
+from scpo_ray.models.rendering import Renderer
 from scpo_ray.models.reward_model import (
     RewardModel,
     load_reward_model,
@@ -20,7 +20,7 @@ from scpo_ray.models.reward_model import (
     without_head,
 )
 from scpo_ray.records import ALONE, InputError, Text, TextSource, Tokens, Worker
-from scpo_ray.models.rendering import Renderer
+from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.stores import ScoreStore, TokenStore
 from scpo_ray.workers import from_first, together, total_array
 

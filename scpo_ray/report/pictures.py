@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from scpo_ray.records import ComparisonResult, CultureEvaluation, Estimate, RunResult
-from scpo_ray.settings.run import METHODS
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.statistics.intervals import within_noise
 
 MAX_CURVE_POINTS = 200

@@ -11,7 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.run import PRESETS, ComparisonConfig, RunConfig, Section
+from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.presets import PRESETS
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.section import Section
 from scpo_ray.settings.sweep import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)

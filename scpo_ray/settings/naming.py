@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from scpo_ray.records import Difference, Estimate, OpinionScores, RunResult
-from scpo_ray.settings.run import EXECUTION, RunConfig, Section
+from scpo_ray.settings.run import EXECUTION, RunConfig
+from scpo_ray.settings.section import Section
 
 MODEL_PREFIX = "scpo-"
 _MAX_NAME_LENGTH = 80

@@ -7,17 +7,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from scpo_ray.settings.run import (
-    PRESETS,
-    ComparisonConfig,
-    OpinionsConfig,
-    PreferencesConfig,
-    PrismConfig,
-    RunConfig,
-    Section,
-    SpaceConfig,
-    SyntheticConfig,
-)
+from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
+from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
+from scpo_ray.settings.presets import PRESETS
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.section import Section
 from scpo_ray.settings.sweep import (
     BudgetConfig,
     ObjectiveConfig,

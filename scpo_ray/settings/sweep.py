@@ -8,14 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from scpo_ray.settings.countries import country_name, country_names
-from scpo_ray.settings.run import (
-    EXECUTION,
-    RivalsConfig,
-    RunConfig,
-    Section,
-    is_opinions,
-    with_country_names,
-)
+from scpo_ray.settings.methods import RivalsConfig
+from scpo_ray.settings.run import EXECUTION, RunConfig, is_opinions, with_country_names
+from scpo_ray.settings.section import Section
 
 CULTURE = "culture"
 POOLING = "pooling"

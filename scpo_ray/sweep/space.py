@@ -12,8 +12,11 @@ from scipy.special import gammaln
 from scipy.stats import gamma
 
 from scpo_ray.records import InputError
+from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.files import check_culture_names, count_problems, set_dotted, validate
-from scpo_ray.settings.run import METHODS, ComparisonConfig, RunConfig, Section
+from scpo_ray.settings.methods import METHODS
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.section import Section
 from scpo_ray.settings.sweep import (
     CULTURE,
     POOLING,

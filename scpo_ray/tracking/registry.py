@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from scpo_ray.evaluation.champion import MARGIN, Contest, Verdict, in_points, judge
 from scpo_ray.evaluation.comparison import PairOutcomes, pair_outcomes
 from scpo_ray.records import Difference, InputError, RunResult
+from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures
-from scpo_ray.settings.run import EvaluationConfig, RunConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import TEST_PAIRS_FILE, load_result, load_test_pairs
 from scpo_ray.tracking.mlflow_store import (
     CANDIDATE,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.run import TrainConfig
+from scpo_ray.settings.train import TrainConfig
 
 _NEVER = 10**9
 _ABSENT = object()

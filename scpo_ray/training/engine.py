@@ -11,7 +11,7 @@ from torch import Tensor
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import forward
 from scpo_ray.records import Worker
-from scpo_ray.settings.run import TrainConfig
+from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.deepspeed_engine import DeepSpeedEngine
 from scpo_ray.training.engine_state import State, write_state
 from scpo_ray.training.optimization import (

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
 from scpo_ray.settings.naming import safe_name
-from scpo_ray.settings.run import TrainConfig
+from scpo_ray.settings.train import TrainConfig
 from scpo_ray.tracking.trackers import Tracker
 from scpo_ray.training.checkpoints import CheckpointStore
 from scpo_ray.training.engine import Engine

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.records import InputError, Worker
-from scpo_ray.settings.run import TrainConfig
+from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.engine_state import MOMENTS, WEIGHT, Piece, State, divided
 
 

@@ -16,7 +16,7 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.run import PreferencesConfig, SyntheticConfig
+from scpo_ray.settings.data import PreferencesConfig, SyntheticConfig
 
 SMALL = {"A": 12, "B": 8}
 

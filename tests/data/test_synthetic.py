@@ -13,7 +13,7 @@ from scpo_ray.data.synthetic import (
     open_synthetic,
     vocabulary,
 )
-from scpo_ray.settings.run import SyntheticConfig
+from scpo_ray.settings.data import SyntheticConfig
 
 
 def _config(**settings):

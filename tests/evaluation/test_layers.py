@@ -6,7 +6,7 @@ import pytest
 
 from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate, Pairs, Text, TextSource
-from scpo_ray.settings.run import EvaluationConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
 
 CONFIG = EvaluationConfig(bootstrap_samples=200)
 

@@ -13,9 +13,10 @@ from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.records import InputError, Opinions
 from scpo_ray.report import page as report_page
 from scpo_ray.report.tables import opinion_tables
+from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.files import load_comparison
 from scpo_ray.settings.naming import result_metrics
-from scpo_ray.settings.run import EvaluationConfig, RunConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import (
     load_comparison_result,
     load_result,

@@ -12,7 +12,8 @@ from scpo_ray.launch.worker import work
 from scpo_ray.models.reward_model import load_exported, score_head, without_head
 from scpo_ray.models.scoring import forward, pad_texts, reference_features, score_tokens
 from scpo_ray.records import ALONE, InputError, Worker
-from scpo_ray.settings.run import ComparisonConfig, RunConfig, SpaceConfig
+from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_test_pairs
 from tests.group import in_group
 from tests.tiny import tiny_config, tiny_document

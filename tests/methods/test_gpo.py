@@ -21,7 +21,9 @@ from scpo_ray.methods.gpo import (
     training_answers,
 )
 from scpo_ray.records import ALONE, InputError, Opinions
-from scpo_ray.settings.run import ComparisonConfig, GpoConfig, RunConfig
+from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.methods import GpoConfig
+from scpo_ray.settings.run import RunConfig
 from tests.evaluation.test_opinions import opinions_document
 
 COUNTRIES = tuple("ABCDEFG")

@@ -17,7 +17,7 @@ from scpo_ray.methods.heads import (
     rank_of,
     shared_offset_heads,
 )
-from scpo_ray.settings.run import LoreConfig, SharedOffsetConfig
+from scpo_ray.settings.methods import LoreConfig, SharedOffsetConfig
 
 NOTHING = 1e-10
 """A penalty too small to matter."""

@@ -12,7 +12,7 @@ from scpo_ray.methods.selection import (
     select_pairs,
 )
 from scpo_ray.records import InputError
-from scpo_ray.settings.run import METHODS, SelectionConfig
+from scpo_ray.settings.methods import METHODS, SelectionConfig
 
 NAN = math.nan
 margins = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scpo_ray.settings.run import LoraConfig
 from scpo_ray.models.reward_model import load_exported, merged_adapters
-from scpo_ray.records import InputError
 from scpo_ray.models.scoring import score_texts
+from scpo_ray.records import InputError
+from scpo_ray.settings.model import LoraConfig
 from tests.models.test_reward_model import (
     TEXTS,
     assert_close,

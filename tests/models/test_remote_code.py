@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scpo_ray.records import InputError
 from scpo_ray.models.scoring import score_texts
+from scpo_ray.records import InputError
 from tests.models.test_reward_model import TEXTS, assert_close, copied, loaded
 
 CODE = """

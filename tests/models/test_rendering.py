@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.settings.run import ModelConfig
-from scpo_ray.records import InputError, Text, Tokens
 from scpo_ray.models.rendering import Renderer, load_renderer
+from scpo_ray.records import InputError, Text, Tokens
+from scpo_ray.settings.model import ModelConfig
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '[CLS] ' + m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}[SEP]"

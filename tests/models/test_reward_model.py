@@ -10,10 +10,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from scpo_ray.settings.run import ModelConfig, TrainConfig
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.training.engine import TorchEngine
-from scpo_ray.training.loss import weighted_bradley_terry_loss
+from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.reward_model import (
     RewardModel,
     load_exported,
@@ -23,9 +21,12 @@ from scpo_ray.models.reward_model import (
     resolve_model_dir,
     save_reward_model,
 )
-from scpo_ray.records import ALONE, InputError, Text
-from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.scoring import pad_texts, score_texts, score_tokens
+from scpo_ray.records import ALONE, InputError, Text
+from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.train import TrainConfig
+from scpo_ray.training.engine import TorchEngine
+from scpo_ray.training.loss import weighted_bradley_terry_loss
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 
 TEXTS = [

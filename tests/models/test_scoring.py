@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scpo_ray.models.scoring
-from scpo_ray.settings.run import LoraConfig, ModelConfig
-from scpo_ray.models.reward_model import load_reward_model
-from scpo_ray.records import ALONE, Text, TextSource, Tokens
 from scpo_ray.models.rendering import Renderer, load_renderer
+from scpo_ray.models.reward_model import load_reward_model
 from scpo_ray.models.scoring import (
     length_batches,
     pad_texts,
@@ -24,6 +22,8 @@ from scpo_ray.models.scoring import (
     score_tokens,
     tokenize,
 )
+from scpo_ray.records import ALONE, Text, TextSource, Tokens
+from scpo_ray.settings.model import LoraConfig, ModelConfig
 from scpo_ray.storage.stores import ScoreStore, TokenStore
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 

@@ -12,7 +12,7 @@ from scpo_ray.records import LAYERS, InputError
 from scpo_ray.report import page as report_page
 from scpo_ray.report import pictures
 from scpo_ray.report.page import write_pictures, write_report
-from scpo_ray.settings.run import METHODS
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.statistics.intervals import within_noise
 from tests.results import comparison, difference, estimate, run_result
 

@@ -3,7 +3,7 @@
 import pytest
 
 from scpo_ray.settings.countries import COUNTRY_ALIASES, country_and_sample, country_name
-from scpo_ray.settings.run import PAPER_CULTURES
+from scpo_ray.settings.data import PAPER_CULTURES
 
 
 @pytest.mark.parametrize(

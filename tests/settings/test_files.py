@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from scpo_ray.records import InputError
+from scpo_ray.settings.data import PAPER_CULTURES, PrismConfig, SyntheticConfig
 from scpo_ray.settings.files import (
     check_culture_names,
     load_comparison,
@@ -13,13 +14,8 @@ from scpo_ray.settings.files import (
     load_sweep,
     nearest_names,
 )
-from scpo_ray.settings.run import (
-    OWN_METHODS,
-    PAPER_CULTURES,
-    PrismConfig,
-    RunConfig,
-    SyntheticConfig,
-)
+from scpo_ray.settings.methods import OWN_METHODS
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.yaml"))

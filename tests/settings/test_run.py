@@ -1,18 +1,17 @@
 import pytest
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.files import load_config
-from scpo_ray.settings.run import (
-    METHODS,
-    OWN_METHODS,
+from scpo_ray.settings.data import (
     PAPER_CULTURES,
     OpinionsConfig,
     PreferencesConfig,
     PrismConfig,
-    RunConfig,
-    Section,
     SyntheticConfig,
 )
+from scpo_ray.settings.files import load_config
+from scpo_ray.settings.methods import METHODS, OWN_METHODS
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.section import Section
 
 
 def test_the_paper_preset_has_the_papers_settings():

@@ -5,7 +5,7 @@ import pytest
 
 from scpo_ray.records import InputError
 from scpo_ray.settings.files import load_header, load_sweep
-from scpo_ray.settings.run import METHODS
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.settings.sweep import SweepConfig
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
 

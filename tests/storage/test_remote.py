@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from scpo_ray.records import ALONE, InputError
-from scpo_ray.settings.run import LaunchConfig
+from scpo_ray.settings.launch import LaunchConfig
 from scpo_ray.storage.disk import write_json
 from scpo_ray.storage.remote import RemoteFolder
 from scpo_ray.storage.run_dir import RunDir

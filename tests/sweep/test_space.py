@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from scpo_ray.records import InputError
 from scpo_ray.settings import run as config_module
-from scpo_ray.settings.run import ComparisonConfig, RunConfig
+from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig, RandInt, SweepConfig, Uniform
 from scpo_ray.sweep.records import Setting
 from scpo_ray.sweep.space import (

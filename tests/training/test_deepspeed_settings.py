@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.run import TrainConfig
+from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
 
 

@@ -10,7 +10,8 @@ from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.reward_model import load_reward_model
 from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import ALONE, Text
-from scpo_ray.settings.run import LoraConfig, ModelConfig, TrainConfig
+from scpo_ray.settings.model import LoraConfig, ModelConfig
+from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.optimization import learning_rate
 

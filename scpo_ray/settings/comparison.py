@@ -1,0 +1,57 @@
+"""A comparison: the same run for each method, culture and seed."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from scpo_ray.settings.countries import country_names
+from scpo_ray.settings.methods import OWN_METHODS, MethodName
+from scpo_ray.settings.run import RunConfig, _check_method, is_opinions
+from scpo_ray.settings.section import Section
+
+
+class SpaceConfig(Section):
+    method: list[MethodName] = list(OWN_METHODS)
+    """Methods to compare; those but "global" are trained. pooled and group_dro are trained once for
+    all cultures of the data."""
+
+    culture: list[str] | None = None
+    """One model per culture; null: the cultures of `run.data.cultures`."""
+
+    seed: list[Annotated[int, Field(ge=0)]] = [0]
+    """Each method and culture is run with each seed."""
+
+    @model_validator(mode="after")
+    def values_are_named_once(self) -> Self:
+        for name in ("method", "culture", "seed"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} must name each value once, got {values}")
+        return self
+
+
+class ComparisonConfig(Section):
+    """A file with `run:` and `space:`: the same run for each method, culture and seed."""
+
+    run: RunConfig
+    """A whole run."""
+
+    space: SpaceConfig = SpaceConfig()
+    """What varies."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def countries_have_one_name(cls, document: Any) -> Any:
+        run, space = (document.get("run"), document.get("space"))
+        if isinstance(run, dict) and isinstance(space, dict) and is_opinions(run):
+            cultures = space.get("culture")
+            if isinstance(cultures, list):
+                named = country_names(cultures, "space.culture")
+                return document | {"space": space | {"culture": named}}
+        return document
+
+    @model_validator(mode="after")
+    def methods_fit_the_model(self) -> Self:
+        for method in self.space.method:
+            _check_method(method, self.run)
+        return self

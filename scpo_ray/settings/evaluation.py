@@ -1,0 +1,16 @@
+"""Layers, intervals, examples."""
+
+from pydantic import Field
+
+from scpo_ray.settings.section import Section
+
+
+class EvaluationConfig(Section):
+    distinctive_threshold: float = Field(0.5, gt=0, le=1)
+    """A test pair is distinctive where the global model's win probability is below it."""
+
+    bootstrap_samples: int = Field(2_000, ge=100)
+    """Resamples of the users (or questions) behind each interval."""
+
+    num_examples: int = Field(4, ge=0)
+    """Pairs shown as text per culture and kind (kept, dropped, down-weighted)."""

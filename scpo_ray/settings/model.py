@@ -1,0 +1,51 @@
+"""The global reward model, and how it is changed."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from scpo_ray.settings.section import Section
+
+
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+
+    alpha: float = Field(32.0, gt=0)
+    """Scale of the adapters: alpha / rank."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
+
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get adapters. The score head is always trained and saved."""
+
+
+class ModelConfig(Section):
+    path: str = "OpenAssistant/reward-model-deberta-v3-base"
+    """The global reward model: a folder or a hub model with a sequence-classification head."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub model."""
+
+    max_length: int = Field(512, ge=8)
+    """Tokens per text; what is longer is cut and counted."""
+
+    renderer: Literal["auto", "pair", "chat"] = "auto"
+    """How prompt and response become tokens: "pair" as two segments (encoders), "chat" by the
+    tokenizer's chat template; "auto": chat where the tokenizer has a template."""
+
+    new_head: bool = False
+    """Put a new, seeded score head on a model without one: how a global model is made here."""
+
+    num_layers: int | None = Field(None, ge=1)
+    """Keep the bottom layers alone; null keeps all."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+
+    inference_batch_tokens: int = Field(16_384, ge=64)
+    """Padded tokens per forward pass when scoring and evaluating."""
