@@ -149,7 +149,11 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
 
     Raises: InputError for whatever is wrong with the data or the model's folder.
     """
-    data = load_preferences(config.data, run_dir.cache / "data")
+    return with_tokens(config, load_preferences(config.data, run_dir.cache / "data"), run_dir)
+
+
+def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> RunInputs:
+    """The data with its tokens. Raises: InputError for what is wrong with the model's folder."""
     model_dir = resolve_model_dir(config.model)
     renderer = load_renderer(model_dir, config.model)
     tokens = tokenize(renderer, data.texts, run_dir.token_store)

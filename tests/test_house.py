@@ -42,6 +42,7 @@ ROOMS: dict[str, list[str]] = {
     "data": [
         "rows",
         "table",
+        "messages",
         "prism",
         "preferences",
         "opinions",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.health import count_cultures, find_warnings
+from scpo_ray.data.health import count_cultures, find_name_warnings, find_warnings
 from scpo_ray.data.opinions import open_opinions
 from scpo_ray.data.pairing import IndexPairs, make_pairs
 from scpo_ray.data.preferences import open_preferences
@@ -52,17 +52,38 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
     Raises: InputError naming the bad rows, an unknown culture, or each culture without training
         or test pairs.
     """
+    data = read_preferences(config, cache_dir)
+    if data.refusals:
+        raise InputError("the data cannot be trained on", data.refusals)
+    return data
+
+
+def read_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
+    """As `load_preferences`, but what makes training on the data impossible is told, not raised.
+
+    Unknown cultures are left out; what cannot be split is on the training side.
+
+    Raises: InputError naming the bad rows, or that no culture is known.
+    """
     table = _cached_table(config, cache_dir)
-    if config.cultures is not None:
-        check_culture_names(config.cultures, table.cultures, "data.cultures")
-    cultures = table.cultures if config.cultures is None else tuple(config.cultures)
+    cultures, unknown = _cultures(table, config)
     culture_codes = np.full(len(table.cultures), -1, dtype=np.int32)
     culture_codes[[table.cultures.index(culture) for culture in cultures]] = range(len(cultures))
-    sides = _sides(table, config)
+    no_split = []
+    try:
+        sides = _sides(table, config)
+    except InputError as error:
+        sides = np.full(len(table), TRAIN, dtype=np.int8)
+        no_split = [": ".join([error.title, *error.problems])]
 
     rows = np.flatnonzero(culture_codes[table.culture_codes] >= 0)
     gap = config.min_score_gap
-    indices = make_pairs(table.offsets, table.human_scores, table.text_hashes, rows, min_gap=gap)
+    try:
+        indices = make_pairs(
+            table.offsets, table.human_scores, table.text_hashes, rows, min_gap=gap
+        )
+    except ValueError as error:
+        raise InputError("the data cannot be paired", [str(error)]) from None
     used = sides[indices.interactions] != UNUSED
     # An option in no pair has a share all the same.
     opinion_rows = rows[sides[rows] != UNUSED] if isinstance(config, OpinionsConfig) else rows[:0]
@@ -71,14 +92,14 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
     )
     train = pairs.take(sides[pairs.interactions] == TRAIN)
     test = pairs.take(sides[pairs.interactions] == TEST)
-    _check_both_sides(table, sides, train, test)
+    refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test))]
 
     texts = TableTexts(table, positions)
     opinions = None
     if isinstance(config, OpinionsConfig):
         opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
     counts = count_cultures(table, rows, indices, train, test)
-    warnings = find_warnings(counts)
+    warnings = [*find_name_warnings(table.alike), *find_warnings(counts)]
     for warning in warnings:
         log.warning("%s", warning)
     log.info(
@@ -99,7 +120,22 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
         warnings=tuple(warnings),
         fingerprint=_fingerprint(train, test, texts, opinions),
         opinions=opinions,
+        refusals=tuple(refusals),
     )
+
+
+def _cultures(table: InteractionTable, config: DataConfig) -> tuple[tuple[str, ...], list[str]]:
+    """The configured cultures that the data has, and a line for each that it has not."""
+    if config.cultures is None:
+        return table.cultures, []
+    known = tuple(culture for culture in config.cultures if culture in table.cultures)
+    try:
+        check_culture_names(config.cultures, table.cultures, "data.cultures")
+    except InputError as error:
+        if not known:
+            raise
+        return known, list(error.problems)
+    return known, []
 
 
 def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
@@ -269,9 +305,10 @@ def _opinions(
     )
 
 
-def _check_both_sides(
+def _one_sided(
     table: InteractionTable, sides: NDArray[np.int8], train: Pairs, test: Pairs
-) -> None:
+) -> list[str]:
+    """One line for each culture without training or test pairs, then what to do."""
     problems, usable = [], []
     for code, culture in enumerate(train.cultures):
         num_train = int((train.culture_codes == code).sum())
@@ -288,7 +325,7 @@ def _check_both_sides(
     if problems:
         named = ", ".join(usable) or "none"
         problems.append(f"name in data.cultures only cultures that have both: {named}")
-        raise InputError("cultures without training or test pairs", problems)
+    return problems
 
 
 def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts, opinions: Opinions | None) -> str:

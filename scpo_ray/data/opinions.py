@@ -1,9 +1,7 @@
 """GlobalOpinionQA: survey questions and each country's answers, into interactions."""
 
-import ast
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +20,14 @@ from scpo_ray.data.rows import (
     file_source,
     hub_source,
     is_unicode,
+    printed_value,
     shown,
     text_field,
 )
 from scpo_ray.records import Interaction
 from scpo_ray.settings.countries import country_and_sample, country_name
 from scpo_ray.settings.data import OpinionsConfig
+from scpo_ray.settings.spelling import plain_name
 
 COLUMNS = ("question", "selections", "options")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -59,7 +59,7 @@ class Question:
     @property
     def key(self) -> str:
         """What rows that ask the same have in common: their spaces and capitals may differ."""
-        return " ".join(self.text.split()).casefold()
+        return plain_name(self.text).casefold()
 
 
 def open_opinions(config: OpinionsConfig) -> Source:
@@ -266,32 +266,8 @@ def lettered(question: str, options: tuple[str, ...]) -> tuple[str, tuple[str, .
 
 
 def _parsed(text: str) -> Any:
-    """The printed lists, dicts, texts and numbers in `text`; `text` itself where it is none.
-
-    Printed numbers include nan and inf, which no literal is; nothing is evaluated.
-    """
+    """The value printed in `text`; `text` itself where it is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of backslashes that begin no escape
-            return _value(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return printed_value(text)
+    except ValueError:
         return text
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=None | str() | int() | float()):
-            return node.value
-        case ast.Name(id="nan" | "inf"):
-            return float(node.id)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            number = _value(operand)
-            if isinstance(number, int | float):
-                return -number
-        case ast.List(elts=elements):
-            return [_value(element) for element in elements]
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            named = [_value(key) for key in keys if key is not None]
-            if len(set(map(repr, named))) == len(named) and all(isinstance(n, str) for n in named):
-                return dict(zip(named, map(_value, values), strict=True))
-    raise ValueError("not a printed value")

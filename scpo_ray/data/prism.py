@@ -18,6 +18,7 @@ from scpo_ray.data.rows import (
     finite_number,
     get_field,
     hub_source,
+    id_field,
     name_field,
     text_field,
     usable,
@@ -180,8 +181,8 @@ def _utterance(place: Place, row: Row, history: bool) -> Utterance:
         raise BadField("if_chosen", chosen, "must be true or false")
     return Utterance(
         place=place,
-        utterance_id=name_field(row, "utterance_id"),
-        interaction_id=name_field(row, "interaction_id"),
+        utterance_id=id_field(row, "utterance_id"),
+        interaction_id=id_field(row, "interaction_id"),
         user=name_field(row, "user_id"),
         prompt=text_field(row, "user_prompt"),
         response=text_field(row, "model_response"),

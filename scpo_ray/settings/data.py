@@ -4,8 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scpo_ray.settings.countries import country_names
+from scpo_ray.settings.countries import country_name
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import keys_spelled_once, plain_name, spelled_once
 
 PAPER_CULTURES = (
     "Chile",
@@ -18,6 +19,9 @@ PAPER_CULTURES = (
 )
 
 
+MAX_SYNTHETIC_RESPONSES = 100_000_000
+
+
 class SplitConfig(Section):
     by: Literal["user", "question", "source"] = "user"
     """What is kept on one side: a user, a question, or as the source says (its test files)."""
@@ -28,7 +32,7 @@ class SplitConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of the split alone; 0 with 0.15 by user gives the paper's test sets on PRISM."""
 
-    num_folds: int | None = Field(None, ge=2)
+    num_folds: int | None = Field(None, ge=2, le=1_000)
     """Instead of `test_size`: this many user-disjoint folds per culture."""
 
     fold: int = Field(0, ge=0)
@@ -53,13 +57,17 @@ class DataSection(Section):
     split: SplitConfig = SplitConfig()
     """How train and test are told apart."""
 
-    @model_validator(mode="after")
-    def cultures_are_named_once(self) -> Self:
-        if self.cultures is not None:
-            twice = sorted({c for c in self.cultures if self.cultures.count(c) > 1})
-            if twice or not self.cultures:
-                raise ValueError(f"cultures must be named once each, got {self.cultures}")
-        return self
+    @field_validator("cultures")
+    @classmethod
+    def cultures_are_named_once(cls, value: list[str] | None) -> list[str] | None:
+        if value == []:
+            raise ValueError("cultures must name one at least; null: all")
+        return None if value is None else spelled_once(value, "cultures", cls.culture_name)
+
+    @staticmethod
+    def culture_name(spelling: str) -> str:
+        """The one name of a culture that the data, or a setting, spells so."""
+        return plain_name(spelling)
 
     @property
     def min_score_gap(self) -> float:
@@ -191,10 +199,9 @@ class OpinionsConfig(DataSection):
     split: QuestionSplitConfig = QuestionSplitConfig()
     """How train and test are told apart: by question, the same for all countries."""
 
-    @field_validator("cultures")
-    @classmethod
-    def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else country_names(value, "cultures")
+    @staticmethod
+    def culture_name(spelling: str) -> str:
+        return country_name(spelling)
 
     @property
     def min_score_gap(self) -> float:
@@ -217,7 +224,7 @@ class SyntheticConfig(DataSection):
     taste_distance: float = Field(1.0, ge=0, le=2)
     """How far a culture's taste lies from the majority's: 0 the same, 1 unrelated, 2 opposed."""
 
-    person_noise: float = Field(0.3, ge=0)
+    person_noise: float = Field(0.3, ge=0, le=1_000)
     """Standard deviation of a person's own noise, in units of taste."""
 
     outlier_share: float = Field(0.1, ge=0, lt=1)
@@ -226,8 +233,19 @@ class SyntheticConfig(DataSection):
     seed: int = Field(0, ge=0)
     """Seed of the generated data."""
 
+    @field_validator("users")
+    @classmethod
+    def cultures_are_named_once_with_users(cls, users: dict[str, int]) -> dict[str, int]:
+        if not users or min(users.values()) < 1:
+            raise ValueError(f"must name cultures with at least 1 user, got {users}")
+        return keys_spelled_once(users, "users")
+
     @model_validator(mode="after")
-    def has_people(self) -> Self:
-        if not self.users or min(self.users.values()) < 1:
-            raise ValueError(f"users must name cultures with at least 1 user, got {self.users}")
+    def fits_a_machine(self) -> Self:
+        num = self.interactions_per_user * self.responses_per_interaction * sum(self.users.values())
+        if num > MAX_SYNTHETIC_RESPONSES:
+            raise ValueError(
+                f"users x interactions_per_user x responses_per_interaction must be at most "
+                f"{MAX_SYNTHETIC_RESPONSES} responses, got {num:.3g}"
+            )
         return self

@@ -5,8 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scpo_ray.settings.countries import country_names
+from scpo_ray.settings.countries import country_name
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import spelled_once
 
 MethodName = Literal[
     "global",
@@ -159,7 +160,7 @@ class GpoConfig(Section):
     @field_validator("learning_countries")
     @classmethod
     def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else country_names(value, "learning_countries")
+        return None if value is None else spelled_once(value, "learning_countries", country_name)
 
     @model_validator(mode="after")
     def settings_agree(self) -> Self:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scpo_ray.settings.countries import country_names
 from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.launch import LaunchConfig
@@ -20,6 +19,7 @@ from scpo_ray.settings.methods import (
 )
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import Spell, keys_spelled_once, plain_name
 from scpo_ray.settings.tracking import TrackingConfig
 from scpo_ray.settings.train import TrainConfig
 
@@ -73,11 +73,11 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def countries_have_one_name(cls, document: Any) -> Any:
-        if isinstance(document, dict) and is_opinions(document):
-            weights = document.get("culture_weights")
-            if isinstance(weights, dict):
-                return document | {"culture_weights": with_country_names(weights)}
+    def cultures_have_one_name(cls, document: Any) -> Any:
+        weights = document.get("culture_weights") if isinstance(document, dict) else None
+        if isinstance(weights, dict):
+            named = keys_spelled_once(weights, "culture_weights", spelling_of(document))
+            return document | {"culture_weights": named}
         return document
 
     @model_validator(mode="after")
@@ -125,17 +125,11 @@ EXECUTION: dict[str, Any] = {
 }
 
 
-def is_opinions(run: dict[str, Any]) -> bool:
-    """Whether a run's settings, not yet checked, read opinions: there countries have one name."""
+def spelling_of(run: dict[str, Any]) -> Spell:
+    """How a run's data spells its cultures; the settings are not yet checked."""
     data = run.get("data")
     source = data.get("source") if isinstance(data, dict) else getattr(data, "source", None)
-    return source == "opinions"
-
-
-def with_country_names(weights: dict[Any, Any]) -> dict[Any, Any]:
-    """Weights by the countries' one name. Raises: ValueError if two are the same country."""
-    names = country_names(list(weights), "culture_weights")
-    return dict(zip(names, weights.values(), strict=True))
+    return OpinionsConfig.culture_name if source == "opinions" else plain_name
 
 
 def _check_method(method: MethodName, run: RunConfig) -> None:

@@ -273,8 +273,7 @@ def test_a_csv_with_other_columns_is_named_with_its_own(tmp_path):
         read(path)
 
     assert error.value.problems == (
-        f"{path}: no column 'selections'; it has 'question', 'answer'",
-        f"{path}: no column 'options'; it has 'question', 'answer'",
+        f"{path}: no columns 'selections', 'options'; it has 'question', 'answer'",
     )
 
 

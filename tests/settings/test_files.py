@@ -89,9 +89,15 @@ run:
         ),
         ("data: {source: prism, history: maybe}", "data.history = maybe: must be a valid boolean"),
         ("data: {source: synthetic, history: true}", "data.history = true: no such setting"),
-        ("data: {source: synthetic, users: {A: 0}}", "data: users must name cultures with at"),
-        ("data: {source: prism, cultures: []}", "data: cultures must be named once each, got []"),
-        ("data: {source: prism, cultures: [A, A]}", "data: cultures must be named once each, got"),
+        ("data: {source: synthetic, users: {A: 0}}", "data.users: must name cultures with at"),
+        (
+            "data: {source: prism, cultures: []}",
+            "data.cultures: cultures must name one at least; null: all",
+        ),
+        (
+            "data: {source: prism, cultures: [A, A]}",
+            "data.cultures: cultures must name each culture once, got",
+        ),
         ("data: {source: prism, path: null}", "data.path = null: must be a valid string"),
         ("data: {source: preferences}", "data: set either train_files or hub"),
         (
