@@ -4,18 +4,15 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.data.health import count_cultures, find_name_warnings, find_warnings
-from scpo_ray.data.opinions import open_opinions
 from scpo_ray.data.pairing import IndexPairs, make_pairs
-from scpo_ray.data.preferences import open_preferences
-from scpo_ray.data.prism import open_prism
-from scpo_ray.data.rows import Notes, Source
+from scpo_ray.data.rows import InteractionSource, Notes
 from scpo_ray.data.splits import assign_folds, fold_within_cultures, keep_fraction, split_users
-from scpo_ray.data.synthetic import open_synthetic
 from scpo_ray.data.table import (
     FORMAT_NUMBER,
     SPLIT_LABELS,
@@ -27,23 +24,15 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Opinions, Pairs, PreferenceData
-from scpo_ray.settings.data import (
-    OpinionsConfig,
-    PreferencesConfig,
-    PrismConfig,
-    SplitConfig,
-    SyntheticConfig,
-)
+from scpo_ray.settings.data import SOURCES, DataSection, SplitConfig
 from scpo_ray.settings.files import check_culture_names
 
 log = logging.getLogger(__name__)
 
-DataConfig = PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig
-
 TRAIN, TEST, UNUSED = 0, 1, -1
 
 
-def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
+def load_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     """The pairs of the configured cultures, split into train and test, with their texts.
 
     The interactions of all cultures are kept in one file below `cache_dir`, named by the contents
@@ -58,7 +47,7 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
     return data
 
 
-def read_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
+def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     """As `load_preferences`, but what makes training on the data impossible is told, not raised.
 
     Unknown cultures are left out; what cannot be split is on the training side.
@@ -86,7 +75,7 @@ def read_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
         raise InputError("the data cannot be paired", [str(error)]) from None
     used = sides[indices.interactions] != UNUSED
     # An option in no pair has a share all the same.
-    opinion_rows = rows[sides[rows] != UNUSED] if isinstance(config, OpinionsConfig) else rows[:0]
+    opinion_rows = rows[sides[rows] != UNUSED] if config.holds_opinions else rows[:0]
     pairs, positions, numbers = _number_texts(
         table, indices, used, opinion_rows, cultures, culture_codes
     )
@@ -96,7 +85,7 @@ def read_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
 
     texts = TableTexts(table, positions)
     opinions = None
-    if isinstance(config, OpinionsConfig):
+    if config.holds_opinions:
         opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
     counts = count_cultures(table, rows, indices, train, test)
     warnings = [*find_name_warnings(table.alike), *find_warnings(counts)]
@@ -124,7 +113,7 @@ def read_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
     )
 
 
-def _cultures(table: InteractionTable, config: DataConfig) -> tuple[tuple[str, ...], list[str]]:
+def _cultures(table: InteractionTable, config: DataSection) -> tuple[tuple[str, ...], list[str]]:
     """The configured cultures that the data has, and a line for each that it has not."""
     if config.cultures is None:
         return table.cultures, []
@@ -138,9 +127,11 @@ def _cultures(table: InteractionTable, config: DataConfig) -> tuple[tuple[str, .
     return known, []
 
 
-def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
-    source = _open_source(config)
-    path = cache_dir / f"interactions-{_cache_key(source)}.arrow"
+def _cached_table(config: DataSection, cache_dir: Path) -> InteractionTable:
+    source = SOURCES[config.source]
+    opened: InteractionSource = source.open(config)
+    key = _cache_key(opened, [FORMAT_NUMBER, source.name, source.version])
+    path = cache_dir / f"interactions-{key}.arrow"
     if path.exists():
         try:
             return open_table(path)
@@ -149,7 +140,7 @@ def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
     notes = Notes()
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        write_table(source.read(notes), path, notes)
+        write_table(opened.read(notes), path, notes)
     except OSError as error:
         raise InputError(f"{cache_dir}: the interactions cannot be written", [str(error)]) from None
     table = open_table(path)
@@ -157,19 +148,7 @@ def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
     return table
 
 
-def _open_source(config: DataConfig) -> Source:
-    match config:
-        case PrismConfig():
-            return open_prism(config)
-        case PreferencesConfig():
-            return open_preferences(config)
-        case OpinionsConfig():
-            return open_opinions(config)
-        case SyntheticConfig():
-            return open_synthetic(config)
-
-
-def _cache_key(source: Source) -> str:
+def _cache_key(source: InteractionSource, format: list[Any]) -> str:
     contents = []
     for file in source.files:
         try:
@@ -177,11 +156,11 @@ def _cache_key(source: Source) -> str:
                 contents.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
             raise InputError(f"{file}: cannot be read", [str(error)]) from None
-    document = json.dumps([FORMAT_NUMBER, source.settings, contents], sort_keys=True)
+    document = json.dumps([*format, source.settings, contents], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:20]
 
 
-def _sides(table: InteractionTable, config: DataConfig) -> NDArray[np.int8]:
+def _sides(table: InteractionTable, config: DataSection) -> NDArray[np.int8]:
     """(N,) int8 of every interaction, whatever its culture: TRAIN, TEST or UNUSED."""
     split = config.split
     if split.by == "source":

@@ -11,11 +11,11 @@ from typing import Any
 
 from scpo_ray.data.rows import (
     BadField,
+    InteractionSource,
     Notes,
     Place,
     Row,
     RowSource,
-    Source,
     check_files,
     file_source,
     hub_source,
@@ -26,7 +26,7 @@ from scpo_ray.data.rows import (
 )
 from scpo_ray.records import Interaction
 from scpo_ray.settings.countries import country_and_sample, country_name
-from scpo_ray.settings.data import OpinionsConfig
+from scpo_ray.settings.data import OpinionsConfig, Source
 from scpo_ray.settings.spelling import plain_name
 
 COLUMNS = ("question", "selections", "options")
@@ -62,7 +62,7 @@ class Question:
         return plain_name(self.text).casefold()
 
 
-def open_opinions(config: OpinionsConfig) -> Source:
+def open_opinions(config: OpinionsConfig) -> InteractionSource:
     """One interaction for each question, country and order of the options.
 
     Responses are the question's options, scores the country's shares. With letters the orders
@@ -75,10 +75,9 @@ def open_opinions(config: OpinionsConfig) -> Source:
         rows = file_source(Path(config.path), "opinions", columns=COLUMNS, optional=())
     else:
         rows = hub_source(config.path, None, "train", "data.path")
-    return Source(
+    return InteractionSource(
         files=rows.files,
         settings={
-            "source": "opinions",
             "national_only": config.national_only,
             "options_as": config.options_as,
             "orders": config.num_option_orders if config.options_as == "letters" else 1,
@@ -271,3 +270,6 @@ def _parsed(text: str) -> Any:
         return printed_value(text)
     except ValueError:
         return text
+
+
+SOURCE = Source("opinions", version=1, settings=OpinionsConfig, open=open_opinions)

@@ -16,12 +16,12 @@ from scpo_ray.data.messages import (
 )
 from scpo_ray.data.rows import (
     BadField,
+    InteractionSource,
     MissingColumns,
     Notes,
     Place,
     Row,
     RowSource,
-    Source,
     check_files,
     file_source,
     finite_number,
@@ -32,12 +32,12 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.data import ColumnMap, PreferencesConfig
+from scpo_ray.settings.data import ColumnMap, PreferencesConfig, Source
 
 Side = Literal["train", "test"]
 
 
-def open_preferences(config: PreferencesConfig) -> Source:
+def open_preferences(config: PreferencesConfig) -> InteractionSource:
     """The interactions of the configured files or hub data set.
 
     A row is `chosen` and `rejected` (scores 1 and 0) or `responses` and `scores`. Its texts are
@@ -48,10 +48,9 @@ def open_preferences(config: PreferencesConfig) -> Source:
     Raises: InputError if a file is missing or of no known kind, or the hub cannot be reached.
     """
     parts = _hub_parts(config) if config.hub else _file_parts(config)
-    return Source(
+    return InteractionSource(
         files=tuple(file for part, _ in parts for file in part.files),
         settings={
-            "source": "preferences",
             "columns": config.columns.model_dump(),
             "parts": [(part.label, side) for part, side in parts],
         },
@@ -222,3 +221,6 @@ def _list_field(row: Row, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise BadField(name, row[name], "must be a list, or one as JSON text")
     return value
+
+
+SOURCE = Source("preferences", version=1, settings=PreferencesConfig, open=open_preferences)

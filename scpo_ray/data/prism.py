@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from scpo_ray.data.rows import (
     BadField,
+    InteractionSource,
     Notes,
     Place,
     Row,
     RowSource,
-    Source,
     check_files,
     file_source,
     finite_number,
@@ -24,7 +24,7 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import Interaction
-from scpo_ray.settings.data import PrismConfig
+from scpo_ray.settings.data import PrismConfig, Source
 
 NO_COUNTRY = "interaction of a user without country"
 
@@ -43,15 +43,15 @@ class Utterance(NamedTuple):
     chosen: bool
 
 
-def open_prism(config: PrismConfig) -> Source:
+def open_prism(config: PrismConfig) -> InteractionSource:
     """PRISM's interactions: a turn of a conversation, its replies and their scores.
 
     Raises: InputError if neither a folder with the two files nor a hub data set is at the path.
     """
     survey, utterances = _open_files(config.path)
-    return Source(
+    return InteractionSource(
         files=survey.files + utterances.files,
-        settings={"source": "prism", "history": config.history},
+        settings={"history": config.history},
         read=partial(_read, survey, utterances, config.history),
     )
 
@@ -227,3 +227,6 @@ def _history(
             continue
         before += [("user", turn[0].prompt), ("assistant", chosen[0].response)]
     return tuple(before)
+
+
+SOURCE = Source("prism", version=1, settings=PrismConfig, open=open_prism)

@@ -16,9 +16,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from scpo_ray.records import InputError, Interaction
 from scpo_ray.settings.spelling import plain_name
 
@@ -95,7 +92,7 @@ class RowSource:
 
 
 @dataclass(frozen=True)
-class Source:
+class InteractionSource:
     """Interactions that can be read; equal `files` contents and `settings` yield equal ones."""
 
     files: tuple[Path, ...]
@@ -393,6 +390,10 @@ def _undecodable_line(path: Path) -> int:
 def _read_parquet(
     path: Path, columns: Sequence[str], optional: Sequence[str], notes: Notes
 ) -> Iterator[tuple[Place, Row]]:
+    # Only here: settings are read with every source's file, and need none of it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:

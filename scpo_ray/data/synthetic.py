@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.rows import Notes, Place, Source
+from scpo_ray.data.rows import InteractionSource, Notes, Place
 from scpo_ray.records import Interaction
-from scpo_ray.settings.data import SyntheticConfig
+from scpo_ray.settings.data import Source, SyntheticConfig
 
 TASTE_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("kind", "warm", "gentle", "caring"), ("cold", "harsh", "blunt", "distant")),
@@ -136,7 +136,7 @@ def culture_tastes(config: SyntheticConfig) -> NDArray[np.float64]:
     return np.stack(tastes)
 
 
-def open_synthetic(config: SyntheticConfig) -> Source:
+def open_synthetic(config: SyntheticConfig) -> InteractionSource:
     """The generated interactions; the culture's people one after the other."""
     fields = (
         "users",
@@ -150,7 +150,7 @@ def open_synthetic(config: SyntheticConfig) -> Source:
     settings = {name: getattr(config, name) for name in fields}
     # The order of the cultures decides which is the majority; a sorted mapping would lose it.
     settings["users"] = list(config.users.items())
-    return Source((), {"source": "synthetic", **settings}, partial(_read, config))
+    return InteractionSource((), settings, partial(_read, config))
 
 
 def _read(config: SyntheticConfig, notes: Notes) -> Iterator[tuple[Place, Interaction]]:
@@ -236,3 +236,6 @@ def _response_words() -> list[str]:
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(vector / np.linalg.norm(vector))
+
+
+SOURCE = Source("synthetic", version=1, settings=SyntheticConfig, open=open_synthetic)

@@ -1,10 +1,15 @@
 """Where preferences come from, and how they are divided."""
 
-from typing import Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from scpo_ray.records import InputError
 from scpo_ray.settings.countries import country_name
+from scpo_ray.settings.plugins import Plugins
 from scpo_ray.settings.section import Section
 from scpo_ray.settings.spelling import keys_spelled_once, plain_name, spelled_once
 
@@ -48,6 +53,14 @@ class SplitConfig(Section):
 
 
 class DataSection(Section):
+    """What every source's settings have; a source's own add to it."""
+
+    holds_opinions: ClassVar[bool] = False
+    """Whether responses are a survey question's options and scores a country's shares of them."""
+
+    source: str
+    """The source's name."""
+
     cultures: list[str] | None = None
     """Cultures to read, train on and evaluate, spelled as in the data; null: all."""
 
@@ -174,6 +187,8 @@ class OpinionsConfig(DataSection):
     source: Literal["opinions"]
     """GlobalOpinionQA: survey questions and how each country's people answered them."""
 
+    holds_opinions: ClassVar[bool] = True
+
     path: str = "Anthropic/llm_global_opinions"
     """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
     hub data set."""
@@ -249,3 +264,47 @@ class SyntheticConfig(DataSection):
                 f"{MAX_SYNTHETIC_RESPONSES} responses, got {num:.3g}"
             )
         return self
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where preferences come from: the settings of it, and how they are opened.
+
+    Attributes:
+        name: what `data.source` is set to; the settings' own `source` takes it alone.
+        version: raised when the same settings and files come to give other interactions.
+        settings: the class of the section `data`.
+        open: of an instance of it, a `data.rows.InteractionSource`.
+    """
+
+    name: str
+    version: int
+    settings: type[DataSection]
+    open: Callable[[Any], Any]
+
+
+SOURCES = Plugins("scpo_ray.data", "scpo_ray.sources", "SOURCE", Source)
+
+
+def section_of_source(section: Any) -> Any:
+    """A section `data` as its source's settings; what is no mapping stays, to be refused.
+
+    Raises: ValidationError naming what is wrong in it, also that there is no such source.
+    """
+    if not isinstance(section, dict):
+        return section
+    name = section.get("source")
+    if not isinstance(name, str):
+        raise _bad_source(name, f"must be set, to one of {', '.join(SOURCES.names())}")
+    try:
+        source = SOURCES[name]
+    except InputError as error:
+        raise _bad_source(name, "; ".join(error.problems)) from None
+    return source.settings.model_validate(section)
+
+
+def _bad_source(name: Any, reason: str) -> ValidationError:
+    error = PydanticCustomError("plugin", "{reason}", {"reason": reason})
+    return ValidationError.from_exception_data(
+        "data", [{"type": error, "loc": ("source",), "input": name}]
+    )

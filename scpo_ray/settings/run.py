@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
+from scpo_ray.records import InputError
+from scpo_ray.settings.data import SOURCES, DataSection, section_of_source
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.launch import LaunchConfig
 from scpo_ray.settings.methods import (
@@ -44,10 +45,9 @@ class RunConfig(Section):
     culture_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """How much each culture's pairs count in the mixture; null: every culture at 1."""
 
-    data: Annotated[
-        PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig,
-        Field(discriminator="source"),
-    ] = PrismConfig()
+    data: Annotated[SerializeAsAny[DataSection], BeforeValidator(section_of_source)] = Field(
+        default_factory=lambda: SOURCES["prism"].settings.model_validate({"source": "prism"})
+    )
     """Where the preferences come from."""
 
     model: ModelConfig = ModelConfig()
@@ -128,12 +128,16 @@ EXECUTION: dict[str, Any] = {
 def spelling_of(run: dict[str, Any]) -> Spell:
     """How a run's data spells its cultures; the settings are not yet checked."""
     data = run.get("data")
-    source = data.get("source") if isinstance(data, dict) else getattr(data, "source", None)
-    return OpinionsConfig.culture_name if source == "opinions" else plain_name
+    if isinstance(data, DataSection):
+        return data.culture_name
+    try:
+        return SOURCES[data["source"]].settings.culture_name  # type: ignore[index]
+    except (TypeError, LookupError, InputError):  # told where the section is checked
+        return plain_name
 
 
 def _check_method(method: MethodName, run: RunConfig) -> None:
-    if METHODS[method].few_shot and run.data.source != "opinions":
+    if METHODS[method].few_shot and not run.data.holds_opinions:
         raise ValueError(
             f"method {method!r} predicts answers to survey questions: it needs data.source "
             f'"opinions", got "{run.data.source}"'

@@ -81,11 +81,11 @@ run:
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
         (
             "data: {path: x}",
-            "data.source: must be set, to one of prism, preferences, opinions, synthetic",
+            "data.source = null: must be set, to one of opinions, preferences, prism, synthetic",
         ),
         (
-            "data: {source: x}",
-            "data.source = x: must be one of prism, preferences, opinions, synthetic",
+            "data: {source: prizm}",
+            "data.source = prizm: there is none of this name; nearest: 'prism'; all: opinions, ",
         ),
         ("data: {source: prism, history: maybe}", "data.history = maybe: must be a valid boolean"),
         ("data: {source: synthetic, history: true}", "data.history = true: no such setting"),
