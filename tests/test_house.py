@@ -125,6 +125,7 @@ HOMES = {
     "yaml": {"settings.files", "report.page", "commands", "cli"},
     "pydantic": {
         *(f"settings.{file}" for file in ROOMS["settings"]),
+        *(f"data.{source}" for source in ("prism", "preferences", "opinions", "synthetic")),
         "storage.run_dir",
         "sweep.store",
     },

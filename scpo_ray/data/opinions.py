@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from scpo_ray.data.rows import (
     BadField,
@@ -26,7 +28,7 @@ from scpo_ray.data.rows import (
 )
 from scpo_ray.records import Interaction
 from scpo_ray.settings.countries import country_and_sample, country_name
-from scpo_ray.settings.data import OpinionsConfig, Source
+from scpo_ray.settings.data import PAPER_CULTURES, DataSection, Source, SplitConfig
 from scpo_ray.settings.spelling import plain_name
 
 COLUMNS = ("question", "selections", "options")
@@ -44,6 +46,51 @@ person volunteered are answers."""
 SHARE_TOLERANCE = 1e-6
 
 _DEFAULTDICT = re.compile(r"\s*defaultdict\(\s*<class '\w+'>\s*,(?P<mapping>.*)\)\s*", re.DOTALL)
+
+
+class QuestionSplitConfig(SplitConfig):
+    by: Literal["question"] = "question"
+    """A question is on one side in every country: its rows share their text."""
+
+
+class OpinionsConfig(DataSection):
+    source: Literal["opinions"]
+    """GlobalOpinionQA: survey questions and how each country's people answered them."""
+
+    holds_opinions: ClassVar[bool] = True
+
+    path: str = "Anthropic/llm_global_opinions"
+    """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
+    hub data set."""
+
+    cultures: list[str] | None = list(PAPER_CULTURES)
+    """Countries, in PRISM's spelling or the survey's ("S. Africa"); the default is the paper's
+    seven. null: all, of which some have too few questions."""
+
+    national_only: bool = True
+    """Leave out samples that do not stand for a country ("Non-national sample", "Old national
+    sample"); false: each is a culture of its own."""
+
+    min_share_gap: float = Field(0.05, ge=0, lt=1)
+    """Two options make a pair where their shares are further apart than this."""
+
+    options_as: Literal["texts", "letters"] = "texts"
+    """What the model scores: an option's text, or its letter under a lettered list."""
+
+    num_option_orders: int = Field(4, ge=1)
+    """With letters: orders in which a question's options are listed, each with another option
+    first (as many as it has options at most); the model's shares are the mean over them."""
+
+    split: QuestionSplitConfig = QuestionSplitConfig()
+    """How train and test are told apart: by question, the same for all countries."""
+
+    @staticmethod
+    def culture_name(spelling: str) -> str:
+        return country_name(spelling)
+
+    @property
+    def min_score_gap(self) -> float:
+        return self.min_share_gap
 
 
 @dataclass(frozen=True, slots=True)

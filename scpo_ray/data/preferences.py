@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from scpo_ray.data.messages import (
     Turns,
@@ -32,9 +34,86 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.data import ColumnMap, PreferencesConfig, Source
+from scpo_ray.settings.data import DataSection, Source
+from scpo_ray.settings.section import Section
 
 Side = Literal["train", "test"]
+
+
+class ColumnMap(Section):
+    prompt: str | None = "prompt"
+    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations."""
+
+    chosen: str = "chosen"
+    """The preferred response: text or chat messages."""
+
+    rejected: str = "rejected"
+    """The other response."""
+
+    responses: str | None = None
+    """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
+
+    scores: str | None = None
+    """A list of numbers, one per response; a higher one is preferred."""
+
+    culture: str = "culture"
+    """The group label."""
+
+    user: str | None = None
+    """Who preferred; intervals resample users."""
+
+    question: str | None = None
+    """Groups rows where no user is known; intervals then resample questions."""
+
+    id: str | None = None
+    """A unique name of the row; null: the file's name and line."""
+
+    @model_validator(mode="after")
+    def responses_have_scores(self) -> Self:
+        if (self.responses is None) != (self.scores is None):
+            raise ValueError("responses and scores are set together or not at all")
+        return self
+
+
+class PreferencesConfig(DataSection):
+    source: Literal["preferences"]
+    """Any preferences: files of yours or a hub data set, columns named by `columns`."""
+
+    train_files: list[str] = []
+    """JSONL, CSV or Parquet, by ending; .gz too for the first two."""
+
+    test_files: list[str] = []
+    """Held-out files; with them `split.by` is "source"."""
+
+    hub: str | None = None
+    """A hub data set instead of files, as "owner/name"."""
+
+    hub_train_split: str = "train"
+    """The hub data set's split to train on."""
+
+    hub_test_split: str | None = None
+    """The hub data set's held-out split; with it `split.by` is "source"."""
+
+    columns: ColumnMap = ColumnMap()
+    """Which column holds what."""
+
+    @model_validator(mode="after")
+    def one_place_to_read(self) -> Self:
+        if bool(self.train_files) == bool(self.hub):
+            raise ValueError("set either train_files or hub")
+        has_test = bool(self.test_files) if self.train_files else self.hub_test_split is not None
+        if self.test_files and self.hub:
+            raise ValueError("test_files go with train_files, not with hub")
+        if has_test != (self.split.by == "source"):
+            raise ValueError(
+                'test files (or hub_test_split) and split.by "source" go together, got '
+                f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
+            )
+        if self.split.by == "user" and self.columns.user is None:
+            raise ValueError('split.by "user" needs columns.user')
+        if self.split.by == "question" and self.columns.question is None:
+            raise ValueError('split.by "question" needs columns.question')
+        return self
 
 
 def open_preferences(config: PreferencesConfig) -> InteractionSource:

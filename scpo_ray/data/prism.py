@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from scpo_ray.data.rows import (
     BadField,
@@ -24,9 +24,23 @@ from scpo_ray.data.rows import (
     usable,
 )
 from scpo_ray.records import Interaction
-from scpo_ray.settings.data import PrismConfig, Source
+from scpo_ray.settings.data import PAPER_CULTURES, DataSection, Source
 
 NO_COUNTRY = "interaction of a user without country"
+
+
+class PrismConfig(DataSection):
+    source: Literal["prism"] = "prism"
+    """PRISM: people from 75 countries scored the replies of language models."""
+
+    path: str = "HannahRoseKirk/prism-alignment"
+    """A folder with survey.jsonl and utterances.jsonl (plain or .gz), or a hub data set."""
+
+    cultures: list[str] | None = list(PAPER_CULTURES)
+    """Countries where the users live (`reside_country`); the default is the paper's seven."""
+
+    history: bool = False
+    """Put the conversation's earlier turns before the prompt (the paper does not)."""
 
 
 class Utterance(NamedTuple):

@@ -8,10 +8,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.countries import country_name
 from scpo_ray.settings.plugins import Plugins
 from scpo_ray.settings.section import Section
-from scpo_ray.settings.spelling import keys_spelled_once, plain_name, spelled_once
+from scpo_ray.settings.spelling import plain_name, spelled_once
 
 PAPER_CULTURES = (
     "Chile",
@@ -22,9 +21,6 @@ PAPER_CULTURES = (
     "Israel",
     "Canada",
 )
-
-
-MAX_SYNTHETIC_RESPONSES = 100_000_000
 
 
 class SplitConfig(Section):
@@ -86,184 +82,6 @@ class DataSection(Section):
     def min_score_gap(self) -> float:
         """Two responses whose scores are no further apart make no pair."""
         return 0.0
-
-
-class PrismConfig(DataSection):
-    source: Literal["prism"] = "prism"
-    """PRISM: people from 75 countries scored the replies of language models."""
-
-    path: str = "HannahRoseKirk/prism-alignment"
-    """A folder with survey.jsonl and utterances.jsonl (plain or .gz), or a hub data set."""
-
-    cultures: list[str] | None = list(PAPER_CULTURES)
-    """Countries where the users live (`reside_country`); the default is the paper's seven."""
-
-    history: bool = False
-    """Put the conversation's earlier turns before the prompt (the paper does not)."""
-
-
-class ColumnMap(Section):
-    prompt: str | None = "prompt"
-    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations."""
-
-    chosen: str = "chosen"
-    """The preferred response: text or chat messages."""
-
-    rejected: str = "rejected"
-    """The other response."""
-
-    responses: str | None = None
-    """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
-
-    scores: str | None = None
-    """A list of numbers, one per response; a higher one is preferred."""
-
-    culture: str = "culture"
-    """The group label."""
-
-    user: str | None = None
-    """Who preferred; intervals resample users."""
-
-    question: str | None = None
-    """Groups rows where no user is known; intervals then resample questions."""
-
-    id: str | None = None
-    """A unique name of the row; null: the file's name and line."""
-
-    @model_validator(mode="after")
-    def responses_have_scores(self) -> Self:
-        if (self.responses is None) != (self.scores is None):
-            raise ValueError("responses and scores are set together or not at all")
-        return self
-
-
-class PreferencesConfig(DataSection):
-    source: Literal["preferences"]
-    """Any preferences: files of yours or a hub data set, columns named by `columns`."""
-
-    train_files: list[str] = []
-    """JSONL, CSV or Parquet, by ending; .gz too for the first two."""
-
-    test_files: list[str] = []
-    """Held-out files; with them `split.by` is "source"."""
-
-    hub: str | None = None
-    """A hub data set instead of files, as "owner/name"."""
-
-    hub_train_split: str = "train"
-    """The hub data set's split to train on."""
-
-    hub_test_split: str | None = None
-    """The hub data set's held-out split; with it `split.by` is "source"."""
-
-    columns: ColumnMap = ColumnMap()
-    """Which column holds what."""
-
-    @model_validator(mode="after")
-    def one_place_to_read(self) -> Self:
-        if bool(self.train_files) == bool(self.hub):
-            raise ValueError("set either train_files or hub")
-        has_test = bool(self.test_files) if self.train_files else self.hub_test_split is not None
-        if self.test_files and self.hub:
-            raise ValueError("test_files go with train_files, not with hub")
-        if has_test != (self.split.by == "source"):
-            raise ValueError(
-                'test files (or hub_test_split) and split.by "source" go together, got '
-                f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
-            )
-        if self.split.by == "user" and self.columns.user is None:
-            raise ValueError('split.by "user" needs columns.user')
-        if self.split.by == "question" and self.columns.question is None:
-            raise ValueError('split.by "question" needs columns.question')
-        return self
-
-
-class QuestionSplitConfig(SplitConfig):
-    by: Literal["question"] = "question"
-    """A question is on one side in every country: its rows share their text."""
-
-
-class OpinionsConfig(DataSection):
-    source: Literal["opinions"]
-    """GlobalOpinionQA: survey questions and how each country's people answered them."""
-
-    holds_opinions: ClassVar[bool] = True
-
-    path: str = "Anthropic/llm_global_opinions"
-    """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
-    hub data set."""
-
-    cultures: list[str] | None = list(PAPER_CULTURES)
-    """Countries, in PRISM's spelling or the survey's ("S. Africa"); the default is the paper's
-    seven. null: all, of which some have too few questions."""
-
-    national_only: bool = True
-    """Leave out samples that do not stand for a country ("Non-national sample", "Old national
-    sample"); false: each is a culture of its own."""
-
-    min_share_gap: float = Field(0.05, ge=0, lt=1)
-    """Two options make a pair where their shares are further apart than this."""
-
-    options_as: Literal["texts", "letters"] = "texts"
-    """What the model scores: an option's text, or its letter under a lettered list."""
-
-    num_option_orders: int = Field(4, ge=1)
-    """With letters: orders in which a question's options are listed, each with another option
-    first (as many as it has options at most); the model's shares are the mean over them."""
-
-    split: QuestionSplitConfig = QuestionSplitConfig()
-    """How train and test are told apart: by question, the same for all countries."""
-
-    @staticmethod
-    def culture_name(spelling: str) -> str:
-        return country_name(spelling)
-
-    @property
-    def min_score_gap(self) -> float:
-        return self.min_share_gap
-
-
-class SyntheticConfig(DataSection):
-    source: Literal["synthetic"]
-    """Generated PRISM-shaped interactions whose best possible accuracy is known."""
-
-    users: dict[str, int] = {"Majority": 120, "North": 40, "South": 40, "East": 40}
-    """Culture -> number of users. The first is the majority; the others' tastes leave it."""
-
-    interactions_per_user: int = Field(12, ge=1)
-    """Prompts each user answers."""
-
-    responses_per_interaction: int = Field(3, ge=2, le=8)
-    """Responses each prompt gets."""
-
-    taste_distance: float = Field(1.0, ge=0, le=2)
-    """How far a culture's taste lies from the majority's: 0 the same, 1 unrelated, 2 opposed."""
-
-    person_noise: float = Field(0.3, ge=0, le=1_000)
-    """Standard deviation of a person's own noise, in units of taste."""
-
-    outlier_share: float = Field(0.1, ge=0, lt=1)
-    """Share of a culture's people whose taste is drawn at random instead."""
-
-    seed: int = Field(0, ge=0)
-    """Seed of the generated data."""
-
-    @field_validator("users")
-    @classmethod
-    def cultures_are_named_once_with_users(cls, users: dict[str, int]) -> dict[str, int]:
-        if not users or min(users.values()) < 1:
-            raise ValueError(f"must name cultures with at least 1 user, got {users}")
-        return keys_spelled_once(users, "users")
-
-    @model_validator(mode="after")
-    def fits_a_machine(self) -> Self:
-        num = self.interactions_per_user * self.responses_per_interaction * sum(self.users.values())
-        if num > MAX_SYNTHETIC_RESPONSES:
-            raise ValueError(
-                f"users x interactions_per_user x responses_per_interaction must be at most "
-                f"{MAX_SYNTHETIC_RESPONSES} responses, got {num:.3g}"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from scpo_ray.data.loading import load_preferences, read_preferences
+from scpo_ray.data.preferences import PreferencesConfig
 from scpo_ray.data.rows import Notes, Place
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.data.table import (
     SPLIT_LABELS,
     CorruptTableError,
@@ -18,7 +20,6 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.data import PreferencesConfig, SyntheticConfig
 
 SMALL = {"A": 12, "B": 8}
 

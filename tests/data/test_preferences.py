@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.data.preferences import open_preferences
+from scpo_ray.data.preferences import PreferencesConfig, open_preferences
 from scpo_ray.data.rows import MAX_PROBLEMS, Notes
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PreferencesConfig
 
 ROOT = Path(__file__).parents[2]
 BLEND = Path(os.environ.get("SCPO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "blend"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.data.prism import open_prism
+from scpo_ray.data.prism import PrismConfig, open_prism
 from scpo_ray.data.rows import Notes
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PAPER_CULTURES, PrismConfig
+from scpo_ray.settings.data import PAPER_CULTURES
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(os.environ.get("SCPO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "prism_like"

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scpo_ray.data.prism import PrismConfig
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PAPER_CULTURES, PrismConfig, SyntheticConfig
+from scpo_ray.settings.data import PAPER_CULTURES
 from scpo_ray.settings.files import (
     check_culture_names,
     load_comparison,
