@@ -42,10 +42,11 @@ Side = Literal["train", "test"]
 
 class ColumnMap(Section):
     prompt: str | None = "prompt"
-    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations."""
+    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations, as
+    messages or as "Human:" and "Assistant:" turns."""
 
     chosen: str = "chosen"
-    """The preferred response: text or chat messages."""
+    """The preferred response: text or chat messages (a list, or one as JSON or Python text)."""
 
     rejected: str = "rejected"
     """The other response."""
@@ -231,6 +232,8 @@ def _texts(
     """The turns up to the prompt, and the responses of `fields` (column, value) to it."""
     fields = [(name, messages_read(name, value)) for name, value in fields]
     prompt = None if prompt_column is None else row.get(prompt_column)
+    if prompt == "" and not any(isinstance(value, str) for _, value in fields):
+        prompt = None  # what CSV has for null
     if prompt is not None:
         turns = _prompt_turns(str(prompt_column), prompt)
         return turns, tuple(_reply(name, value, turns) for name, value in fields)

@@ -9,7 +9,7 @@ noise, and a score grows with taste . features: what a word-level model can lear
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,10 +50,15 @@ class SyntheticConfig(DataSection):
     source: Literal["synthetic"]
     """Generated PRISM-shaped interactions whose best possible accuracy is known."""
 
-    users: dict[str, int] = {"Majority": 120, "North": 40, "South": 40, "East": 40}
+    users: dict[str, Annotated[int, Field(le=MAX_SYNTHETIC_RESPONSES)]] = {
+        "Majority": 120,
+        "North": 40,
+        "South": 40,
+        "East": 40,
+    }
     """Culture -> number of users. The first is the majority; the others' tastes leave it."""
 
-    interactions_per_user: int = Field(12, ge=1)
+    interactions_per_user: int = Field(12, ge=1, le=MAX_SYNTHETIC_RESPONSES)
     """Prompts each user answers."""
 
     responses_per_interaction: int = Field(3, ge=2, le=8)

@@ -1,6 +1,7 @@
 """Names as people spell them: one spelling for each, and the nearest known ones. Pure."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ Spell = Callable[[str], str]
 
 # Without width: a zero-width space, joiner of words or byte-order mark, direction marks and a
 # soft hyphen are seen in no name. (The joiners of letters are: they change how letters look.)
-_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]+")
 
 
 def plain_name(name: str) -> str:
@@ -19,7 +20,7 @@ def plain_name(name: str) -> str:
     "Me\u0301xico " and "México" are one name. Case is kept: see `same_but_for_case`.
     """
     if not name.isascii():
-        name = unicodedata.normalize("NFC", name.translate(_UNSEEN))
+        name = unicodedata.normalize("NFC", _UNSEEN.sub("", name))
     return " ".join(name.split())
 
 
@@ -44,6 +45,9 @@ def keys_spelled_once(
 
 def same_but_for_case(names: Iterable[str]) -> list[list[str]]:
     """The names that differ by case alone, those that do together."""
+    names = list(names)
+    if len(set(map(str.casefold, names))) == len(names):
+        return []
     first: dict[str, str] = {}
     alike: dict[str, list[str]] = {}
     for name in names:

@@ -115,11 +115,12 @@ def test_messages_as_text_read_as_messages_from_every_kind_of_file(tmp_path, nam
     row = {"culture": "Chile", "user": "u0", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}
     pairs = row | {"chosen": as_text(row["chosen"]), "rejected": as_text(row["rejected"])}
     prompted = pairs | {"prompt": as_text([ASK])}
+    without = pairs | {"prompt": ""}
     scored = row | {"responses": as_text([[ASK, GOOD], [ASK, BAD]]), "scores": as_text([2, 1])}
 
     read = [
         _read(_write(tmp_path / name, [each]), columns=columns)
-        for each, columns in ((pairs, {}), (prompted, {}), (scored, SCORED))
+        for each, columns in ((pairs, {}), (prompted, {}), (without, {}), (scored, SCORED))
     ]
 
     for (interaction,), notes in read:

@@ -91,6 +91,26 @@ run:
         ),
         ("data: {source: prism, history: maybe}", "data.history = maybe: must be a valid boolean"),
         ("data: {source: synthetic, history: true}", "data.history = true: no such setting"),
+        (
+            "data: {source: synthetic, users: {A: 1000000000}}",
+            "data.users.A = 1000000000: must be less than or equal to 100000000",
+        ),
+        (
+            "data: {source: synthetic, users: {A: 90000000}}",
+            "data: users x interactions_per_user x responses_per_interaction must be at most 1",
+        ),
+        (
+            "data: {source: synthetic, split: {num_folds: 1000000000000}}",
+            "data.split.num_folds = 1000000000000: must be less than or equal to 1000",
+        ),
+        (
+            "data: {source: prism, cultures: [Chile, 'Chile ']}",
+            "data.cultures: cultures must name each culture once, got ['Chile', 'Chile ']",
+        ),
+        (
+            'culture_weights: {Chile: 1, " Chile": 2}',
+            "culture_weights must name each culture once, got ['Chile', ' Chile']",
+        ),
         ("data: {source: synthetic, users: {A: 0}}", "data.users: must name cultures with at"),
         (
             "data: {source: prism, cultures: []}",
