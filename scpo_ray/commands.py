@@ -20,7 +20,6 @@ from scpo_ray.experiment import (
     evaluate_rewards,
     evaluated_texts,
     global_rewards,
-    load_global_model,
     load_inputs,
     open_run_dir,
     prepare_run,
@@ -29,12 +28,13 @@ from scpo_ray.experiment import (
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
+from scpo_ray.models.global_model import tokenize
 from scpo_ray.models.reward_model import (
     load_exported,
     merged_adapters,
     save_reward_model,
 )
-from scpo_ray.models.scoring import score_tokens, tokenize
+from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     ComparisonResult,
     InputError,
@@ -100,7 +100,7 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
         from scpo_ray.launch.ray_score import score_on_ray
 
         score_on_ray(config, inputs)
-    rewards = global_rewards(config, inputs, local_worker(config), run_dir)
+    rewards = global_rewards(inputs, local_worker(config))
     if rewards is None:
         raise ValueError("a model with a trained head must have rewards")
     pairs, threshold = inputs.data.train, config.selection.filter_threshold
@@ -118,7 +118,7 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
             mean_margin=float((chosen[mine] - rejected[mine]).mean()),
             kept_share=float(kept[mine].mean()),
         )
-    path = run_dir.score_store.path(inputs.fingerprints["scores"])
+    path = run_dir.stores.scores.path(inputs.fingerprints["scores"])
     return GlobalScores(cultures, threshold, len(inputs.data.texts), str(path))
 
 
@@ -251,11 +251,11 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     data = inputs.data
     culture_weights = culture_weights_of(config, data)
     model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
+    tokens = tokenize(model.renderer, data.texts, run_dir.stores.tokens)
     rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
     texts = evaluated_texts(data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    ref_rewards = global_rewards(config, inputs, worker, run_dir)
+    ref_rewards = global_rewards(inputs, worker)
     return evaluate_rewards(config, data, rewards, ref_rewards, culture_weights)
 
 
@@ -339,7 +339,7 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     if prepared.plan is None:
         return 0.0
     worker, inputs = local_worker(config), prepared.inputs
-    model = load_global_model(config, inputs, worker)
+    model = inputs.global_model.on(worker).trainable(config.seed)
     # So small a rate that no setting makes these few steps diverge: only their time counts.
     engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}), worker)
     data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])

@@ -35,22 +35,9 @@ from scpo_ray.methods.gpo import (
 )
 from scpo_ray.methods.heads import rank_of
 from scpo_ray.methods.selection import Selection, select_pairs
-from scpo_ray.models.rendering import Renderer, load_renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_reward_model,
-    model_fingerprint,
-    resolve_model_dir,
-    save_reward_model,
-)
-from scpo_ray.models.scoring import (
-    load_frozen_model,
-    reference_features,
-    reference_rewards,
-    score_key,
-    score_tokens,
-    tokenize,
-)
+from scpo_ray.models.global_model import GlobalModel, open_global_model
+from scpo_ray.models.reward_model import RewardModel, save_reward_model
+from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     CultureEvaluation,
     InputError,
@@ -90,8 +77,7 @@ class RunInputs:
     """
 
     data: PreferenceData
-    model_dir: Path
-    renderer: Renderer
+    global_model: GlobalModel
     tokens: Tokens
     fingerprints: dict[str, str]
 
@@ -149,10 +135,9 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
 
     Raises: InputError for whatever is wrong with the data or the model's folder.
     """
-    data = load_preferences(config.data, run_dir.cache / "data")
-    model_dir = resolve_model_dir(config.model)
-    renderer = load_renderer(model_dir, config.model)
-    tokens = tokenize(renderer, data.texts, run_dir.token_store)
+    data = load_preferences(config.data, run_dir.stores.data)
+    global_model = open_global_model(config.model, run_dir.stores)
+    tokens = global_model.tokens(data.texts)
     if tokens.truncated.any():
         log.info(
             "%d of %d texts are longer than %d tokens and were cut",
@@ -162,10 +147,10 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
         )
     fingerprints = {
         "data": data.fingerprint,
-        "model": model_fingerprint(model_dir, config.model),
-        "scores": score_key(model_dir, config.model, renderer, data.texts),
+        "model": global_model.fingerprint,
+        "scores": global_model.score_key(data.texts),
     }
-    return RunInputs(data, model_dir, renderer, tokens, fingerprints)
+    return RunInputs(data, global_model, tokens, fingerprints)
 
 
 def prepare_run(
@@ -176,7 +161,7 @@ def prepare_run(
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
     culture_weights = culture_weights_of(config, inputs.data)
-    ref_rewards = global_rewards(config, inputs, worker, run_dir)
+    ref_rewards = global_rewards(inputs, worker)
     _check_several_cultures(config, inputs.data, culture_weights)
     learned = culture_weights
     if METHODS[config.method].on_features:
@@ -267,32 +252,11 @@ def evaluate_rewards(
     return Evaluated(pairs, opinions, outcomes)
 
 
-def global_rewards(
-    config: RunConfig, inputs: RunInputs, worker: Worker, run_dir: RunDir
-) -> NDArray[np.float32] | None:
+def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
     """(T,) the global model's rewards, computed or read from the store; None with a new head."""
-    if config.model.new_head:
+    if not inputs.global_model.has_head:
         return None
-    return reference_rewards(
-        inputs.model_dir,
-        config.model,
-        inputs.renderer,
-        inputs.data.texts,
-        inputs.tokens,
-        run_dir.score_store,
-        worker,
-    )
-
-
-def load_global_model(config: RunConfig, inputs: RunInputs, worker: Worker) -> RewardModel:
-    """The model that training starts from, with its adapters or new head if it gets any."""
-    return load_reward_model(
-        inputs.model_dir,
-        config.model,
-        inputs.renderer,
-        device=worker.device,
-        seed=config.seed,
-    )
+    return inputs.global_model.on(worker).rewards(inputs.data.texts)
 
 
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
@@ -402,7 +366,7 @@ def _trained_model(
         return None, TrainingSummary(0, 0, 0.0, TrainingCurve())
     inputs = prepared.inputs
     with together(worker):
-        model = load_global_model(config, inputs, worker)
+        model = inputs.global_model.on(worker).trainable(config.seed)
     engine = start_engine(model, config.train, worker)
     pairs = prepared.train_pairs.take(prepared.rows)
     groups = _culture_groups(pairs, config) if METHODS[config.method].reweights else None
@@ -452,15 +416,8 @@ def _rewards_on_features(
     `culture_weights` the weighted mean of theirs. Few-shot: predicted logits, and no model.
     """
     inputs, ref_rewards = prepared.inputs, prepared.ref_rewards
-    features = reference_features(
-        inputs.model_dir,
-        config.model,
-        inputs.renderer,
-        inputs.data.texts,
-        inputs.tokens,
-        run_dir.feature_store,
-        worker,
-    )
+    global_model = inputs.global_model.on(worker)
+    features = global_model.features(inputs.data.texts)
 
     def learn() -> tuple[NDArray[np.float32], TrainingSummary]:
         if features is None or ref_rewards is None:
@@ -479,9 +436,7 @@ def _rewards_on_features(
         seconds = time.monotonic() - started
         shares = np.array([prepared.culture_weights.get(culture, 0.0) for culture in changes])
         change = shares @ np.stack(list(changes.values())) / shares.sum()
-        model = load_frozen_model(
-            inputs.model_dir, config.model, inputs.renderer, device=worker.device
-        )
+        model = global_model.frozen()
         rewards = change_head(model, change, features, ref_rewards)
         with whole_folder(run_dir.model_dir) as folder:
             save_reward_model(model, folder)
@@ -513,7 +468,7 @@ def _few_shot_rewards(
         return {name: weight.cpu().numpy() for name, weight in predictor.state_dict().items()}
 
     key = predictor_key(countries, features, gpo, seed=config.seed)
-    weights = run_dir.predictor_store.get_or_learn(key, learn)
+    weights = run_dir.stores.predictors.get_or_learn(key, learn)
     predictor = predictor_of(weights, num_features=features.shape[1], device=device)
     rewards = predicted_logits(predictor, task.context, features, device=device)
     seconds = time.monotonic() - started
@@ -584,7 +539,7 @@ def _result(
         train_seconds=summary.seconds,
         curve=summary.curve,
         evaluation=found.pairs,
-        model_dir=str(run_dir.model_dir if makes_model else inputs.model_dir),
+        model_dir=str(run_dir.model_dir if makes_model else inputs.global_model.model_dir),
         device=worker.device,
         versions={
             "scpo_ray": scpo_ray.__version__,

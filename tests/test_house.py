@@ -49,7 +49,7 @@ ROOMS: dict[str, list[str]] = {
         "health",
         "loading",
     ],
-    "models": ["rendering", "reward_model", "tiny", "scoring"],
+    "models": ["rendering", "reward_model", "tiny", "scoring", "global_model"],
     "evaluation": [
         "metrics",
         "distributions",

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for, stand_where
 from scpo_ray.launch.relay import relayed_to_here
+from scpo_ray.models.global_model import check_finite
 from scpo_ray.models.reward_model import RewardModel
-from scpo_ray.models.scoring import check_finite, load_frozen_model, score_tokens
-from scpo_ray.records import InputError, Tokens
+from scpo_ray.models.scoring import score_tokens
+from scpo_ray.records import InputError, Tokens, Worker
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.stores import ScorePart
 
@@ -35,9 +36,9 @@ def score_on_ray(config: RunConfig, inputs: RunInputs) -> None:
     """
     run_dir = open_run_dir(config)
     key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    missing = {part.number: part for part in run_dir.score_store.missing_parts(key, hashes)}
+    missing = {part.number: part for part in run_dir.stores.scores.missing_parts(key, hashes)}
     if not missing:
-        log.info("scores: %d texts read from %s", len(hashes), run_dir.score_store.path(key))
+        log.info("scores: %d texts read from %s", len(hashes), run_dir.stores.scores.path(key))
         return
     connect(config)
     # Room for one is enough: any number of workers can share the parts.
@@ -51,10 +52,10 @@ def score_on_ray(config: RunConfig, inputs: RunInputs) -> None:
             part = missing[int(row["number"])]
             rewards = np.asarray(row["rewards"], dtype=np.float32)
             check_finite(rewards, config.model)
-            run_dir.score_store.put(key, part, hashes, rewards)
+            run_dir.stores.scores.put(key, part, hashes, rewards)
             if done * 10 // len(missing) > (done - 1) * 10 // len(missing):
                 log.info("scores: %d of %d parts", done, len(missing))
-    log.info("scores: %d texts computed, kept in %s", len(hashes), run_dir.score_store.path(key))
+    log.info("scores: %d texts computed, kept in %s", len(hashes), run_dir.stores.scores.path(key))
 
 
 def _dataset(
@@ -148,8 +149,8 @@ def _read(
     ]
     if changed:
         raise InputError("other data or model files than where the command was given", changed)
-    model = load_frozen_model(inputs.model_dir, config.model, inputs.renderer, device=device)
-    return model, inputs.tokens
+    here = Worker(rank=0, world_size=1, device=device)
+    return inputs.global_model.on(here).frozen(), inputs.tokens
 
 
 def _out_of_memory(config: RunConfig) -> InputError:

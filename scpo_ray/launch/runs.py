@@ -86,7 +86,7 @@ def _has_many_to_score(config: RunConfig, inputs: RunInputs, run_dir: RunDir) ->
     if config.model.new_head:
         return False
     key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    parts = run_dir.score_store.missing_parts(key, hashes)
+    parts = run_dir.stores.scores.missing_parts(key, hashes)
     return sum(len(part.ids) for part in parts) > config.launch.score_on_ray_above
 
 

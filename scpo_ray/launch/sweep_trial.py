@@ -68,8 +68,9 @@ _inputs = InputsCache()
 
 
 def inputs_key(config: RunConfig) -> str:
-    """Alike where two runs read the same data and the same model."""
+    """Alike where two runs read the same data and the same model, and keep them in one place."""
     sections = [config.data.model_dump(mode="json"), config.model.model_dump(mode="json")]
+    sections.append({"output_dir": str(config.output_dir)})
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 
 

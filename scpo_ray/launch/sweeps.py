@@ -308,12 +308,12 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
         if num_missing > (0 if is_slow_here else config.launch.score_on_ray_above):
             score_on_ray(config, inputs)
         else:
-            global_rewards(config, inputs, worker, run_dir)
+            global_rewards(inputs, worker)
 
 
 def _num_missing(inputs: RunInputs, run_dir: RunDir) -> int:
     key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    return sum(len(part.ids) for part in run_dir.score_store.missing_parts(key, hashes))
+    return sum(len(part.ids) for part in run_dir.stores.scores.missing_parts(key, hashes))
 
 
 def _search(

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from scpo_ray.records import ComparisonResult, InputError, RunResult
 from scpo_ray.storage.disk import disk_errors, whole_file, write_json
 from scpo_ray.storage.remote import RemoteFolder
-from scpo_ray.storage.stores import ScoreStore, TokenStore, WeightStore
+from scpo_ray.storage.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,8 @@ class RunDir:
 
     def __init__(self, path: Path, cache: Path, remote: RemoteFolder | None = None) -> None:
         self.path = path
-        self.cache = cache
+        self.stores = Stores(cache)
         self.remote = remote
-        self.token_store = TokenStore(cache / "tokens")
-        self.score_store = ScoreStore(cache / "scores")
-        self.feature_store = ScoreStore(cache / "features")
-        self.predictor_store = WeightStore(cache / "predictors")
 
     @property
     def model_dir(self) -> Path:

@@ -191,6 +191,17 @@ class WeightStore:
         return weights
 
 
+class Stores:
+    """Everything that runs share, below one folder; `data` is the data tables'."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        self.tokens = TokenStore(folder / "tokens")
+        self.scores = ScoreStore(folder / "scores")
+        self.features = ScoreStore(folder / "features")
+        self.predictors = WeightStore(folder / "predictors")
+
+
 def _values(column: pa.Array) -> NDArray[np.float32]:
     if not pa.types.is_fixed_size_list(column.type):
         return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)

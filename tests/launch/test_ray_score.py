@@ -61,7 +61,7 @@ class Scoring(NamedTuple):
 
     @property
     def parts(self) -> list[Path]:
-        folder = open_run_dir(self.config).score_store.path(self.inputs.fingerprints["scores"])
+        folder = open_run_dir(self.config).stores.scores.path(self.inputs.fingerprints["scores"])
         return sorted(folder.glob("part-*.parquet"))
 
     def contents(self) -> dict[str, bytes]:
@@ -98,8 +98,7 @@ def local(tiny_reward_model, tmp_path_factory, one_thread) -> dict[str, bytes]:
 
 
 def score_here(scoring: Scoring) -> None:
-    config = scoring.config
-    global_rewards(config, scoring.inputs, local_worker(config), open_run_dir(config))
+    global_rewards(scoring.inputs, local_worker(scoring.config))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.launch.worker import work
 from scpo_ray.models.reward_model import load_exported, score_head, without_head
-from scpo_ray.models.scoring import forward, pad_texts, reference_features, score_tokens
+from scpo_ray.models.scoring import forward, pad_texts, score_tokens
 from scpo_ray.records import ALONE, InputError, Worker
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
 from scpo_ray.settings.run import RunConfig
@@ -27,16 +27,8 @@ def run_inputs(config: RunConfig):
 
 
 def features_of(config: RunConfig) -> np.ndarray:
-    inputs, run_dir = run_inputs(config)
-    features = reference_features(
-        inputs.model_dir,
-        config.model,
-        inputs.renderer,
-        inputs.data.texts,
-        inputs.tokens,
-        run_dir.feature_store,
-        ALONE,
-    )
+    inputs, _ = run_inputs(config)
+    features = inputs.global_model.features(inputs.data.texts)
     assert features is not None
     return features
 

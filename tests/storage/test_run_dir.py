@@ -37,7 +37,7 @@ with RunDir(Path(sys.argv[1]), Path(sys.argv[2])).locked(wait_s=0):
     ready()
     time.sleep(60)
 """
-    with child(code, run.path, run.cache) as process:
+    with child(code, run.path, tmp_path / "cache") as process:
         with pytest.raises(InputError, match="run: another process is running this run"):
             with run.locked(wait_s=0):
                 pass

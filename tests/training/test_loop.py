@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
-from scpo_ray.models.reward_model import load_reward_model
 from scpo_ray.records import Worker
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.training.checkpoints import Checkpoints
@@ -93,9 +92,7 @@ def attempt(
 ) -> tuple[dict[str, torch.Tensor], TrainingSummary]:
     """One process's try at the run in `folder`: the weights and the summary it ends with."""
     reference = prepared.inputs
-    model = load_reward_model(
-        reference.model_dir, config.model, reference.renderer, device="cpu", seed=config.seed
-    )
+    model = reference.global_model.trainable(config.seed)
     engine = StoppingEngine(model, config.train, WORKER)
     prepare(engine)
     assert prepared.plan is not None
@@ -152,13 +149,7 @@ def test_the_curve_has_the_mean_loss_rate_and_norm_of_every_logged_step(
         )
     }
     assert (summary.num_steps, summary.num_pairs_seen) == (12, 12 * 8)
-    start = load_reward_model(
-        prepared.inputs.model_dir,
-        config.model,
-        prepared.inputs.renderer,
-        device="cpu",
-        seed=0,
-    )
+    start = prepared.inputs.global_model.trainable(seed=0)
     assert any(not p.equal(weights[n]) for n, p in start.network.named_parameters())
 
 
@@ -334,9 +325,7 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
     def gradient(micro_batch_tokens: int) -> dict[str, torch.Tensor]:
         assert prepared.plan is not None
         reference = prepared.inputs
-        model = load_reward_model(
-            reference.model_dir, config.model, reference.renderer, device="cpu", seed=0
-        )
+        model = reference.global_model.trainable(seed=0)
         engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
         plan = replace(prepared.plan, micro_batch_tokens=micro_batch_tokens)
         step = next(plan.steps_from(0))
@@ -367,9 +356,7 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
 def test_a_steps_loss_is_over_its_pairs_or_over_their_weights(config, prepared, normalize_weights):
     assert prepared.plan is not None
     reference = prepared.inputs
-    model = load_reward_model(
-        reference.model_dir, config.model, reference.renderer, device="cpu", seed=0
-    )
+    model = reference.global_model.trainable(seed=0)
     engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
     step = next(prepared.plan.steps_from(0))
     data = TrainingData(reference.tokens, prepared.weights, lambda rows: [])
