@@ -20,6 +20,8 @@ ROOMS: dict[str, list[str]] = {
     "statistics": ["cluster_variance", "intervals", "joint_scores"],
     "settings": [
         "section",
+        "spelling",
+        "plugins",
         "countries",
         "data",
         "model",
@@ -129,6 +131,7 @@ HOMES = {
 
 # Arrays and numbers in, arrays and numbers out: no files, clock, chance of their own, logging.
 PURE = [
+    "settings.spelling",
     "settings.countries",
     "methods.selection",
     "training.loss",

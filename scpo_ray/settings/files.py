@@ -1,6 +1,5 @@
 """Config files: read, laid over their preset, overridden, checked; problems in the user's words."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import nearest_names
 from scpo_ray.settings.sweep import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -89,13 +89,6 @@ def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: st
     ]
     if problems:
         raise InputError("unknown cultures", problems)
-
-
-def nearest_names(name: str, known: Sequence[str]) -> str:
-    lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)
-    names = [lowered[c] for c in close] or sorted(known)[:5]
-    return ", ".join(repr(n) for n in names) or "none"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

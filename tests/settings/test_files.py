@@ -12,10 +12,10 @@ from scpo_ray.settings.files import (
     load_config,
     load_header,
     load_sweep,
-    nearest_names,
 )
 from scpo_ray.settings.methods import OWN_METHODS
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.spelling import nearest_names
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.yaml"))
@@ -360,19 +360,6 @@ def test_an_unknown_culture_is_told_with_the_nearest_names():
         f"data.cultures: no culture 'Korea' in the data; nearest: {nearest_names('Korea', known)}",
     )
     assert "'Korea, Republic of'" in error.value.problems[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "known", "shown"),
-    [
-        ("CHILE", ["Chile", "Peru"], "'Chile'"),
-        ("xyz", ["Peru", "Chile"], "'Chile', 'Peru'"),
-        ("xyz", list("hgfedcba"), "'a', 'b', 'c', 'd', 'e'"),
-        ("xyz", [], "none"),
-    ],
-)
-def test_nearest_names_ignore_case_and_never_leave_the_reader_without_any(name, known, shown):
-    assert nearest_names(name, known) == shown
 
 
 def test_known_cultures_are_no_problem():
