@@ -14,20 +14,20 @@ import yaml
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
     Evaluated,
-    PreparedRun,
     RunInputs,
-    culture_weights_of,
     evaluate_rewards,
     evaluated_texts,
     global_rewards,
     load_inputs,
     open_run_dir,
     prepare_run,
+    task_of,
     truncated_texts,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
+from scpo_ray.methods.task import PreparedRun
 from scpo_ray.models.global_model import tokenize
 from scpo_ray.models.reward_model import (
     load_exported,
@@ -55,6 +55,7 @@ from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
 from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.loop import TrainingData, step_loss
+from scpo_ray.training.pair_weights import FixedWeights
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
 def planned_run(config: RunConfig) -> PlannedRun:
     """Prepares a run (and so finds its input's faults) and times its first steps."""
     run_dir = open_run_dir(config)
-    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config), run_dir)
+    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config))
     return _planned(config, prepared, _seconds_per_token(config, prepared))
 
 
@@ -248,15 +249,13 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     model_dir = path / "model" if (path / "model").is_dir() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
-    data = inputs.data
-    culture_weights = culture_weights_of(config, data)
+    task = task_of(config, inputs, worker)
     model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, data.texts, run_dir.stores.tokens)
-    rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(data)
+    tokens = tokenize(model.renderer, task.data.texts, run_dir.stores.tokens)
+    rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
+    texts = evaluated_texts(task.data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    ref_rewards = global_rewards(inputs, worker)
-    return evaluate_rewards(config, data, rewards, ref_rewards, culture_weights)
+    return evaluate_rewards(task, rewards)
 
 
 def report_folders(folders: Sequence[Path], output: Path) -> Path:
@@ -310,7 +309,7 @@ def _planned_in_turn(runs: Sequence[tuple[RunConfig, RunInputs]]) -> list[Planne
     speed: float | None = None
     planned = []
     for config, inputs in runs:
-        prepared = prepare_run(config, inputs, local_worker(config), open_run_dir(config))
+        prepared = prepare_run(config, inputs, local_worker(config))
         if speed is None and prepared.plan is not None:
             speed = _seconds_per_token(config, prepared)
         planned.append(_planned(config, prepared, speed or 0.0))
@@ -325,7 +324,7 @@ def _planned(config: RunConfig, prepared: PreparedRun, seconds_per_token: float)
     plan = prepared.plan
     return PlannedRun(
         name=run_name(config),
-        num_train_pairs=len(prepared.train_pairs),
+        num_train_pairs=len(prepared.task.train_pairs),
         num_selected=len(prepared.rows),
         num_steps=plan.num_steps if plan else 0,
         epochs=plan.num_steps * plan.batch_size / len(prepared.rows) if plan else 0.0,
@@ -338,11 +337,11 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     """Real optimizer steps on a model that is thrown away; the first is a warm-up."""
     if prepared.plan is None:
         return 0.0
-    worker, inputs = local_worker(config), prepared.inputs
-    model = inputs.global_model.on(worker).trainable(config.seed)
+    task = prepared.task
+    model, worker = task.base.trainable(config.seed), task.worker
     # So small a rate that no setting makes these few steps diverge: only their time counts.
     engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}), worker)
-    data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])
+    data = TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: [])
     timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
     started = time.monotonic()
     for step in timed.steps_from(0):

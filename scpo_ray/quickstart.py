@@ -10,9 +10,9 @@ from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.records import ComparisonResult
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
 from scpo_ray.settings.data import SyntheticConfig
-from scpo_ray.settings.methods import SelectionConfig
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.selection import SelectionConfig
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.storage.disk import whole_folder
 

@@ -45,6 +45,10 @@ class Plugins(Generic[T]):
         """The package's own by file, then other packages', sorted; the latter are not imported."""
         return tuple(dict.fromkeys([*self._own, *sorted(self._outside)]))
 
+    def own(self) -> tuple[T, ...]:
+        """What the package's own files offer, by file."""
+        return tuple(self._own.values())
+
     def __getitem__(self, name: str) -> T:
         """Raises: InputError if nothing has the name, or what has it cannot be used."""
         own, outside = self._own.get(name), self._outside.get(name, [])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scpo_ray.records import InputError
-from scpo_ray.settings import run as config_module
 from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig, RandInt, SweepConfig, Uniform
 from scpo_ray.sweep.records import Setting
@@ -95,16 +97,6 @@ def test_a_sweeps_trials_of_a_method_that_pools_share_a_run():
         ("Mexico", "group_dro", None),
     ]
     assert trials[2].config.run_id == trials[3].config.run_id
-
-
-def test_a_sweep_begun_before_there_were_rivals_goes_on():
-    space = {"method": {"grid": ["scpo"]}}
-    plain = SweepConfig.model_validate({"run": {}, "space": space})
-    changed = {"rivals": {"lore": {"rank": 3}}}
-
-    assert "rivals" not in plain.document["run"]
-    of_rivals = SweepConfig.model_validate({"run": changed, "space": space})
-    assert of_rivals.document["run"]["rivals"]["lore"]["rank"] == 3
 
 
 def test_no_two_trials_share_a_run_id():
@@ -410,9 +402,12 @@ def test_a_trial_is_another_with_other_settings_data_or_model(monkeypatch):
         trial_id(config, {**FINGERPRINTS, "model": "m2"}, "Chile"),
         trial_id(config, {"data": "m1", "model": "d1"}, "Chile"),
     ]
-    monkeypatch.setattr(config_module, "METHOD_VERSION", config_module.METHOD_VERSION + 1)
+    with_more = config.model_copy(update={"evaluation": EvaluationConfig(num_examples=9)})
+    others.append(trial_id(with_more, FINGERPRINTS, "Chile"))
+    newer = replace(METHODS["scpo"], version=METHODS["scpo"].version + 1)
+    monkeypatch.setitem(METHODS._own, "scpo", newer)
     others.append(trial_id(config, FINGERPRINTS, "Chile"))
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 7
 
 
 def test_trials_of_a_method_that_pools_share_a_run_and_not_a_name():

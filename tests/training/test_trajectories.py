@@ -87,7 +87,7 @@ def ended(worker: Worker, config: RunConfig) -> tuple[RunResult | None, Plan | N
     with first_worker_first(worker):
         run_dir.path.mkdir(parents=True, exist_ok=True)
         inputs = load_inputs(config, run_dir)
-    prepared = prepare_run(config, inputs, worker, run_dir)
+    prepared = prepare_run(config, inputs, worker)
     result = run_experiment(config, prepared, worker, SilentTracker(), run_dir)
     assert result is None or result.num_workers == worker.world_size
     return result, prepared.plan
@@ -228,7 +228,7 @@ def test_group_dro_follows_one_trajectory_on_any_number_of_workers(follow):
     settings = {
         "method": "group_dro",
         "culture_weights": {"North": 1.0, "South": 1.0},
-        "rivals": {"group_dro": {"step_size": 0.5}},
+        "methods": {"group_dro": {"step_size": 0.5}},
         "train": SHORT,
     }
     [alone] = follow(1, [TORCH], **settings)
@@ -245,7 +245,7 @@ def test_answer_shares_are_the_same_on_two_workers_by_every_kind_of_method(
         "scpo": {"train": {"max_steps": 6, "dropout": False, "learning_rate": 3e-3}},
         "shared_offset": {},
         "lore": {},
-        "gpo": {"rivals": {"gpo": few_shot}},
+        "gpo": {"methods": {"gpo": few_shot}},
     }
 
     def on(workers: int) -> list[list[OpinionScores]]:

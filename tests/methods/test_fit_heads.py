@@ -97,7 +97,7 @@ def test_a_mixture_of_cultures_has_the_weighted_mean_of_their_rewards(
 def test_a_run_has_one_models_name_whatever_the_other_methods_settings(tiny_reward_model, tmp_path):
     config = tiny_config(tiny_reward_model, tmp_path, method="lore")
     other = tiny_config(
-        tiny_reward_model, tmp_path, method="lore", rivals={"shared_offset": {"offset_ridge": 1.0}}
+        tiny_reward_model, tmp_path, method="lore", methods={"shared_offset": {"offset_ridge": 1.0}}
     )
 
     assert other.run_id == config.run_id
@@ -109,17 +109,17 @@ def test_one_culture_alone_is_refused(tiny_reward_model, tmp_path, method):
     inputs, run_dir = run_inputs(config)
 
     with pytest.raises(InputError, match=f"method = {method}: learns from several cultures") as e:
-        prepare_run(config, inputs, ALONE, run_dir)
+        prepare_run(config, inputs, ALONE)
 
     assert "got ['North']" in str(e.value)
 
 
 def test_more_mixed_heads_than_cultures_are_refused(tiny_reward_model, tmp_path):
-    config = tiny_config(tiny_reward_model, tmp_path, method="lore", rivals={"lore": {"rank": 3}})
+    config = tiny_config(tiny_reward_model, tmp_path, method="lore", methods={"lore": {"rank": 3}})
     inputs, run_dir = run_inputs(config)
 
-    with pytest.raises(InputError, match="rivals.lore: rank must be at most the 2 cultures, got 3"):
-        prepare_run(config, inputs, ALONE, run_dir)
+    with pytest.raises(InputError, match="lore: rank must be at most the 2 cultures, got 3"):
+        prepare_run(config, inputs, ALONE)
 
 
 @pytest.mark.parametrize("method", HEADS)
