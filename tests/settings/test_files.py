@@ -303,6 +303,15 @@ def test_a_run_alone_is_compared_over_all_methods_and_one_seed(tmp_path):
     assert comparison.space.seed == [0]
 
 
+def test_a_run_alone_is_compared_over_the_space_that_the_command_names(tmp_path):
+    path = write(tmp_path, "train: {max_steps: 9}")
+
+    comparison = load_comparison(path, ["space.method=[finetune, lore]", "train.batch_size=2"])
+
+    assert comparison.space.method == ["finetune", "lore"]
+    assert (comparison.run.train.max_steps, comparison.run.train.batch_size) == (9, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
