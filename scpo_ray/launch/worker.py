@@ -155,7 +155,7 @@ def send_unsent(config: RunConfig, run_dir: RunDir, sweep: Sweep | None, *, pati
 def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir, sweep: Sweep | None) -> bool:
     run_dir.fetch()
     run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
-    if not run_dir.result_path.is_file():
+    if not run_dir.result_path.exists():
         return False
     if has_unsent(run_dir.path):
         log.info("%s: has ended before; tracking it, which failed then", run_dir.path)
