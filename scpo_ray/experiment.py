@@ -72,8 +72,8 @@ log = logging.getLogger(__name__)
 class RunInputs:
     """What a run reads, before any network is loaded.
 
-    `fingerprints`: "data"; "model" (the weights started from); "scores" (weights, renderer and
-    texts: the score store's key).
+    `fingerprints`: "data"; "model" (the weights started from); "scores" (weights and renderer:
+    the score store's key).
     """
 
     data: PreferenceData
@@ -148,7 +148,7 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     fingerprints = {
         "data": data.fingerprint,
         "model": global_model.fingerprint,
-        "scores": global_model.score_key(data.texts),
+        "scores": global_model.score_key,
     }
     return RunInputs(data, global_model, tokens, fingerprints)
 
