@@ -49,7 +49,7 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import CULTURE, Grid, SearchConfig
 from scpo_ray.statistics.intervals import detectable_difference
 from scpo_ray.storage.disk import whole_file, whole_folder
-from scpo_ray.storage.run_dir import load_comparison_result, load_result
+from scpo_ray.storage.run_dir import load_comparison_result, load_result, trained_model_dir
 from scpo_ray.sweep.efficiency import FRACTION
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
@@ -119,7 +119,7 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
             mean_margin=float((chosen[mine] - rejected[mine]).mean()),
             kept_share=float(kept[mine].mean()),
         )
-    path = run_dir.stores.scores.path(inputs.fingerprints["scores"])
+    path = run_dir.stores.scores.path(inputs.global_model.score_key)
     return GlobalScores(cultures, threshold, len(inputs.data.texts), str(path))
 
 
@@ -246,7 +246,7 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
         path: a run's folder or an exported model's.
         config: its `culture_weights` say which countries count as trained on.
     """
-    model_dir = path / "model" if (path / "model").is_dir() else path
+    model_dir = trained_model_dir(path) if (path / "model").exists() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
     task = task_of(config, inputs, worker)
@@ -295,9 +295,7 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
 
     Raises: InputError if the run has no model, `folder` exists, or there is nothing to merge.
     """
-    model_dir = run / "model"
-    if not model_dir.is_dir():
-        raise InputError(f"{run}: has no trained model (no folder {model_dir.name} in it)")
+    model_dir = trained_model_dir(run)
     if folder.exists():
         raise InputError(f"{folder}: exists; name a new folder")
     model = load_exported(model_dir, device="cpu")

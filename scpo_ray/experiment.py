@@ -44,7 +44,7 @@ from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder
-from scpo_ray.storage.run_dir import RunDir, load_result
+from scpo_ray.storage.run_dir import RunDir, load_result, trained_model_dir
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.training.plan import plan_steps
 from scpo_ray.workers import from_first, together
@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 class RunInputs:
     """What a run reads, before any network is loaded.
 
-    `fingerprints`: "data"; "model" (the weights started from); "scores" (weights, renderer and
-    texts: the score store's key).
+    `fingerprints`: "data"; "model" (the weights started from); "scores" (weights and renderer:
+    the score store's key).
     """
 
     data: PreferenceData
@@ -118,7 +118,7 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     fingerprints = {
         "data": data.fingerprint,
         "model": global_model.fingerprint,
-        "scores": global_model.score_key(data.texts),
+        "scores": global_model.score_key,
     }
     return RunInputs(data, global_model, tokens, fingerprints)
 
@@ -152,16 +152,14 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
 def run_fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
     """What a run that is found again must find as it was: the global model, and the pairs that it
     learns from. What it is tested on may change: then it is evaluated again."""
-    return {
-        "training": _training_fingerprint(config, inputs.data),
-        "model": inputs.fingerprints["model"],
-    }
+    of_model = {name: inputs.fingerprints[name] for name in ("model", "scores")}
+    return {"training": _training_fingerprint(config, inputs.data), **of_model}
 
 
 def ended_result(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> RunResult | None:
     """The result of the run, evaluated as the config says on the data as it is; None if there is
     none yet. Raises: InputError if there is one and it is damaged."""
-    if not run_dir.result_path.is_file():
+    if not run_dir.result_path.exists():
         return None
     result = load_result(run_dir.path)
     known = (result.evaluation_id, result.fingerprints["data"])
@@ -323,7 +321,7 @@ def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
 
 
 def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> Fitted:
-    model = load_exported(context.run_dir.model_dir, device=task.worker.device)
+    model = load_exported(trained_model_dir(context.run_dir.path), device=task.worker.device)
     curve = record.curve
     for place, step in enumerate(curve.step):
         values = {"loss": curve.loss, "lr": curve.lr, "grad_norm": curve.grad_norm}
@@ -385,7 +383,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         fingerprints={
             "data": data.fingerprint,
             "model": task.base.fingerprint,
-            "scores": task.base.score_key(data.texts),
+            "scores": task.base.score_key,
         },
         data=data.counts,
         warnings=list(data.warnings),

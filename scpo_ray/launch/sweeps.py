@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.evaluation.comparison import ComparedRun
-from scpo_ray.experiment import RunInputs, ended_result, global_rewards, open_run_dir
+from scpo_ray.experiment import ended_result, global_rewards, open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
@@ -20,6 +20,7 @@ from scpo_ray.launch.sweep_trial import (
     InputsCache,
     TrialFunction,
     TrialJob,
+    failed,
     finished,
     inputs_key,
     layer_objectives,
@@ -132,7 +133,15 @@ def _ended(
             ended[record.trial_id] = replace(record, setting=job.known.setting)
             continue
         run_dir.fetch()
-        result = ended_result(job.config, cache.load(job.config), run_dir)
+        try:
+            result = ended_result(job.config, cache.load(job.config), run_dir)
+            if result is not None:
+                compared_run(job.known.culture, result, run_dir.path)
+        except InputError as error:
+            # It costs this trial alone, and the command after the remedy runs it again.
+            log.error("%s", error)
+            ended[job.known.trial_id] = failed(job.known, " ".join(str(error).split()))
+            continue
         if result is None:
             continue
         if record is not None and record.state == "finished":
@@ -304,20 +313,14 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
         if key in seen or config.model.new_head:
             continue
         seen.add(key)
-        inputs, run_dir = cache.load(config), open_run_dir(config)
-        worker = local_worker(config)
-        num_missing = _num_missing(inputs, run_dir)
+        inputs, worker = cache.load(config), local_worker(config)
+        num_missing = sum(map(len, inputs.global_model.unscored(inputs.data.texts)))
         # The command itself may run on a head without a GPU.
         is_slow_here = worker.device == "cpu" and worker_resources(config).gpus > 0
         if num_missing > (0 if is_slow_here else config.launch.score_on_ray_above):
             score_on_ray(config, inputs)
         else:
             global_rewards(inputs, worker)
-
-
-def _num_missing(inputs: RunInputs, run_dir: RunDir) -> int:
-    key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    return sum(len(part.ids) for part in run_dir.stores.scores.missing_parts(key, hashes))
 
 
 def _search(

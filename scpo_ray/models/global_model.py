@@ -4,14 +4,13 @@ Its tokens, rewards and features of texts are computed once and kept in the stor
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from scpo_ray.models.rendering import Renderer, load_renderer
 from scpo_ray.models.reward_model import (
@@ -29,8 +28,6 @@ from scpo_ray.storage.stores import ScoreStore, Stores, TokenStore
 from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
-
-_TEXTS_PER_CHUNK = 2_000
 
 Compute = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """From (n,) texts to what the store keeps of each."""
@@ -64,31 +61,37 @@ class GlobalModel:
         """Hash of what decides the rewards besides the renderer."""
         return model_fingerprint(self.model_dir, self.config)
 
-    def score_key(self, texts: TextSource) -> str:
-        """The score store's key: weights, layers kept, renderer and its length, and the texts."""
-        hashes = hashlib.sha256(texts.hashes.tobytes()).hexdigest()
-        return _hash(self.fingerprint, self.renderer.fingerprint, hashes)
+    @cached_property
+    def score_key(self) -> str:
+        """What the stores keep rewards and features under: weights, layers kept, renderer."""
+        digest = hashlib.sha256(f"{self.fingerprint}\n{self.renderer.fingerprint}".encode())
+        return digest.hexdigest()[:32]
 
     def tokens(self, texts: TextSource) -> Tokens:
         """As `tokenize`."""
         return tokenize(self.renderer, texts, self.stores.tokens)
 
+    def unscored(self, texts: TextSource) -> list[NDArray[np.int64]]:
+        """The texts that have no reward yet, in portions to compute."""
+        return self.stores.scores.missing(self.score_key, texts.hashes)
+
     def rewards(self, texts: TextSource) -> NDArray[np.float32]:
         """(T,) float32 rewards; the network is loaded only if some are new.
 
-        What is computed is kept part by part: a stopped scoring goes on where it was.
+        Each text is scored once, whatever data it stands in: of what was computed before, for
+        other cultures or folds or by a scoring that was stopped, nothing is computed again.
 
         Raises: InputError if a reward is not finite.
         """
-        key, store = self.score_key(texts), self.stores.scores
+        store = self.stores.scores
 
         def start() -> Compute:
             model, tokens = self.frozen(), self.tokens(texts)
             return lambda ids: score_tokens(model, tokens, text_ids=ids, worker=self.worker)
 
-        self._complete(store, key, texts, start, "scores")
+        self._complete(store, texts, start)
         # Read by one and handed on: what decides which pairs are kept must be one to the bit.
-        return from_first(lambda: store.get(key, texts.hashes), self.worker)
+        return from_first(lambda: store.get(self.score_key, texts.hashes), self.worker)
 
     def features(self, texts: TextSource) -> NDArray[np.float32] | None:
         """(T, D) float32, what the score head reads; None but on worker 0.
@@ -97,7 +100,7 @@ class GlobalModel:
 
         Raises: InputError if a feature is not finite, or as `reward_model.score_head`.
         """
-        key, store = _hash("features", self.score_key(texts)), self.stores.features
+        store = self.stores.features
 
         def start() -> Compute:
             model, tokens = self.frozen(), self.tokens(texts)
@@ -106,8 +109,8 @@ class GlobalModel:
             model = without_head(model)
             return lambda ids: network_outputs(model, tokens, ids, self.worker, shape)
 
-        self._complete(store, key, texts, start, "features")
-        return store.get(key, texts.hashes) if self.worker.rank == 0 else None
+        self._complete(store, texts, start)
+        return store.get(self.score_key, texts.hashes) if self.worker.rank == 0 else None
 
     def frozen(self) -> RewardModel:
         """The network as it is, without the adapters that training would add."""
@@ -121,28 +124,32 @@ class GlobalModel:
         device = self.worker.device
         return load_reward_model(self.model_dir, config, self.renderer, device=device, seed=seed)
 
-    def _complete(
-        self,
-        store: ScoreStore,
-        key: str,
-        texts: TextSource,
-        start: Callable[[], Compute],
-        what: str,
-    ) -> None:
-        """Computes the parts that the store lacks; `start` loads what is needed for it."""
-        missing = from_first(lambda: store.missing_parts(key, texts.hashes), self.worker)
-        if not missing:
-            log.info("%s: %d texts read from %s", what, len(texts), store.path(key))
-            return
-        with together(self.worker):
-            compute = start()
-        for part in missing:
-            values = compute(part.ids)
+    def _complete(self, store: ScoreStore, texts: TextSource, start: Callable[[], Compute]) -> None:
+        """Computes what the store lacks; `start` loads what is needed for it."""
+        key, hashes = self.score_key, texts.hashes
+        missing = from_first(lambda: store.missing(key, hashes), self.worker)
+        if missing:
+            with together(self.worker):
+                compute = start()
+        for ids in missing:
+            values = compute(ids)
             check_finite(values, self.config)
             with together(self.worker):
                 if self.worker.rank == 0:
-                    store.put(key, part, texts.hashes, values)
-        log.info("%s: %d texts computed, kept in %s", what, len(texts), store.path(key))
+                    store.put(key, hashes[ids], values)
+        log_scored(store, key, sum(map(len, missing)), len(texts))
+
+
+def log_scored(store: ScoreStore, key: str, num_computed: int, num_texts: int) -> None:
+    """Says how many texts' rewards (or features) were computed and how many were there."""
+    what, path = store.folder.name, store.path(key)
+    if not num_computed:
+        log.info("%s: %d texts read from %s", what, num_texts, path)
+    elif num_computed == num_texts:
+        log.info("%s: %d texts computed, kept in %s", what, num_texts, path)
+    else:
+        num_read = num_texts - num_computed
+        log.info("%s: %d texts computed, %d read, kept in %s", what, num_computed, num_read, path)
 
 
 def open_global_model(config: ModelConfig, stores: Stores) -> GlobalModel:
@@ -155,22 +162,15 @@ def open_global_model(config: ModelConfig, stores: Stores) -> GlobalModel:
 
 
 def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:
-    """Tokens of T texts, memory-mapped; read from `store` where these texts were rendered before.
+    """Tokens of T texts, memory-mapped; a text that was rendered before is read from `store`.
 
-    A changed vocabulary, template, maximum length or text makes a new entry.
+    A changed vocabulary, template or maximum length makes a new entry.
     """
-    key = _hash(renderer.fingerprint, hashlib.sha256(texts.hashes.tobytes()).hexdigest())
-    tokens = store.get(key)
-    if tokens is None:
-        tokens = store.put(key, _rendered_chunks(renderer, texts))
-    return tokens
 
+    def encode(ids: NDArray[np.int64]) -> Tokens:
+        return renderer.encode([texts[int(t)] for t in ids])
 
-def _rendered_chunks(renderer: Renderer, texts: TextSource) -> Iterator[Tokens]:
-    starts = range(0, len(texts), _TEXTS_PER_CHUNK)
-    for start in tqdm(starts, desc="tokenize", unit="chunk", disable=None, leave=False):
-        stop = min(start + _TEXTS_PER_CHUNK, len(texts))
-        yield renderer.encode([texts[t] for t in range(start, stop)])
+    return store.get_or_encode(renderer.fingerprint[:32], texts.hashes, encode)
 
 
 def check_finite(rewards: NDArray[np.float32], config: ModelConfig) -> None:
@@ -182,7 +182,3 @@ def check_finite(rewards: NDArray[np.float32], config: ModelConfig) -> None:
             f"model.path = {config.path}: the global model gives {what} that are not finite",
             [f"to {broken.sum()} of {len(rewards)} texts"],
         )
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

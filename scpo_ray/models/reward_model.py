@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scpo_ray.models.rendering import Renderer, load_renderer, quiet_transformers, reasons
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import LoraConfig, ModelConfig
+from scpo_ray.storage.disk import MANIFEST, check_folder
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ def resolve_model_dir(config: ModelConfig) -> Path:
         folder = _download(config)
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise InputError(f"model.path = {config.path}: no config.json in it")
+    if (folder / MODEL_FILE).is_file() and (folder / MANIFEST).exists():
+        remedy = f"export or train it again; delete its {MANIFEST} if you changed it on purpose"
+        check_folder(folder, remedy)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         found = (

@@ -54,22 +54,25 @@ def small_parts(monkeypatch):
 
 
 class Scoring(NamedTuple):
-    """A config whose scores are wanted, and the Parquet files they are kept in."""
+    """A config whose scores are wanted, and the parts they are kept in."""
 
     config: RunConfig
     inputs: RunInputs
 
     @property
     def parts(self) -> list[Path]:
-        folder = open_run_dir(self.config).stores.scores.path(self.inputs.fingerprints["scores"])
-        return sorted(folder.glob("part-*.parquet"))
+        model = self.inputs.global_model
+        return sorted(model.stores.scores.path(model.score_key).glob("part-*"))
 
-    def contents(self) -> dict[str, bytes]:
-        return {part.name: part.read_bytes() for part in self.parts}
+    def contents(self) -> set[tuple[bytes, bytes]]:
+        """Which texts and their rewards stand together, whatever a part's number is."""
+        files = ("hashes.npy", "values.npy")
+        return {tuple((part / file).read_bytes() for file in files) for part in self.parts}
 
     def written(self) -> dict[str, tuple[int, int]]:
         """Which file it is and when it was written."""
-        return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in self.parts}
+        states = {part.name: (part / "values.npy").stat() for part in self.parts}
+        return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
 
 def scoring(model: Path, folder: Path, **sections: Any) -> Scoring:
@@ -87,7 +90,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def local(tiny_reward_model, tmp_path_factory, one_thread) -> dict[str, bytes]:
+def local(tiny_reward_model, tmp_path_factory, one_thread) -> set[tuple[bytes, bytes]]:
     """The parts as one process writes them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scpo_ray.storage.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
@@ -129,14 +132,16 @@ def test_only_what_is_missing_or_damaged_is_computed(
     score_here(ours)
     before = ours.written()
     damaged, gone = ours.parts[3], ours.parts[16]
-    damaged.write_bytes(damaged.read_bytes()[:-20])
-    gone.unlink()
+    (damaged / "values.npy").write_bytes((damaged / "values.npy").read_bytes()[:-20])
+    shutil.rmtree(gone)
 
     score_on_ray(ours.config, ours.inputs)
 
     assert ours.contents() == local
     after = ours.written()
-    assert {name for name in after if after[name] != before[name]} == {damaged.name, gone.name}
+    assert before.keys() - after.keys() == {damaged.name, gone.name}
+    assert after.keys() - before.keys() == {f"part-{NUM_PARTS:06d}", f"part-{NUM_PARTS + 1:06d}"}
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
 
 
 def test_what_is_all_there_needs_no_ray(small_parts, tiny_reward_model, tmp_path):
@@ -217,7 +222,7 @@ def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has
     assert killed
     assert "the same command goes on with the missing parts" in str(told.value)
     assert 0 < len(ours.parts) < NUM_PARTS
-    assert ours.contents().items() <= local.items()
+    assert ours.contents() <= local
 
 
 def test_a_killed_command_goes_on_with_what_is_missing(

@@ -248,7 +248,7 @@ def test_the_same_countries_are_learned_from_once(
         document = opinions_document(tmp_path, tiny_reward_model, method="gpo", methods=rivals)
         result, _ = start_run(RunConfig.model_validate(document))
         found.append(result.opinions[0].cultures["Chile"]["model"].value)
-        (weights,) = (tmp_path / "runs" / "cache" / "predictors").glob("*.safetensors")
+        (weights,) = (tmp_path / "runs" / "cache" / "predictors").glob("*/*.safetensors")
         if damaged:
             weights.write_bytes(b"{}")
 

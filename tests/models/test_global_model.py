@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import scpo_ray.models.global_model
 from scpo_ray.models.global_model import GlobalModel, open_global_model
@@ -56,8 +55,38 @@ def test_the_second_call_reads_the_rewards_and_loads_no_model(
 
     np.testing.assert_array_equal(model.rewards(again), rewards)
     assert again.num_reads == 0
-    with pytest.raises(AssertionError, match="the model was loaded"):
-        model.rewards(ListedTexts(*TEXTS[:2]))
+
+
+def test_a_part_of_the_texts_in_any_order_has_the_same_rewards_to_the_bit(
+    tiny_reward_model, tmp_path, monkeypatch
+):
+    model = model_in(tiny_reward_model, tmp_path)
+    rewards, features = (ask(ListedTexts(*TEXTS)) for ask in (model.rewards, model.features))
+    monkeypatch.setattr(scpo_ray.models.global_model, "load_reward_model", no_loading)
+    some = ListedTexts(TEXTS[2], TEXTS[0])
+
+    np.testing.assert_array_equal(model.rewards(some), rewards[[2, 0]])
+    np.testing.assert_array_equal(model.features(some), features[[2, 0]])
+    assert (
+        model.tokens(some).lengths.tolist()
+        == model.tokens(ListedTexts(*TEXTS)).lengths[[2, 0]].tolist()
+    )
+    assert some.num_reads == 0
+
+
+def test_of_more_texts_only_the_new_ones_are_rendered_and_scored(
+    tiny_reward_model, tmp_path, caplog
+):
+    model, more = model_in(tiny_reward_model, tmp_path), ListedTexts(*TEXTS, ("new", "answer"))
+    rewards = model.rewards(ListedTexts(*TEXTS))
+    caplog.set_level("INFO", logger="scpo_ray")
+
+    again = model.rewards(more)
+
+    assert more.num_reads == 1
+    np.testing.assert_array_equal(again[:3], rewards)
+    np.testing.assert_allclose(again[3], score_texts(model.frozen(), more.rows)[3], atol=1e-6)
+    assert "scores: 1 texts computed, 3 read, kept in" in caplog.text
 
 
 def test_the_stored_rewards_are_the_models(tiny_reward_model, tmp_path):
@@ -69,19 +98,17 @@ def test_the_stored_rewards_are_the_models(tiny_reward_model, tmp_path):
     np.testing.assert_allclose(rewards, score_texts(model.frozen(), texts.rows), atol=1e-6)
 
 
-@pytest.mark.parametrize("spoil", ["cut", "empty", "garbage"])
-def test_a_store_that_a_crash_damaged_is_computed_again(tiny_reward_model, tmp_path, caplog, spoil):
+def test_a_store_that_a_crash_damaged_is_computed_again(tiny_reward_model, tmp_path, caplog):
     model = model_in(tiny_reward_model, tmp_path)
     rewards = model.rewards(ListedTexts(*TEXTS))
-    [file] = (tmp_path / "scores").glob("*/part-*.parquet")
-    whole = file.read_bytes()
-    file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 99}[spoil])
+    [part] = (tmp_path / "scores").glob("*/part-*")
+    (part / "values.npy").write_bytes(b"x" * 99)
 
     again = model.rewards(ListedTexts(*TEXTS))
 
     np.testing.assert_array_equal(again, rewards)
-    assert f"scores in {file} are damaged" in caplog.text
-    assert file.read_bytes() == whole
+    fault = "(values.npy is not what was written): computing again"
+    assert f"scores in {part} are damaged {fault}" in caplog.text
 
 
 def with_other_byte(source: Path, folder: Path) -> Path:
@@ -100,16 +127,13 @@ def with_other_word(source: Path, folder: Path) -> Path:
 
 
 def test_whatever_changes_the_rewards_changes_the_key(tiny_reward_model, tmp_path):
-    def key(folder=tiny_reward_model, texts=TEXTS, **settings):
-        return model_in(folder, tmp_path, **settings).score_key(ListedTexts(*texts))
+    def key(folder=tiny_reward_model, **settings):
+        return model_in(folder, tmp_path, **settings).score_key
 
     chat = changed_tokenizer(tiny_reward_model, tmp_path / "chat", chat_template=CHAT_TEMPLATE)
     other = changed_tokenizer(tiny_reward_model, tmp_path / "other", chat_template="{{ 1 }}")
     keys = {
         "as it is": key(),
-        "text": key(texts=[*TEXTS[:2], ("art", "a " * 31)]),
-        "fewer texts": key(texts=TEXTS[:2]),
-        "order": key(texts=TEXTS[::-1]),
         "tokenizer": key(with_other_word(tiny_reward_model, tmp_path / "word")),
         "template": key(chat),
         "another template": key(other),
@@ -124,14 +148,13 @@ def test_whatever_changes_the_rewards_changes_the_key(tiny_reward_model, tmp_pat
 def test_what_does_not_change_the_rewards_keeps_the_key(tiny_reward_model, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_reward_model, copy)
-    texts = ListedTexts(*TEXTS)
-    key = model_in(tiny_reward_model, tmp_path).score_key(texts)
+    key = model_in(tiny_reward_model, tmp_path).score_key
 
     for folder, settings in [
         (copy, {}),
         (tiny_reward_model, {"lora": LoraConfig(), "inference_batch_tokens": 64}),
     ]:
-        assert model_in(folder, tmp_path, **settings).score_key(texts) == key
+        assert model_in(folder, tmp_path, **settings).score_key == key
 
 
 def test_adapters_to_train_are_not_part_of_the_reference(tiny_reward_model, tmp_path):
