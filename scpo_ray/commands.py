@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import yaml
 
+from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
     Evaluated,
     RunInputs,
+    culture_weights_of,
     evaluate_rewards,
     evaluated_texts,
     global_rewards,
@@ -23,6 +25,7 @@ from scpo_ray.experiment import (
     prepare_run,
     task_of,
     truncated_texts,
+    with_tokens,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
@@ -69,12 +72,26 @@ _SAMPLED_TRIALS = 12
 
 
 def data_health(config: RunConfig) -> DataHealth:
-    """The data's counts and warnings; needs the model's tokenizer to count what is cut."""
-    inputs = load_inputs(config, open_run_dir(config))
-    data = inputs.data
+    """The data's counts and warnings, and what a training would refuse.
+
+    Without the model's tokenizer nothing is said of what is cut.
+
+    Raises: InputError naming the bad rows.
+    """
+    run_dir = open_run_dir(config)
+    data = read_preferences(config.data, run_dir.stores.data)
+    refusals, cut = list(data.refusals), None
+    try:
+        culture_weights_of(config, data)
+    except InputError as error:
+        refusals += error.problems
+    try:
+        cut = truncated_texts(data, with_tokens(config, data, run_dir).tokens)
+    except InputError as error:
+        refusals += [": ".join([error.title, *error.problems])]
     return DataHealth(
         counts=data.counts,
-        truncated_texts=truncated_texts(data, inputs.tokens),
+        truncated_texts=cut,
         max_length=config.model.max_length,
         warnings=list(data.warnings),
         fingerprint=data.fingerprint,
@@ -88,6 +105,7 @@ def data_health(config: RunConfig) -> DataHealth:
             )
             for code, culture in enumerate(data.test.cultures)
         },
+        refusals=refusals,
     )
 
 

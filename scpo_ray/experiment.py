@@ -105,7 +105,11 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
 
     Raises: InputError for whatever is wrong with the data or the model's folder.
     """
-    data = load_preferences(config.data, run_dir.stores.data)
+    return with_tokens(config, load_preferences(config.data, run_dir.stores.data), run_dir)
+
+
+def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> RunInputs:
+    """The data with its tokens. Raises: InputError for what is wrong with the model's folder."""
     global_model = open_global_model(config.model, run_dir.stores)
     tokens = global_model.tokens(data.texts)
     if tokens.truncated.any():

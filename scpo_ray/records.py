@@ -127,6 +127,10 @@ class TextSource(Sequence[Text]):
 
     hashes: NDArray[np.uint64]
 
+    def place(self, index: int) -> str:
+        """Where the text was read, for messages: "rows.jsonl, line 8" where a file is known."""
+        return f"text {index}"
+
 
 @dataclass(frozen=True)
 class Opinions:
@@ -162,6 +166,7 @@ class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 
     `opinions` is None where the data holds no distributions; all their texts are in `texts`.
+    `refusals`: why nothing can be trained on it; data to train on has none.
     """
 
     train: Pairs
@@ -174,6 +179,7 @@ class PreferenceData:
     fingerprint: str
     """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
     opinions: Opinions | None = None
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

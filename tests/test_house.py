@@ -43,6 +43,7 @@ ROOMS: dict[str, list[str]] = {
     "data": [
         "rows",
         "table",
+        "messages",
         "prism",
         "preferences",
         "opinions",
@@ -137,7 +138,7 @@ HOMES = {
     "rich": {"cli", "report.tables"},
     "yaml": {"settings.files", "report.page", "commands", "cli"},
     "pydantic": {
-        *(f"{room}.{file}" for room in ("settings", "methods") for file in ROOMS[room]),
+        *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),
         "storage.run_dir",
         "sweep.store",
     },

@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from scpo_ray.methods.ways import check_several_cultures, select_every_pair
 from scpo_ray.records import InputError
-from scpo_ray.settings.countries import country_names
+from scpo_ray.settings.countries import country_name
 from scpo_ray.settings.methods import Method, Style
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import spelled_once
 
 
 class Settings(Section):
@@ -40,7 +41,7 @@ class Settings(Section):
     @field_validator("learning_countries")
     @classmethod
     def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else country_names(value, "learning_countries")
+        return None if value is None else spelled_once(value, "learning_countries", country_name)
 
     @model_validator(mode="after")
     def settings_agree(self) -> Self:
@@ -54,7 +55,7 @@ class Settings(Section):
 
 def check_settings(config: Any) -> None:
     """Raises: ValueError if the data is no survey."""
-    if config.data.source != "opinions":
+    if not config.data.holds_opinions:
         raise ValueError(
             "method 'gpo' predicts answers to survey questions: it needs data.source "
             f'"opinions", got "{config.data.source}"'

@@ -634,7 +634,7 @@ def counted(number: int, noun: str) -> str:
 
 def _unit(results: Sequence[RunResult]) -> str:
     """What intervals resample, by the data's settings."""
-    if any(r.config.get("data", {}).get("source") == "opinions" for r in results):
+    if any(r.opinions for r in results):
         return "questions"
     columns = [r.config.get("data", {}).get("columns") for r in results]
     if any(c is None or c.get("user") for c in columns):

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from scpo_ray.settings.countries import country_names
 from scpo_ray.settings.methods import own_methods
-from scpo_ray.settings.run import MethodName, RunConfig, check_method, is_opinions
+from scpo_ray.settings.run import MethodName, RunConfig, check_method, spelling_of
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import spelled_once
 
 
 class SpaceConfig(Section):
@@ -41,12 +41,12 @@ class ComparisonConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def countries_have_one_name(cls, document: Any) -> Any:
+    def cultures_have_one_name(cls, document: Any) -> Any:
         run, space = (document.get("run"), document.get("space"))
-        if isinstance(run, dict) and isinstance(space, dict) and is_opinions(run):
+        if isinstance(run, dict) and isinstance(space, dict):
             cultures = space.get("culture")
             if isinstance(cultures, list):
-                named = country_names(cultures, "space.culture")
+                named = spelled_once(cultures, "space.culture", spelling_of(run))
                 return document | {"space": space | {"culture": named}}
         return document
 

@@ -19,8 +19,6 @@ from scpo_ray.settings.sweep import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-_SOURCES = ("prism", "preferences", "opinions", "synthetic")
-
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """The run config in a YAML file, over its `preset:` if it names one, under `overrides`.
@@ -177,7 +175,8 @@ def _with_preset(document: Mapping[str, Any], path: Path | str) -> dict[str, Any
         raise InputError(f"{path}: preset = {_shown(name)}: must be one of {', '.join(PRESETS)}")
     base = PRESETS[name]
     data = document.get("data")
-    if isinstance(data, dict) and data.get("source", "prism") != "prism":
+    own = base.get("data", {}).get("source")
+    if isinstance(data, dict) and data.get("source", own) != own:
         # Another source has other settings: the preset's data section does not fit it.
         base = {key: value for key, value in base.items() if key != "data"}
     return _merged(base, document)
@@ -205,13 +204,7 @@ def validate(section: type[SectionT], document: Mapping[str, Any], path: Path | 
 
 
 def _problem(error: Any) -> str:
-    # Pydantic names the chosen source inside the location; the user's file does not.
-    location = [
-        str(part)
-        for index, part in enumerate(error["loc"])
-        if not (part in _SOURCES and error["loc"][index - 1] == "data")
-    ]
-    where = ".".join(location)
+    where = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":
             return f"{where} = {_shown(error['input'])}: no such setting"
@@ -220,11 +213,8 @@ def _problem(error: Any) -> str:
         case "value_error":
             message = str(error["ctx"]["error"])
             return f"{where}: {message}" if where else message
-        case "union_tag_not_found":
-            return f"{where}.source: must be set, to one of {', '.join(_SOURCES)}"
-        case "union_tag_invalid":
-            source = _shown(error["input"]["source"])
-            return f"{where}.source = {source}: must be one of {', '.join(_SOURCES)}"
+        case "plugin":
+            return f"{where} = {_shown(error['input'])}: {error['msg']}"
         case "missing":
             return f"{where}: must be set"
         case "too_short":

@@ -45,27 +45,30 @@ class Plugins(Generic[T]):
         """The package's own by file, then other packages', sorted; the latter are not imported."""
         return tuple(dict.fromkeys([*self._own, *sorted(self._outside)]))
 
-    def own(self) -> tuple[T, ...]:
-        """What the package's own files offer, by file."""
-        return tuple(self._own.values())
-
     def __getitem__(self, name: str) -> T:
         """Raises: InputError if nothing has the name, or what has it cannot be used."""
         own, outside = self._own.get(name), self._outside.get(name, [])
         if len(outside) + (own is not None) > 1:
             places = [_place(each) for each in outside]
             places += [f"{self.package}: its own"] if own is not None else []
-            raise InputError(f"{self._noun} {name!r}: offered more than once", places)
+            raise self._unusable(name, f"offered more than once: {', '.join(places)}")
         if own is not None:
             return own
         if outside:
             return self._loaded(outside[0])
-        near = nearest_names(name, self.names())
-        raise InputError(f"{self._noun} {name!r}: there is none of this name; nearest: {near}")
+        near, every = nearest_names(name, self.names()), ", ".join(self.names())
+        raise self._unusable(name, f"there is none of this name; nearest: {near}; all: {every}")
+
+    def own(self) -> tuple[T, ...]:
+        """What this package offers, by file."""
+        return tuple(self._own.values())
 
     @property
-    def _noun(self) -> str:
+    def noun(self) -> str:
         return self.kind.__name__.lower()
+
+    def _unusable(self, name: str, reason: str) -> InputError:
+        return InputError(f"{self.noun} {name!r} cannot be used", [reason])
 
     @cached_property
     def _own(self) -> dict[str, T]:
@@ -88,7 +91,7 @@ class Plugins(Generic[T]):
             offered = getattr(importlib.import_module(spec.name), self.attribute, ())
             for value in offered if isinstance(offered, tuple) else (offered,):
                 if not isinstance(value, self.kind):
-                    raise TypeError(f"{spec.name}.{self.attribute}: must be {self._noun}s")
+                    raise TypeError(f"{spec.name}.{self.attribute}: must be {self.noun}s")
                 values.append(value)
         return values
 
@@ -100,19 +103,18 @@ class Plugins(Generic[T]):
         return found
 
     def _loaded(self, entry_point: EntryPoint) -> T:
-        title = f"{self._noun} {entry_point.name!r}: the package that offers it cannot be used"
-        place = _place(entry_point)
+        name, place = entry_point.name, _place(entry_point)
         try:
             value: Any = entry_point.load()
         except Exception as error:  # whatever the other package's code raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(title, [f"{place}: {reason}"]) from None
+            raise self._unusable(name, f"{place}: {reason}") from None
         if not isinstance(value, self.kind):
             rule = f"must be a {self.kind.__module__}.{self.kind.__name__}"
-            raise InputError(title, [f"{place}: {rule}, got {type(value).__name__}"])
-        if value.name != entry_point.name:
+            raise self._unusable(name, f"{place}: {rule}, got {type(value).__name__}")
+        if value.name != name:
             rule = f"calls itself {value.name!r}: the entry point must have the same name"
-            raise InputError(title, [f"{place}: {rule}"])
+            raise self._unusable(name, f"{place}: {rule}")
         return value
 
 

@@ -17,15 +17,14 @@ from pydantic import (
 )
 
 from scpo_ray.records import InputError
-from scpo_ray.settings.countries import country_names
-from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
+from scpo_ray.settings.data import SOURCES, DataSection, section_of_source
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.launch import LaunchConfig
 from scpo_ray.settings.methods import METHODS, Method
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.section import Section
 from scpo_ray.settings.selection import SelectionConfig
-from scpo_ray.settings.spelling import nearest_names
+from scpo_ray.settings.spelling import Spell, keys_spelled_once, nearest_names, plain_name
 from scpo_ray.settings.tracking import TrackingConfig
 from scpo_ray.settings.train import TrainConfig
 
@@ -81,10 +80,9 @@ class RunConfig(Section):
     culture_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """How much each culture's pairs count in the mixture; null: every culture at 1."""
 
-    data: Annotated[
-        PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig,
-        Field(discriminator="source"),
-    ] = PrismConfig()
+    data: Annotated[SerializeAsAny[DataSection], BeforeValidator(section_of_source)] = Field(
+        default_factory=lambda: SOURCES["prism"].settings.model_validate({"source": "prism"})
+    )
     """Where the preferences come from."""
 
     model: ModelConfig = ModelConfig()
@@ -110,11 +108,11 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def countries_have_one_name(cls, document: Any) -> Any:
-        if isinstance(document, dict) and is_opinions(document):
-            weights = document.get("culture_weights")
-            if isinstance(weights, dict):
-                return document | {"culture_weights": with_country_names(weights)}
+    def cultures_have_one_name(cls, document: Any) -> Any:
+        weights = document.get("culture_weights") if isinstance(document, dict) else None
+        if isinstance(weights, dict):
+            named = keys_spelled_once(weights, "culture_weights", spelling_of(document))
+            return document | {"culture_weights": named}
         return document
 
     @model_validator(mode="after")
@@ -206,17 +204,15 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def is_opinions(run: dict[str, Any]) -> bool:
-    """Whether a run's settings, not yet checked, read opinions: there countries have one name."""
+def spelling_of(run: dict[str, Any]) -> Spell:
+    """How a run's data spells its cultures; the settings are not yet checked."""
     data = run.get("data")
-    source = data.get("source") if isinstance(data, dict) else getattr(data, "source", None)
-    return source == "opinions"
-
-
-def with_country_names(weights: dict[Any, Any]) -> dict[Any, Any]:
-    """Weights by the countries' one name. Raises: ValueError if two are the same country."""
-    names = country_names(list(weights), "culture_weights")
-    return dict(zip(names, weights.values(), strict=True))
+    if isinstance(data, DataSection):
+        return data.culture_name
+    try:
+        return SOURCES[data["source"]].settings.culture_name  # type: ignore[index]
+    except (TypeError, LookupError, InputError):  # told where the section is checked
+        return plain_name
 
 
 def check_method(name: str, run: RunConfig) -> None:

@@ -119,7 +119,7 @@ def test_too_little_to_learn_from_is_told(changes, problem):
     ("changes", "problem"),
     [
         ({"min_questions": 30}, "max_questions 20 must not be below min_questions 30"),
-        ({"learning_countries": ["S. Africa", "South Africa"]}, "must name each country once"),
+        ({"learning_countries": ["S. Africa", "South Africa"]}, "must name each culture once"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes, problem):

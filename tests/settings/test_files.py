@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scpo_ray.data.prism import PrismConfig
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PAPER_CULTURES, PrismConfig, SyntheticConfig
+from scpo_ray.settings.data import PAPER_CULTURES
 from scpo_ray.settings.files import (
     check_culture_names,
     load_comparison,
@@ -81,17 +83,23 @@ run:
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
         (
             "data: {path: x}",
-            "data.source: must be set, to one of prism, preferences, opinions, synthetic",
+            "data.source = null: must be set, to one of opinions, preferences, prism, synthetic",
         ),
         (
-            "data: {source: x}",
-            "data.source = x: must be one of prism, preferences, opinions, synthetic",
+            "data: {source: prizm}",
+            "data.source = prizm: there is none of this name; nearest: 'prism'; all: opinions, ",
         ),
         ("data: {source: prism, history: maybe}", "data.history = maybe: must be a valid boolean"),
         ("data: {source: synthetic, history: true}", "data.history = true: no such setting"),
-        ("data: {source: synthetic, users: {A: 0}}", "data: users must name cultures with at"),
-        ("data: {source: prism, cultures: []}", "data: cultures must be named once each, got []"),
-        ("data: {source: prism, cultures: [A, A]}", "data: cultures must be named once each, got"),
+        ("data: {source: synthetic, users: {A: 0}}", "data.users: must name cultures with at"),
+        (
+            "data: {source: prism, cultures: []}",
+            "data.cultures: cultures must name one at least; null: all",
+        ),
+        (
+            "data: {source: prism, cultures: [A, A]}",
+            "data.cultures: cultures must name each culture once, got",
+        ),
         ("data: {source: prism, path: null}", "data.path = null: must be a valid string"),
         ("data: {source: preferences}", "data: set either train_files or hub"),
         (

@@ -1,13 +1,11 @@
 import pytest
 
+from scpo_ray.data.opinions import OpinionsConfig
+from scpo_ray.data.preferences import PreferencesConfig
+from scpo_ray.data.prism import PrismConfig
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import (
-    PAPER_CULTURES,
-    OpinionsConfig,
-    PreferencesConfig,
-    PrismConfig,
-    SyntheticConfig,
-)
+from scpo_ray.settings.data import PAPER_CULTURES
 from scpo_ray.settings.files import load_config
 from scpo_ray.settings.methods import METHODS, method_names, own_methods
 from scpo_ray.settings.run import RunConfig

@@ -307,19 +307,19 @@ def test_a_sweep_over_opinions_takes_both_spellings_of_a_country(tmp_path, space
     [
         (
             "culture: {grid: [S. Africa, South Africa]}",
-            "space.culture must name each country once, got ['S. Africa', 'South Africa']",
+            "space.culture must name each culture once, got ['S. Africa', 'South Africa']",
         ),
         (
             "culture_weights: {grid: [{S. Africa: 1, South Africa: 2}]}",
-            "culture_weights must name each country once, got ['S. Africa', 'South Africa']",
+            "culture_weights must name each culture once, got ['S. Africa', 'South Africa']",
         ),
         (
             "culture_weights: {dirichlet: {S. Africa: 1, South Africa: 2}}",
-            "culture_weights must name each country once, got ['S. Africa', 'South Africa']",
+            "culture_weights must name each culture once, got ['S. Africa', 'South Africa']",
         ),
         (
             "culture_weights.S. Africa: {grid: [1]}, culture_weights.South Africa: {grid: [0]}",
-            "space.culture_weights.South Africa: must be set once, however its country is spelled",
+            "space.culture_weights.South Africa: must be set once, however its culture is spelled",
         ),
         ("culture: {grid: [Chile, 3]}", "space.culture: must name cultures, got 3"),
         ("culture_weights: {grid: 3}", "space.culture_weights.grid = 3: must be a valid list"),
