@@ -343,15 +343,15 @@ def test_another_culture_to_test_on_trains_nothing(tiny_reward_model, tmp_path, 
     assert both.evaluation["North"] == alone.evaluation["North"]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated",
     "ignore:.*Any type hint is inferred as AnyType",
     "ignore:Operation with range is deprecated",
 )
 def test_a_run_that_ended_without_its_store_is_tracked_when_found_again(
-    tiny_reward_model, tmp_path
+    tiny_reward_model, mlflow_database, tmp_path
 ):
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
     config = tiny_config(
         tiny_reward_model, tmp_path, tracking={"tracker": "mlflow", "log_model": False}
     )
