@@ -35,14 +35,11 @@ from scpo_ray.methods.gpo import (
 )
 from scpo_ray.methods.heads import rank_of
 from scpo_ray.methods.selection import Selection, select_pairs
+from scpo_ray.models.export import save_reward_model
+from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import Renderer, load_renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_reward_model,
-    model_fingerprint,
-    resolve_model_dir,
-    save_reward_model,
-)
+from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import (
     load_frozen_model,
     reference_features,

@@ -49,7 +49,17 @@ ROOMS: dict[str, list[str]] = {
         "health",
         "loading",
     ],
-    "models": ["rendering", "reward_model", "tiny", "scoring"],
+    "models": [
+        "rendering",
+        "reward_model",
+        "files",
+        "heads",
+        "adapters",
+        "loading",
+        "export",
+        "tiny",
+        "scoring",
+    ],
     "evaluation": [
         "metrics",
         "distributions",
@@ -99,10 +109,10 @@ SCRIPTS = {"tracking.mlflow_model"}
 
 HOMES = {
     "datasets": {"data.rows"},
-    "huggingface_hub": {"models.reward_model", "data.rows"},
-    "transformers": {"models.rendering", "models.reward_model", "models.tiny"},
+    "huggingface_hub": {"models.files", "data.rows"},
+    "transformers": {"models.rendering", "models.loading", "models.tiny"},
     "tokenizers": {"models.tiny"},
-    "peft": {"models.reward_model"},
+    "peft": {"models.adapters", "models.loading"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {"tracking.mlflow_store", "tracking.trackers", "tracking.mlflow_model"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},

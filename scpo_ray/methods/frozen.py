@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from scpo_ray.methods.heads import Heads, TaughtPairs, low_rank_heads, shared_offset_heads
-from scpo_ray.models.reward_model import RewardModel, score_head
+from scpo_ray.models.heads import score_head
+from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError, Pairs
 from scpo_ray.settings.methods import METHODS, MethodName, RivalsConfig
 

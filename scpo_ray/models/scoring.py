@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from scpo_ray.models.files import model_fingerprint
+from scpo_ray.models.heads import score_head, without_head
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import Renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_reward_model,
-    model_fingerprint,
-    score_head,
-    without_head,
-)
+from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import ALONE, InputError, Text, TextSource, Tokens, Worker
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.stores import ScoreStore, TokenStore
@@ -102,7 +99,7 @@ def reference_features(
     """(T, D) float32, what the frozen global model's score head reads; None but on worker 0.
 
     Computed and kept as the rewards are. Raises: InputError if a feature is not finite, or as
-    `reward_model.score_head`.
+    `heads.score_head`.
     """
     key = _hash("features", score_key(model_dir, config, renderer, texts))
 

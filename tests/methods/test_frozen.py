@@ -9,7 +9,8 @@ import torch
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.launch.worker import work
-from scpo_ray.models.reward_model import load_exported, score_head, without_head
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.heads import score_head, without_head
 from scpo_ray.models.scoring import forward, pad_texts, reference_features, score_tokens
 from scpo_ray.records import ALONE, InputError, Worker
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig

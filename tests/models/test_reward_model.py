@@ -11,16 +11,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from scpo_ray.data.synthetic import vocabulary
+from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_exported,
-    load_reward_model,
-    model_fingerprint,
-    resolve_device,
-    resolve_model_dir,
-    save_reward_model,
-)
+from scpo_ray.models.reward_model import RewardModel, resolve_device
 from scpo_ray.models.scoring import pad_texts, score_texts, score_tokens
 from scpo_ray.records import ALONE, InputError, Text
 from scpo_ray.settings.model import ModelConfig

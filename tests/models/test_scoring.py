@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scpo_ray.models.scoring
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import Renderer, load_renderer
-from scpo_ray.models.reward_model import load_reward_model
 from scpo_ray.models.scoring import (
     length_batches,
     pad_texts,

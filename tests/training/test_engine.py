@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
-from scpo_ray.models.reward_model import load_reward_model
 from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import ALONE, Text
 from scpo_ray.settings.model import LoraConfig, ModelConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
-from scpo_ray.models.reward_model import load_reward_model
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.records import Worker
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.training.checkpoints import Checkpoints
