@@ -51,6 +51,7 @@ ROOMS: dict[str, list[str]] = {
     ],
     "models": [
         "rendering",
+        "reading",
         "reward_model",
         "files",
         "heads",

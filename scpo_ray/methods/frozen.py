@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from scpo_ray.methods.heads import Heads, TaughtPairs, low_rank_heads, shared_offset_heads
-from scpo_ray.models.heads import score_head
+from scpo_ray.models.reading import score_head
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError, Pairs
 from scpo_ray.settings.methods import METHODS, MethodName, RivalsConfig
@@ -78,7 +78,7 @@ def change_head(
     Raises: InputError if the rewards are not the head's product with the features, as in a model
         that computes more behind its head.
     """
-    _, head = score_head(model)
+    _, head = score_head(model.network)
     weight = head.weight[0].double().cpu().numpy()
     bias = 0.0 if head.bias is None else float(head.bias[0])
     error = float(np.abs(features @ weight + bias - ref_rewards).max(initial=0.0))

@@ -1,10 +1,7 @@
-"""The score head: whether a model has one, where it is, and how it is taken out."""
+"""The score head: whether a model has one."""
 
 from typing import Any
 
-from torch import nn
-
-from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
 
@@ -28,33 +25,3 @@ def check_head(settings: Any, config: ModelConfig) -> None:
             f"model.path = {config.path}: a reward model has 1 score, this one has "
             f"{settings.num_labels}"
         )
-
-
-def without_head(model: RewardModel) -> RewardModel:
-    """The model with its score head taken out: its output are the features the head would read.
-
-    Changes `model`'s own network. Raises: as `score_head`.
-    """
-    name, _ = score_head(model)
-    above, _, last = name.rpartition(".")
-    setattr(model.network.get_submodule(above), last, nn.Identity())
-    return model
-
-
-def score_head(model: RewardModel) -> tuple[str, nn.Linear]:
-    """The last layer, and its name: what turns features into one score.
-
-    Raises: InputError if the network has no such layer, or several.
-    """
-    layers = [
-        (name, module)
-        for name, module in model.network.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == 1
-    ]
-    if len(layers) != 1:
-        names = ", ".join(name for name, _ in layers) or "none"
-        raise InputError(
-            "the global model has no single linear score head, which heads on frozen features need",
-            [f"layers with one output: {names}", "export a model with adapters merged first"],
-        )
-    return layers[0]

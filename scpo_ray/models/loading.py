@@ -35,7 +35,6 @@ def load_reward_model(
     else:
         network, missing = _load_network(folder, config, head_follows=False)
     _check_positions(network, config)
-    network.config.pad_token_id = renderer.pad_id
     if config.lora is not None:
         if adapter.is_file():
             raise InputError(

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
 from scpo_ray.settings.naming import safe_name
 from scpo_ray.settings.train import TrainConfig
@@ -107,8 +106,9 @@ def train(
         after_step: told of each step made, once what belongs to it is saved; changes nothing.
 
     Raises: DivergedError naming step, pairs and the last good checkpoint if the loss or the
-    gradient is not finite.
+    gradient is not finite; InputError if the model knows not all of the data's tokens.
     """
+    engine.model.check_tokens(data.tokens)
     losses: list[float] = []
     progress = _resume(engine, checkpoints, worker)
     curve, earlier_s, groups = progress.curve, progress.seconds, data.groups
@@ -177,7 +177,7 @@ def step_loss(
     pair_losses: list[NDArray[np.float64]] = []
     micro_batches = step.micro_batches(worker.rank)
     for number, batch in enumerate(micro_batches, start=1):
-        inputs = pad_texts(data.tokens, batch.texts, engine.model.renderer.pad_id, worker.device)
+        inputs = engine.model.batch(data.tokens, batch.texts)
         rewards, pairs = engine.rewards(inputs), torch.from_numpy(batch.pairs).to(worker.device)
         loss = weighted_bradley_terry_loss(
             rewards,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import scpo_ray.models.scoring
 from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.reading import pad_texts
 from scpo_ray.models.rendering import Renderer, load_renderer
 from scpo_ray.models.scoring import (
     length_batches,
-    pad_texts,
     reference_rewards,
     score_key,
     score_texts,
