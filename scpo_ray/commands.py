@@ -31,12 +31,9 @@ from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
 from scpo_ray.methods.task import PreparedRun
+from scpo_ray.models.adapters import merged_adapters
+from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.models.global_model import tokenize
-from scpo_ray.models.reward_model import (
-    load_exported,
-    merged_adapters,
-    save_reward_model,
-)
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     ComparisonResult,

@@ -24,8 +24,8 @@ from scpo_ray.evaluation.opinions import (
     opinion_outcomes,
 )
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.global_model import GlobalModel, open_global_model
-from scpo_ray.models.reward_model import load_exported
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     CultureEvaluation,

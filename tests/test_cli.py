@@ -15,7 +15,7 @@ from rich.console import Console
 
 from scpo_ray.commands import efficiency_file
 from scpo_ray.launch.runs import start_run
-from scpo_ray.models.reward_model import load_exported
+from scpo_ray.models.export import load_exported
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
 from scpo_ray.report import tables
 from scpo_ray.report.overviews import DataHealth

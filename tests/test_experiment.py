@@ -13,7 +13,8 @@ import scpo_ray.launch.worker
 import scpo_ray.methods.network
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import start_run
-from scpo_ray.models.reward_model import load_exported, model_fingerprint
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.files import model_fingerprint
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Worker
 from scpo_ray.settings.model import LoraConfig

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
-from scpo_ray.models.reward_model import RewardModel, save_reward_model, score_head
+from scpo_ray.models.export import save_reward_model
+from scpo_ray.models.reading import score_head
+from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError, Pairs, TrainingCurve
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.training.loop import TrainingSummary
@@ -149,7 +151,7 @@ def change_head(
     Raises: InputError if the rewards are not the head's product with the features, as in a model
         that computes more behind its head.
     """
-    _, head = score_head(model)
+    _, head = score_head(model.network)
     weight = head.weight[0].double().cpu().numpy()
     bias = 0.0 if head.bias is None else float(head.bias[0])
     error = float(np.abs(features @ weight + bias - ref_rewards).max(initial=0.0))

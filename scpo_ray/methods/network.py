@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.layers import pair_ids, plain_accuracies
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
-from scpo_ray.models.reward_model import save_reward_model
+from scpo_ray.models.export import save_reward_model
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.training.checkpoints import open_checkpoints

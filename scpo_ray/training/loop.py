@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.tracking.trackers import Tracker
@@ -107,8 +106,9 @@ def train(
         after_step: told of each step made, once what belongs to it is saved; changes nothing.
 
     Raises: DivergedError naming step, pairs and the last good checkpoint if the loss or the
-    gradient is not finite.
+    gradient is not finite; InputError if the model knows not all of the data's tokens.
     """
+    engine.model.check_tokens(data.tokens)
     losses: list[float] = []
     progress = _resume(engine, checkpoints, worker)
     curve, earlier_s, pair_weights = progress.curve, progress.seconds, data.pair_weights
@@ -174,7 +174,7 @@ def step_loss(
     pair_losses: list[NDArray[np.float64]] = []
     micro_batches = step.micro_batches(worker.rank)
     for number, batch in enumerate(micro_batches, start=1):
-        inputs = pad_texts(data.tokens, batch.texts, engine.model.renderer.pad_id, worker.device)
+        inputs = engine.model.batch(data.tokens, batch.texts)
         pairs = torch.from_numpy(batch.pairs).to(worker.device)
         losses = data.losses(pair_margins(engine.rewards(inputs), pairs))
         weights = torch.from_numpy(pair_weights.of(batch.rows)).to(worker.device)

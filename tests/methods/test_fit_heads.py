@@ -9,8 +9,9 @@ import torch
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.launch.worker import work
-from scpo_ray.models.reward_model import load_exported, score_head, without_head
-from scpo_ray.models.scoring import forward, pad_texts, score_tokens
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.reading import score_head
+from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import ALONE, InputError, Worker
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
 from scpo_ray.settings.run import RunConfig
@@ -41,7 +42,7 @@ def test_features_times_head_are_the_rewards_and_are_stored(tiny_reward_model, t
 
     inputs, _ = run_inputs(config)
     model = load_exported(tiny_reward_model, device="cpu")
-    _, head = score_head(model)
+    _, head = score_head(model.network)
     rewards = score_tokens(model, inputs.tokens)
     assert features.shape == (len(inputs.data.texts), 64)
     weight, bias = head.weight[0].detach().numpy(), head.bias[0].item()
@@ -132,17 +133,9 @@ def test_a_network_with_two_score_layers_is_refused(tiny_reward_model):
     model.network.second = torch.nn.Linear(64, 1)
 
     with pytest.raises(InputError, match="no single linear score head") as caught:
-        without_head(model)
+        score_head(model.network)
 
     assert caught.value.problems[0] == "layers with one output: classifier, second"
-
-
-def test_a_network_without_its_head_gives_features(tiny_reward_model, tmp_path):
-    inputs, _ = run_inputs(tiny_config(tiny_reward_model, tmp_path))
-    model = without_head(load_exported(tiny_reward_model, device="cpu"))
-    batch = pad_texts(inputs.tokens, np.arange(3), model.renderer.pad_id, "cpu")
-
-    assert forward(model.network, batch).shape == (3, 64)
 
 
 def test_all_rivals_are_compared_and_what_is_pooled_is_trained_once(tiny_reward_model, tmp_path):

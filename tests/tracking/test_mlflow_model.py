@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.models.reward_model import load_exported
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_texts
 from scpo_ray.records import InputError, RunResult, Text
 from scpo_ray.settings.naming import safe_name

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
-from scpo_ray.models.reward_model import load_exported
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import OpinionScores, RunResult, Worker
 from scpo_ray.settings.run import RunConfig
