@@ -15,28 +15,26 @@ from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
     Evaluated,
-    PreparedRun,
     RunInputs,
     culture_weights_of,
     evaluate_rewards,
     evaluated_texts,
     global_rewards,
-    load_global_model,
     load_inputs,
     open_run_dir,
     prepare_run,
+    task_of,
     truncated_texts,
     with_tokens,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
-from scpo_ray.models.reward_model import (
-    load_exported,
-    merged_adapters,
-    save_reward_model,
-)
-from scpo_ray.models.scoring import score_tokens, tokenize
+from scpo_ray.methods.task import PreparedRun
+from scpo_ray.models.adapters import merged_adapters
+from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.global_model import tokenize
+from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     ComparisonResult,
     InputError,
@@ -51,12 +49,13 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import CULTURE, Grid, SearchConfig
 from scpo_ray.statistics.intervals import detectable_difference
 from scpo_ray.storage.disk import whole_file, whole_folder
-from scpo_ray.storage.run_dir import load_comparison_result, load_result
+from scpo_ray.storage.run_dir import load_comparison_result, load_result, trained_model_dir
 from scpo_ray.sweep.efficiency import FRACTION
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
 from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.loop import TrainingData, step_loss
+from scpo_ray.training.pair_weights import FixedWeights
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def data_health(config: RunConfig) -> DataHealth:
     Raises: InputError naming the bad rows.
     """
     run_dir = open_run_dir(config)
-    data = read_preferences(config.data, run_dir.cache / "data")
+    data = read_preferences(config.data, run_dir.stores.data)
     refusals, cut = list(data.refusals), None
     try:
         culture_weights_of(config, data)
@@ -117,7 +116,7 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
         from scpo_ray.launch.ray_score import score_on_ray
 
         score_on_ray(config, inputs)
-    rewards = global_rewards(config, inputs, local_worker(config), run_dir)
+    rewards = global_rewards(inputs, local_worker(config))
     if rewards is None:
         raise ValueError("a model with a trained head must have rewards")
     pairs, threshold = inputs.data.train, config.selection.filter_threshold
@@ -135,14 +134,14 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
             mean_margin=float((chosen[mine] - rejected[mine]).mean()),
             kept_share=float(kept[mine].mean()),
         )
-    path = run_dir.score_store.path(inputs.fingerprints["scores"])
+    path = run_dir.stores.scores.path(inputs.global_model.score_key)
     return GlobalScores(cultures, threshold, len(inputs.data.texts), str(path))
 
 
 def planned_run(config: RunConfig) -> PlannedRun:
     """Prepares a run (and so finds its input's faults) and times its first steps."""
     run_dir = open_run_dir(config)
-    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config), run_dir)
+    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config))
     return _planned(config, prepared, _seconds_per_token(config, prepared))
 
 
@@ -262,18 +261,16 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
         path: a run's folder or an exported model's.
         config: its `culture_weights` say which countries count as trained on.
     """
-    model_dir = path / "model" if (path / "model").is_dir() else path
+    model_dir = trained_model_dir(path) if (path / "model").exists() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
-    data = inputs.data
-    culture_weights = culture_weights_of(config, data)
+    task = task_of(config, inputs, worker)
     model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
-    rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(data)
+    tokens = tokenize(model.renderer, task.data.texts, run_dir.stores.tokens)
+    rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
+    texts = evaluated_texts(task.data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    ref_rewards = global_rewards(config, inputs, worker, run_dir)
-    return evaluate_rewards(config, data, rewards, ref_rewards, culture_weights)
+    return evaluate_rewards(task, rewards)
 
 
 def report_folders(folders: Sequence[Path], output: Path) -> Path:
@@ -313,9 +310,7 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
 
     Raises: InputError if the run has no model, `folder` exists, or there is nothing to merge.
     """
-    model_dir = run / "model"
-    if not model_dir.is_dir():
-        raise InputError(f"{run}: has no trained model (no folder {model_dir.name} in it)")
+    model_dir = trained_model_dir(run)
     if folder.exists():
         raise InputError(f"{folder}: exists; name a new folder")
     model = load_exported(model_dir, device="cpu")
@@ -327,7 +322,7 @@ def _planned_in_turn(runs: Sequence[tuple[RunConfig, RunInputs]]) -> list[Planne
     speed: float | None = None
     planned = []
     for config, inputs in runs:
-        prepared = prepare_run(config, inputs, local_worker(config), open_run_dir(config))
+        prepared = prepare_run(config, inputs, local_worker(config))
         if speed is None and prepared.plan is not None:
             speed = _seconds_per_token(config, prepared)
         planned.append(_planned(config, prepared, speed or 0.0))
@@ -342,7 +337,7 @@ def _planned(config: RunConfig, prepared: PreparedRun, seconds_per_token: float)
     plan = prepared.plan
     return PlannedRun(
         name=run_name(config),
-        num_train_pairs=len(prepared.train_pairs),
+        num_train_pairs=len(prepared.task.train_pairs),
         num_selected=len(prepared.rows),
         num_steps=plan.num_steps if plan else 0,
         epochs=plan.num_steps * plan.batch_size / len(prepared.rows) if plan else 0.0,
@@ -355,11 +350,11 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     """Real optimizer steps on a model that is thrown away; the first is a warm-up."""
     if prepared.plan is None:
         return 0.0
-    worker, inputs = local_worker(config), prepared.inputs
-    model = load_global_model(config, inputs, worker)
+    task = prepared.task
+    model, worker = task.base.trainable(config.seed), task.worker
     # So small a rate that no setting makes these few steps diverge: only their time counts.
     engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}), worker)
-    data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])
+    data = TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: [])
     timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
     started = time.monotonic()
     for step in timed.steps_from(0):

@@ -9,11 +9,12 @@ from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.records import ComparisonResult
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
-from scpo_ray.settings.methods import SelectionConfig
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.selection import SelectionConfig
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.storage.disk import whole_folder
+from scpo_ray.storage.run_dir import trained_model_dir
 
 MAJORITY = "Majority"
 CULTURES = ("North", "South", "East")
@@ -56,7 +57,7 @@ def quickstart(output_dir: Path) -> Quickstart:
     if not global_model.is_dir():
         # Under a name that sweeps/smoke.yaml can give.
         with whole_folder(global_model) as folder:
-            shutil.copytree(global_run / "model", folder, dirs_exist_ok=True)
+            shutil.copytree(trained_model_dir(global_run), folder, dirs_exist_ok=True)
     data = _people(list(CULTURES))
     comparison = ComparisonConfig(
         run=RunConfig(

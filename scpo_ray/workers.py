@@ -5,6 +5,7 @@ Every function here is called by all workers, in the same order.
 """
 
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,8 +22,9 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """By device. Small things (numbers, names) go over the CPU whatever the weights are on."""
 
 # A worker that is gone is noticed by the launcher; this only ends a group that nobody watches.
-# Reading and rendering large data takes the first worker a while, and the others wait.
 TIMEOUT = timedelta(hours=2)
+
+_BUSY = "busy"
 
 
 def join_group(worker: Worker) -> None:
@@ -72,16 +74,21 @@ def total_array(values: NDArray[Any], worker: Worker) -> NDArray[Any]:
 def together(worker: Worker) -> Iterator[None]:
     """A chapter that every worker ends before any goes on; one's input error becomes everyone's.
 
-    Nothing inside may speak to other workers.
+    Nothing inside may speak to other workers. It may take one of them as long as it will, reading
+    and rendering large data, say: the others wait as long as it is alive.
 
     Raises: InputError, the same on every worker, of the lowest rank that met one.
     """
     error = None
-    try:
-        yield
-    except InputError as raised:
-        error = raised
-    errors = gathered(None if error is None else (error.title, error.problems), worker)
+    with _heard_by_others(worker):
+        try:
+            yield
+        except InputError as raised:
+            error = raised
+    said = None if error is None else (error.title, error.problems)
+    errors: list[Any] = [_BUSY]
+    while _BUSY in errors:
+        errors = gathered(said, worker)
     for rank, found in enumerate(errors):
         if found is None:
             continue
@@ -89,6 +96,31 @@ def together(worker: Worker) -> Iterator[None]:
             raise error
         title, problems = found
         raise InputError(title, problems)
+
+
+@contextmanager
+def _heard_by_others(worker: Worker) -> Iterator[None]:
+    """Those who wait for this worker hear from it, well before they would give it up."""
+    if worker.world_size == 1:
+        yield
+        return
+    is_over = threading.Event()
+
+    def tell() -> None:
+        while not is_over.wait(TIMEOUT.total_seconds() / 4):
+            try:
+                gathered(_BUSY, worker)
+            except RuntimeError:
+                return  # Another one is gone: this worker meets the same error at its end.
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+    # Only after a chapter that has ended: one that is broken off waits for nobody.
+    teller.join()
 
 
 @contextmanager

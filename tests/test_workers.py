@@ -1,6 +1,8 @@
 """What workers say to each other, in real groups of processes."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,6 @@ from scpo_ray.workers import (
     total,
     total_array,
 )
-from tests.group import in_group
 
 
 def test_one_worker_alone_says_nothing_and_has_everything():
@@ -74,9 +75,44 @@ def failed_checkpoint(folder: Path, worker: Worker) -> str:
     return "written"
 
 
+WAITING = """
+import sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from scpo_ray import workers
+from scpo_ray.records import Worker
+rank, meeting_place = int(sys.argv[1]), sys.argv[2]
+workers.TIMEOUT = timedelta(seconds=2)
+store = dist.FileStore(meeting_place, 2)
+dist.init_process_group("gloo", timeout=workers.TIMEOUT, store=store, rank=rank, world_size=2)
+worker = Worker(rank, 2, "cpu")
+seconds = []
+for sleeper in (0, 1):
+    started = time.monotonic()
+    with workers.first_worker_first(worker):
+        time.sleep(5 if rank == sleeper else 0)
+    seconds.append(time.monotonic() - started)
+print(min(seconds), flush=True)
+"""
+
+
 @pytest.mark.slow
-def test_two_workers_agree_on_values_errors_and_order(tmp_path):
-    first, second = in_group(2, exchange, str(tmp_path))
+def test_a_worker_may_take_longer_than_the_groups_timeout(tmp_path):
+    command = [sys.executable, "-c", WAITING]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+
+    # Whoever sleeps for 5 s, both are through after these, and not dead after 2.
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert float(out) >= 4.9
+
+
+def test_two_workers_agree_on_values_errors_and_order(groups, tmp_path):
+    first, second = groups.run(2, exchange, str(tmp_path))
 
     for said in (first, second):
         assert said["gathered"] == ["rank 0", "rank 1"]

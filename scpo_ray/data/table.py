@@ -1,7 +1,6 @@
 """Interactions in columns on disk: written as a stream, memory-mapped when read."""
 
 import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scpo_ray.data.rows import Notes, Place
 from scpo_ray.records import InputError, Interaction, Text, TextSource
 from scpo_ray.settings.spelling import plain_name, same_but_for_case
+from scpo_ray.storage.disk import LEFT_BEHIND_S, clear_leftovers, remove, sign, signed_content, sync
 
 FORMAT_NUMBER = 3
 """Part of every cache file's name: another layout or meaning of the columns raises it."""
@@ -205,14 +205,15 @@ def write_table(rows: Iterable[tuple[Place, Interaction]], path: Path, notes: No
         it was.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    clear_leftovers(path.parent, f".{path.name}.*.tmp", older_than_s=LEFT_BEHIND_S)
     try:
         with temporary.open("xb") as sink:
             writer = _Writer(sink, notes)
             for place, interaction in rows:
                 writer.add(place, interaction)
             writer.finish()
-            sink.flush()
-            os.fsync(sink.fileno())
+        sign(temporary)
+        sync(temporary)
         writer.note_duplicates(temporary)
         notes.raise_problems()
         if not writer.num_rows:
@@ -220,8 +221,10 @@ def write_table(rows: Iterable[tuple[Place, Interaction]], path: Path, notes: No
                 f"{c}: {r}: {n}" if c else f"{r}: {n}" for (c, r), n in notes.skipped.items()
             ]
             raise InputError("no interaction can be used; skipped:", reasons)
+        if path.is_dir():
+            remove(path)  # Whatever it is, it is no table.
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -232,7 +235,7 @@ def open_table(path: Path) -> InteractionTable:
     Raises: CorruptTableError if the file is not whole or of another format.
     """
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(signed_content(path))))
         last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         summary = json.loads(last.custom_metadata[b"summary"])
         table = reader.read_all()
@@ -431,11 +434,3 @@ def _flat(columns: dict[str, Any], name: str) -> NDArray[Any]:
     # Truth values are packed, and so copied.
     chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in columns[name].chunks]
     return np.concatenate(chunks)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for, stand_where
 from scpo_ray.launch.relay import relayed_to_here
+from scpo_ray.models.global_model import check_finite, log_scored
 from scpo_ray.models.reward_model import RewardModel
-from scpo_ray.models.scoring import check_finite, load_frozen_model, score_tokens
-from scpo_ray.records import InputError, Tokens
+from scpo_ray.models.scoring import score_tokens
+from scpo_ray.records import InputError, Tokens, Worker
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.storage.stores import ScorePart
 
 log = logging.getLogger(__name__)
 
@@ -33,35 +33,35 @@ def score_on_ray(config: RunConfig, inputs: RunInputs) -> None:
     Raises: InputError if the model or the data cannot be used on a machine of the cluster, a
     reward is not finite, or workers are lost more than `launch.max_failures` times.
     """
-    run_dir = open_run_dir(config)
-    key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    missing = {part.number: part for part in run_dir.score_store.missing_parts(key, hashes)}
+    model, texts = inputs.global_model, inputs.data.texts
+    store, key = model.stores.scores, model.score_key
+    missing = model.unscored(texts)
     if not missing:
-        log.info("scores: %d texts read from %s", len(hashes), run_dir.score_store.path(key))
+        log_scored(store, key, 0, len(texts))
         return
     connect(config)
     # Room for one is enough: any number of workers can share the parts.
     one = config.train.model_copy(update={"num_workers": 1})
     each = check_resources(config.model_copy(update={"train": one}))
     with relayed_to_here() as relay:
-        rows = _dataset(config, inputs, each, list(missing.values()), relay).iter_rows()
+        rows = _dataset(config, inputs, each, missing, relay).iter_rows()
         for done, row in enumerate(rows, start=1):
             if row["fault"]:
                 raise InputError(*json.loads(row["fault"]))
-            part = missing[int(row["number"])]
+            ids = missing[int(row["number"])]
             rewards = np.asarray(row["rewards"], dtype=np.float32)
             check_finite(rewards, config.model)
-            run_dir.score_store.put(key, part, hashes, rewards)
+            store.put(key, texts.hashes[ids], rewards)
             if done * 10 // len(missing) > (done - 1) * 10 // len(missing):
                 log.info("scores: %d of %d parts", done, len(missing))
-    log.info("scores: %d texts computed, kept in %s", len(hashes), run_dir.score_store.path(key))
+    log_scored(store, key, sum(map(len, missing)), len(texts))
 
 
 def _dataset(
     config: RunConfig,
     inputs: RunInputs,
     each: Resources,
-    parts: list[ScorePart],
+    parts: list[NDArray[np.int64]],
     relay: Any,
 ) -> Any:
     context = ray.data.DataContext.get_current()
@@ -69,9 +69,7 @@ def _dataset(
     context.print_on_execution_start = False
     # What it has to say of a failure comes as an exception as well.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    rows = [
-        {"number": part.number, "start": part.ids[0], "stop": part.ids[-1] + 1} for part in parts
-    ]
+    rows = [{"number": number, "ids": ids} for number, ids in enumerate(parts)]
     num_workers = min(len(parts), room_for(each))
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Scorer,
@@ -128,9 +126,8 @@ class _Scorer:
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
         fault, rewards = self._fault, np.empty(0, np.float32)
         if not fault:
-            ids = np.arange(int(batch["start"][0]), int(batch["stop"][0]))
             try:
-                rewards = score_tokens(self._model, self._tokens, text_ids=ids)
+                rewards = score_tokens(self._model, self._tokens, text_ids=batch["ids"][0])
             except torch.OutOfMemoryError:
                 fault = _told(_out_of_memory(self._settings))
         return {"number": batch["number"], "rewards": [rewards], "fault": [fault]}
@@ -148,8 +145,8 @@ def _read(
     ]
     if changed:
         raise InputError("other data or model files than where the command was given", changed)
-    model = load_frozen_model(inputs.model_dir, config.model, inputs.renderer, device=device)
-    return model, inputs.tokens
+    here = Worker(rank=0, world_size=1, device=device)
+    return inputs.global_model.on(here).frozen(), inputs.tokens
 
 
 def _out_of_memory(config: RunConfig) -> InputError:

@@ -9,7 +9,7 @@ import torch.distributed
 
 from scpo_ray.evaluation.comparison import ComparedRun, compare_runs, pair_outcomes
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
-from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
 from scpo_ray.report.page import write_report
@@ -17,7 +17,6 @@ from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import (
-    RunDir,
     load_result,
     load_test_opinions,
     load_test_pairs,
@@ -51,7 +50,7 @@ def start_run(config: RunConfig) -> tuple[RunResult, Path]:
 def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     run_dir = open_run_dir(config)
     run_dir.fetch()
-    if run_dir.result_path.is_file():
+    if ended_result(config, inputs, run_dir) is not None:
         path = work(config, ALONE, inputs=inputs)
     elif _is_for_ray(config):
         if config.train.engine == "deepspeed":
@@ -60,7 +59,7 @@ def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
         # Ray takes seconds to load, and a run in this process needs none of it.
         from scpo_ray.launch.ray_train import train_on_ray
 
-        if _has_many_to_score(config, inputs, run_dir):
+        if _has_many_to_score(config, inputs):
             from scpo_ray.launch.ray_score import score_on_ray
 
             score_on_ray(config, inputs)
@@ -82,12 +81,11 @@ def _is_for_ray(config: RunConfig) -> bool:
     return config.train.max_workers > 1 or bool(named)
 
 
-def _has_many_to_score(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> bool:
-    if config.model.new_head:
+def _has_many_to_score(config: RunConfig, inputs: RunInputs) -> bool:
+    if not inputs.global_model.has_head:
         return False
-    key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    parts = run_dir.score_store.missing_parts(key, hashes)
-    return sum(len(part.ids) for part in parts) > config.launch.score_on_ray_above
+    unscored = inputs.global_model.unscored(inputs.data.texts)
+    return sum(map(len, unscored)) > config.launch.score_on_ray_above
 
 
 def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
@@ -127,4 +125,5 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
 def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
     """A finished run with its test pairs' outcomes, read from its folder."""
     outcomes = pair_outcomes(load_test_pairs(path))
-    return ComparedRun(result, culture, outcomes, load_test_opinions(path))
+    opinions = load_test_opinions(path) if result.opinions else None
+    return ComparedRun(result, culture, outcomes, opinions)

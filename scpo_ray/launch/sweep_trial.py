@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.experiment import Midway, RunInputs, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, work
+from scpo_ray.methods.task import Midway
 from scpo_ray.records import InputError, Layer, RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig, SweepConfig
@@ -68,8 +69,9 @@ _inputs = InputsCache()
 
 
 def inputs_key(config: RunConfig) -> str:
-    """Alike where two runs read the same data and the same model."""
+    """Alike where two runs read the same data and the same model, and keep them in one place."""
     sections = [config.data.model_dump(mode="json"), config.model.model_dump(mode="json")]
+    sections.append({"output_dir": str(config.output_dir)})
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 
 

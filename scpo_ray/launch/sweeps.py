@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.evaluation.comparison import ComparedRun
-from scpo_ray.experiment import RunInputs, global_rewards, open_run_dir
+from scpo_ray.experiment import ended_result, global_rewards, open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
@@ -20,6 +20,7 @@ from scpo_ray.launch.sweep_trial import (
     InputsCache,
     TrialFunction,
     TrialJob,
+    failed,
     finished,
     inputs_key,
     layer_objectives,
@@ -113,12 +114,15 @@ def prepare_sweep(
         fingerprints={name: base.fingerprints[name] for name in ("data", "model")},
         settings=settings,
         jobs=jobs,
-        ended=_ended(jobs, folder.trials(), sweep),
+        ended=_ended(jobs, folder.trials(), sweep, cache),
     )
 
 
 def _ended(
-    jobs: Sequence[TrialJob], known: Mapping[str, TrialRecord], sweep: SweepConfig
+    jobs: Sequence[TrialJob],
+    known: Mapping[str, TrialRecord],
+    sweep: SweepConfig,
+    cache: InputsCache,
 ) -> dict[str, TrialRecord]:
     """Trial id -> record of what has ended: in this sweep, or as a run of its experiment."""
     ended = {}
@@ -129,12 +133,21 @@ def _ended(
             ended[record.trial_id] = replace(record, setting=job.known.setting)
             continue
         run_dir.fetch()
-        if not run_dir.result_path.is_file():
+        try:
+            result = ended_result(job.config, cache.load(job.config), run_dir)
+            if result is not None:
+                compared_run(job.known.culture, result, run_dir.path)
+        except InputError as error:
+            # It costs this trial alone, and the command after the remedy runs it again.
+            log.error("%s", error)
+            ended[job.known.trial_id] = failed(job.known, " ".join(str(error).split()))
+            continue
+        if result is None:
             continue
         if record is not None and record.state == "finished":
             ended[record.trial_id] = replace(record, setting=job.known.setting)
         else:
-            found = finished(job.known, load_result(run_dir.path), run_dir, sweep.objective)
+            found = finished(job.known, result, run_dir, sweep.objective)
             ended[found.trial_id] = replace(found, reused=True)
     return ended
 
@@ -300,20 +313,14 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
         if key in seen or config.model.new_head:
             continue
         seen.add(key)
-        inputs, run_dir = cache.load(config), open_run_dir(config)
-        worker = local_worker(config)
-        num_missing = _num_missing(inputs, run_dir)
+        inputs, worker = cache.load(config), local_worker(config)
+        num_missing = sum(map(len, inputs.global_model.unscored(inputs.data.texts)))
         # The command itself may run on a head without a GPU.
         is_slow_here = worker.device == "cpu" and worker_resources(config).gpus > 0
         if num_missing > (0 if is_slow_here else config.launch.score_on_ray_above):
             score_on_ray(config, inputs)
         else:
-            global_rewards(config, inputs, worker, run_dir)
-
-
-def _num_missing(inputs: RunInputs, run_dir: RunDir) -> int:
-    key, hashes = inputs.fingerprints["scores"], inputs.data.texts.hashes
-    return sum(len(part.ids) for part in run_dir.score_store.missing_parts(key, hashes))
+            global_rewards(inputs, worker)
 
 
 def _search(

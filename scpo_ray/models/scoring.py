@@ -1,9 +1,6 @@
-"""Rewards of texts, batched by length; the global model's are computed once and stored."""
+"""Rewards of texts, batched by length."""
 
-import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,162 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from scpo_ray.models.rendering import Renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_reward_model,
-    model_fingerprint,
-    score_head,
-    without_head,
-)
-from scpo_ray.records import ALONE, InputError, Text, TextSource, Tokens, Worker
-from scpo_ray.settings.model import ModelConfig
-from scpo_ray.storage.stores import ScoreStore, TokenStore
-from scpo_ray.workers import from_first, together, total_array
-
-log = logging.getLogger(__name__)
-
-_TEXTS_PER_CHUNK = 2_000
-
-
-def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:
-    """Tokens of T texts, memory-mapped; read from `store` where these texts were rendered before.
-
-    A changed vocabulary, template, maximum length or text makes a new entry.
-    """
-    key = _hash(renderer.fingerprint, hashlib.sha256(texts.hashes.tobytes()).hexdigest())
-    tokens = store.get(key)
-    if tokens is None:
-        tokens = store.put(key, _rendered_chunks(renderer, texts))
-    return tokens
-
-
-def _rendered_chunks(renderer: Renderer, texts: TextSource) -> Iterator[Tokens]:
-    starts = range(0, len(texts), _TEXTS_PER_CHUNK)
-    for start in tqdm(starts, desc="tokenize", unit="chunk", disable=None, leave=False):
-        stop = min(start + _TEXTS_PER_CHUNK, len(texts))
-        yield renderer.encode([texts[t] for t in range(start, stop)])
-
-
-def score_key(model_dir: Path, config: ModelConfig, renderer: Renderer, texts: TextSource) -> str:
-    """The score store's key: weights, layers kept, renderer and its length, and the texts."""
-    return _hash(
-        model_fingerprint(model_dir, config),
-        renderer.fingerprint,
-        hashlib.sha256(texts.hashes.tobytes()).hexdigest(),
-    )
-
-
-def reference_rewards(
-    model_dir: Path,
-    config: ModelConfig,
-    renderer: Renderer,
-    texts: TextSource,
-    tokens: Tokens,
-    store: ScoreStore,
-    worker: Worker,
-) -> NDArray[np.float32]:
-    """(T,) float32 rewards of the frozen global model; the model is loaded only if some are new.
-
-    What is computed is kept part by part: a stopped scoring goes on where it was. Every worker
-    calls it and computes its share.
-
-    Raises: InputError if a reward is not finite.
-    """
-    key = score_key(model_dir, config, renderer, texts)
-
-    def start() -> Compute:
-        model = load_frozen_model(model_dir, config, renderer, device=worker.device)
-
-        def compute(text_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            rewards = score_tokens(model, tokens, text_ids=text_ids, worker=worker)
-            check_finite(rewards, config)
-            return rewards
-
-        return compute
-
-    _complete(store, key, texts, start, "scores", worker)
-    # Read by one and handed on: what decides which pairs are kept must be one to the bit.
-    return from_first(lambda: store.get(key, texts.hashes), worker)
-
-
-def reference_features(
-    model_dir: Path,
-    config: ModelConfig,
-    renderer: Renderer,
-    texts: TextSource,
-    tokens: Tokens,
-    store: ScoreStore,
-    worker: Worker,
-) -> NDArray[np.float32] | None:
-    """(T, D) float32, what the frozen global model's score head reads; None but on worker 0.
-
-    Computed and kept as the rewards are. Raises: InputError if a feature is not finite, or as
-    `reward_model.score_head`.
-    """
-    key = _hash("features", score_key(model_dir, config, renderer, texts))
-
-    def start() -> Compute:
-        model = load_frozen_model(model_dir, config, renderer, device=worker.device)
-        _, head = score_head(model)
-        num_features = head.in_features
-        model = without_head(model)
-
-        def compute(text_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            features = _outputs(model, tokens, text_ids, worker, (num_features,))
-            check_finite(features, config)
-            return features
-
-        return compute
-
-    _complete(store, key, texts, start, "features", worker)
-    return store.get(key, texts.hashes) if worker.rank == 0 else None
-
-
-Compute = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-"""From (n,) texts to what the store keeps of each."""
-
-
-def _complete(
-    store: ScoreStore,
-    key: str,
-    texts: TextSource,
-    start: Callable[[], Compute],
-    what: str,
-    worker: Worker,
-) -> None:
-    """Computes the parts that the store lacks; `start` loads what is needed for it."""
-    missing = from_first(lambda: store.missing_parts(key, texts.hashes), worker)
-    if not missing:
-        log.info("%s: %d texts read from %s", what, len(texts), store.path(key))
-        return
-    with together(worker):
-        compute = start()
-    for part in missing:
-        values = compute(part.ids)
-        with together(worker):
-            if worker.rank == 0:
-                store.put(key, part, texts.hashes, values)
-    log.info("%s: %d texts computed, kept in %s", what, len(texts), store.path(key))
-
-
-def load_frozen_model(
-    model_dir: Path, config: ModelConfig, renderer: Renderer, *, device: str
-) -> RewardModel:
-    """The global model as it is, without the adapters that training would add."""
-    frozen = config.model_copy(update={"lora": None})
-    return load_reward_model(model_dir, frozen, renderer, device=device, seed=0)
-
-
-def check_finite(rewards: NDArray[np.float32], config: ModelConfig) -> None:
-    """Raises: InputError if one of the global model's rewards (or features) is not finite."""
-    what = "rewards" if rewards.ndim == 1 else "features"
-    broken = ~np.isfinite(rewards.reshape(len(rewards), -1).sum(axis=1))
-    if broken.any():
-        raise InputError(
-            f"model.path = {config.path}: the global model gives {what} that are not finite",
-            [f"to {broken.sum()} of {len(rewards)} texts"],
-        )
+from scpo_ray.models.reading import score_head
+from scpo_ray.models.reward_model import RewardModel
+from scpo_ray.records import ALONE, Text, Tokens, Worker
+from scpo_ray.workers import total_array
 
 
 def score_texts(model: RewardModel, texts: Sequence[Text]) -> NDArray[np.float32]:
@@ -190,17 +35,30 @@ def score_tokens(
     Returns: (R,) or (T,) float32, in the order asked for.
     """
     ids = np.arange(len(tokens.offsets) - 1) if text_ids is None else text_ids
-    return _outputs(model, tokens, ids, worker, ())
+    return _outputs(model, model.rewards, tokens, ids, worker, ())
+
+
+def features_of_tokens(
+    model: RewardModel, tokens: Tokens, text_ids: NDArray[np.int64], worker: Worker
+) -> NDArray[np.float32]:
+    """(R, D) float32: what the score head reads of each text. As `score_tokens`.
+
+    Raises: InputError as `reading.score_head`.
+    """
+    _, head = score_head(model.network)
+    return _outputs(model, model.features, tokens, text_ids, worker, (head.in_features,))
 
 
 def _outputs(
     model: RewardModel,
+    compute: Callable[[dict[str, Tensor]], Tensor],
     tokens: Tokens,
     ids: NDArray[np.int64],
     worker: Worker,
     shape: tuple[int, ...],
 ) -> NDArray[np.float32]:
-    """(R, *shape) what the network says of each text."""
+    """(R, *shape) what `compute` gives of each text."""
+    model.check_tokens(tokens)
     lengths = tokens.lengths[ids]
     outputs = np.zeros((len(ids), *shape), dtype=np.float32)
     was_training = model.network.training
@@ -208,8 +66,7 @@ def _outputs(
     bar = tqdm(total=len(ids), desc="score", unit="text", disable=None, leave=False)
     with torch.no_grad(), bar:
         for rows, counts in _share(list(length_batches(lengths, model.batch_tokens)), worker):
-            inputs = pad_texts(tokens, ids[rows], model.renderer.pad_id, model.device)
-            computed = forward(model.network, inputs).float().cpu().numpy()
+            computed = compute(model.batch(tokens, ids[rows])).cpu().numpy()
             if counts:
                 outputs[rows] = computed
             bar.update(len(rows))
@@ -238,33 +95,3 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
         size = max(1, batch_tokens // int(lengths[order[start]]))
         yield order[start : start + size]
         start += size
-
-
-def pad_texts(
-    tokens: Tokens, text_ids: NDArray[np.int64], pad_id: int, device: str
-) -> dict[str, Tensor]:
-    """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks."""
-    starts, ends = tokens.offsets[text_ids], tokens.offsets[text_ids + 1]
-    width = int((ends - starts).max())
-    input_ids = np.full((len(text_ids), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(text_ids), width), dtype=np.int64)
-    types = None if tokens.token_type_ids is None else np.zeros_like(mask)
-    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        input_ids[row, : end - start] = tokens.input_ids[start:end]
-        mask[row, : end - start] = 1
-        if types is not None and tokens.token_type_ids is not None:
-            types[row, : end - start] = tokens.token_type_ids[start:end]
-    arrays = {"input_ids": input_ids, "attention_mask": mask}
-    if types is not None:
-        arrays["token_type_ids"] = types
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
-def forward(network: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(R,) rewards of padded texts."""
-    rewards: Tensor = network(**inputs).logits.squeeze(-1)
-    return rewards
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

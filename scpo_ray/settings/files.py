@@ -37,12 +37,13 @@ def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparis
     """The comparison in a YAML file: `run:` and `space:`, or a run config alone.
 
     Args and errors as for `load_config`; overrides start at `run.` or `space.` where the file has
-    `run:`, and are a run's settings where it has not.
+    `run:`; where it has not they are a run's settings, or start at `space.`.
     """
     document = _overridden(_read_document(path), overrides, path)
     if "run" not in document:
+        space = document.pop("space", {})
         run = validate(RunConfig, _with_preset(document, path), path)
-        return validate(ComparisonConfig, {"run": run}, path)
+        return validate(ComparisonConfig, {"run": run, "space": space}, path)
     if isinstance(document["run"], dict):
         document["run"] = _with_preset(document["run"], path)
     return validate(ComparisonConfig, document, path)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from scpo_ray.settings.methods import RivalsConfig
 from scpo_ray.settings.run import EXECUTION, RunConfig, spelling_of
 from scpo_ray.settings.section import Section
 from scpo_ray.settings.spelling import Spell, keys_spelled_once, spelled_once
@@ -336,7 +335,7 @@ class SweepConfig(Section):
     @property
     def document(self) -> dict[str, Any]:
         """What decides the sweep's results: where and how fast it is computed does not count."""
-        document = self.model_dump(
+        return self.model_dump(
             mode="json",
             exclude={
                 "run": EXECUTION,
@@ -346,10 +345,6 @@ class SweepConfig(Section):
                 "budget": True,
             },
         )
-        if self.run.rivals == RivalsConfig():
-            # Sweeps begun before there were rivals go on.
-            del document["run"]["rivals"]
-        return document
 
     @property
     def digest(self) -> str:

@@ -1,12 +1,17 @@
-"""Whole files and folders or none, and the disk's refusals in words."""
+"""Whole files and folders or none, signed with hashes, and the disk's refusals in words."""
 
 import errno
 import hashlib
 import json
+import mmap
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +21,19 @@ from safetensors import SafetensorError
 from scpo_ray.records import InputError
 
 MANIFEST = "manifest.json"
+
+# The first line of a JSON document signs the rest of it, and the whole is JSON to others.
+_SIGNED = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
+
+# What was written this shortly before may be written again without a change of its time.
+_RECENT_NS = 2 * 10**9
+
+# A writer that has not touched its part for so long is no more.
+LEFT_BEHIND_S = 24 * 3_600.0
+
+_DIGEST_BYTES = 32
+
+_known_whole: set[tuple[Any, ...]] = set()
 
 
 @contextmanager
@@ -27,6 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, f".{escape(path.name)}.*.part", older_than_s=LEFT_BEHIND_S)
         try:
             yield part
             sync(part)
@@ -45,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.name}.part")
     with disk_errors(path):
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         part.mkdir(parents=True)
         try:
             yield part
@@ -64,35 +83,137 @@ def synced_digests(folder: Path, root: Path) -> dict[str, str]:
 
 def put_in_place(part: Path, path: Path, digests: dict[str, str]) -> None:
     """Gives a folder that is written its manifest and then, in one step, its name."""
+    # One that was copied along speaks of another folder.
+    digests = {name: digest for name, digest in digests.items() if name != MANIFEST}
     (part / MANIFEST).write_text(json.dumps(digests, indent=1))
     for file in (part / MANIFEST, part):
         sync(file)
-    shutil.rmtree(path, ignore_errors=True)
+    remove(path)
     os.replace(part, path)
     sync(path.parent)
 
 
 def folder_fault(path: Path) -> str | None:
-    """Why a folder that `put_in_place` named cannot be trusted; None if it is whole."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
-        manifest = None
-    if not manifest or not isinstance(manifest, dict):
+    """Why a folder that `put_in_place` named cannot be trusted; None if it is whole.
+
+    Its files are read once in this process, while their sizes and times stay.
+    """
+    digests = _manifest(path)
+    if not digests:
         return "its manifest is missing or unreadable"
-    for name, digest in manifest.items():
-        file = path / name
-        if not file.is_file():
+    states = []
+    for name in digests:
+        try:
+            state = (path / name).stat()
+        except OSError:
             return f"{name} is missing"
-        if file_digest(file) != digest:
+        if not stat.S_ISREG(state.st_mode):
+            return f"{name} is not a file"
+        states.append((name, state.st_ino, state.st_size, state.st_mtime_ns))
+    seen = (str(path), *states, *digests.values())
+    if seen in _known_whole:
+        return None
+    started = time.time_ns()
+    for name, digest in digests.items():
+        if file_digest(path / name) != digest:
             return f"{name} is not what was written"
+    if all(started - modified > _RECENT_NS for *_, modified in states):
+        _known_whole.add(seen)
     return None
 
 
-def write_json(path: Path, document: Any) -> None:
-    """One JSON document, whole or not at all; NaN and infinity are refused."""
+def check_folder(path: Path, remedy: str) -> None:
+    """Raises: InputError with `remedy` if a folder that `put_in_place` named is not whole."""
+    fault = folder_fault(path)
+    if fault is not None:
+        raise InputError(f"{path}: damaged", [fault, remedy])
+
+
+def sign(path: Path) -> None:
+    """Adds the hash of a file's content behind it, where its readers look for it."""
+    digest = bytes.fromhex(file_digest(path))
+    with path.open("ab") as file:
+        file.write(digest)
+
+
+def signed_content(path: Path) -> memoryview:
+    """A file that `sign` was called on, memory-mapped, without the hash.
+
+    It is read once in this process, while its size and time stay. Raises: OSError if it cannot be
+    read, ValueError if it is not what was signed.
+    """
+    with path.open("rb") as file:
+        state = os.fstat(file.fileno())
+        if state.st_size <= _DIGEST_BYTES:
+            raise ValueError("it is not what was written")
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    content = mapped[:-_DIGEST_BYTES]
+    seen = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+    if seen not in _known_whole:
+        started = time.time_ns()
+        if hashlib.sha256(content).digest() != mapped[-_DIGEST_BYTES:]:
+            raise ValueError("it is not what was written")
+        if started - state.st_mtime_ns > _RECENT_NS:
+            _known_whole.add(seen)
+    return content
+
+
+def _manifest(path: Path) -> Mapping[str, str] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON object, whole or not at all, with the hash of the rest as its first member.
+
+    Raises: ValueError for NaN, infinity and an object without members.
+    """
+    if not document:
+        raise ValueError(f"{path}: nothing to write")
+    content = json.dumps(dict(document), indent=1, allow_nan=False) + "\n"
+    body = content.removeprefix("{\n").encode()
+    first = f'{{\n "sha256": "{hashlib.sha256(body).hexdigest()}",\n'
     with whole_file(path) as part:
-        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        part.write_bytes(first.encode() + body)
+
+
+def read_json(path: Path, remedy: str) -> bytes:
+    """A document that `write_json` wrote, as JSON without the hash.
+
+    Raises: InputError with `remedy` if it cannot be read, or is not what was written.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read", [error.strerror or str(error), remedy]
+        ) from None
+    signed = _SIGNED.match(content)
+    body = b"" if signed is None else content[signed.end() :]
+    if signed is None or hashlib.sha256(body).hexdigest() != signed[1].decode():
+        raise InputError(f"{path}: damaged", ["it is not what was written", remedy])
+    return b"{\n" + body
+
+
+def clear_leftovers(folder: Path, pattern: str, *, older_than_s: float = 0.0) -> None:
+    """Removes what killed writers left half-written in `folder`."""
+    for path in folder.glob(pattern):
+        try:
+            if time.time() - path.lstat().st_mtime >= older_than_s:
+                remove(path)
+        except OSError:
+            continue  # Its writer, or another one who clears up, was faster.
+
+
+def remove(path: Path) -> None:
+    """The file, link or folder at `path`, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -108,6 +229,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EACCES: "no permission to write here",
             errno.EPERM: "no permission to write here",
             errno.EEXIST: "a file stands where a folder should",
+            errno.EISDIR: "a folder stands where a file should",
             errno.ENOTDIR: "a part of the path is a file, not a folder",
             errno.ENOENT: "there is no such folder, and none can be made",
             errno.ENAMETOOLONG: "a name in the path is too long",

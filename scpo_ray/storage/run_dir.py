@@ -1,5 +1,6 @@
 """What a run leaves on disk and where: its folder, its result."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -9,21 +10,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from scpo_ray.records import ComparisonResult, InputError, RunResult
-from scpo_ray.storage.disk import disk_errors, whole_file, write_json
+from scpo_ray.records import ComparisonResult, InputError, RunResult, TrainingRecord
+from scpo_ray.storage.disk import (
+    check_folder,
+    clear_leftovers,
+    disk_errors,
+    read_json,
+    whole_file,
+    write_json,
+)
 from scpo_ray.storage.remote import RemoteFolder
-from scpo_ray.storage.stores import ScoreStore, TokenStore, WeightStore
+from scpo_ray.storage.stores import Stores
 
 log = logging.getLogger(__name__)
 
+TRAINING_FILE = "training.json"
 TEST_PAIRS_FILE = "test_pairs.parquet"
 TEST_OPINIONS_FILE = "test_opinions.parquet"
+_TRAINING: TypeAdapter[TrainingRecord] = TypeAdapter(TrainingRecord)
+_DIGEST = "sha256"
 _RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
 
@@ -40,12 +52,8 @@ class RunDir:
 
     def __init__(self, path: Path, cache: Path, remote: RemoteFolder | None = None) -> None:
         self.path = path
-        self.cache = cache
+        self.stores = Stores(cache)
         self.remote = remote
-        self.token_store = TokenStore(cache / "tokens")
-        self.score_store = ScoreStore(cache / "scores")
-        self.feature_store = ScoreStore(cache / "features")
-        self.predictor_store = WeightStore(cache / "predictors")
 
     @property
     def model_dir(self) -> Path:
@@ -73,6 +81,8 @@ class RunDir:
                 lock.acquire()
             except Timeout:
                 raise InputError(f"{self.path}: another process is running this run") from None
+            # Whoever wrote these is gone, or the folder would not be free.
+            clear_leftovers(self.path, ".*.part")
         try:
             yield
         finally:
@@ -84,11 +94,8 @@ class RunDir:
         Raises: InputError if the folder belongs to a run on other data or another global model.
         """
         path = self.path / "run.json"
-        if path.is_file():
-            try:
-                known = dict(json.loads(path.read_bytes())["fingerprints"])
-            except (ValueError, TypeError, KeyError):
-                raise InputError(f"{path}: damaged; delete it to begin anew") from None
+        if path.exists():
+            known = json.loads(read_json(path, "delete it to begin anew"))["fingerprints"]
             changed = [
                 f"{name} fingerprint then {str(known.get(name))[:12]}, now {value[:12]}: "
                 "the files have changed; delete the folder or choose another output_dir"
@@ -109,7 +116,7 @@ class RunDir:
 
         The result comes last: with it the run has ended here too.
         """
-        if self.remote is None or self.result_path.is_file():
+        if self.remote is None or self.result_path.exists():
             return
         result = self.result_path.name
         names = [n for n in self.remote.files() if n.split("/")[0] != self.checkpoints_dir.name]
@@ -127,27 +134,52 @@ class RunDir:
             if self.checkpoints_dir not in file.parents:
                 self.remote.upload(file, file.relative_to(self.path).as_posix())
 
+    def save_training_record(self, record: TrainingRecord) -> None:
+        """Says that the model is there, whole; what comes after it can be done again."""
+        write_json(self.path / TRAINING_FILE, asdict(record))
+
+    def training_record(self) -> TrainingRecord | None:
+        """What was kept of the fit, None before its end. Raises: InputError if it is damaged."""
+        path = self.path / TRAINING_FILE
+        record: TrainingRecord | None = None
+        if path.exists():
+            record = load_document(path, _TRAINING, _run_again(self.path))
+        return record
+
     def save_result(self, result: RunResult) -> None:
         write_json(self.result_path, asdict(result))
 
     def save_test_pairs(self, columns: dict[str, Any]) -> None:
-        with whole_file(self.test_pairs_path) as part:
-            pq.write_table(pa.table(columns), part)
+        _save_columns(self.test_pairs_path, columns)
 
     def save_test_opinions(self, columns: dict[str, Any]) -> None:
-        with whole_file(self.path / TEST_OPINIONS_FILE) as part:
-            pq.write_table(pa.table(columns), part)
+        _save_columns(self.path / TEST_OPINIONS_FILE, columns)
 
 
 def load_result(path: Path) -> RunResult:
     """The result in a run's folder. Raises: InputError if there is none or it is damaged."""
-    result: RunResult = load_document(path / "result.json", _RESULT)
+    result: RunResult = load_document(path / "result.json", _RESULT, _run_again(path))
     return result
+
+
+def trained_model_dir(path: Path) -> Path:
+    """The model in an ended run's folder. Raises: InputError if there is none or it is damaged."""
+    folder = path / "model"
+    if not folder.exists():
+        raise InputError(f"{path}: has no trained model (no folder {folder.name} in it)")
+    check_folder(folder, _run_again(path))
+    return folder
+
+
+def _run_again(path: Path) -> str:
+    return f"delete {path}, and the command that made it makes it again"
 
 
 def load_comparison_result(path: Path) -> ComparisonResult:
     """The comparison in an experiment's folder. Raises: as `load_result`."""
-    result: ComparisonResult = load_document(path / "comparison.json", _COMPARISON)
+    result: ComparisonResult = load_document(
+        path / "comparison.json", _COMPARISON, "scpo compare makes it again from the runs"
+    )
     return result
 
 
@@ -157,36 +189,61 @@ def save_comparison_result(path: Path, result: ComparisonResult) -> None:
 
 def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:
     """Columns of a run's `test_pairs.parquet` as arrays."""
-    return _load_columns(path / TEST_PAIRS_FILE)
+    return _load_columns(path / TEST_PAIRS_FILE, _run_again(path))
 
 
-def load_test_opinions(path: Path) -> dict[str, NDArray[Any]] | None:
-    """Columns of a run's `test_opinions.parquet`; None where its data held no opinions.
+def load_test_opinions(path: Path) -> dict[str, NDArray[Any]]:
+    """Columns of a run's `test_opinions.parquet`, which is there if its result has opinions.
 
     `culture`, `cluster` (the question), and "<predictor>/<options>/<base>" -> (D,) similarity to
     each test distribution, NaN where there is none.
     """
-    file = path / TEST_OPINIONS_FILE
-    return _load_columns(file) if file.exists() else None
+    return _load_columns(path / TEST_OPINIONS_FILE, _run_again(path))
 
 
-def _load_columns(file: Path) -> dict[str, NDArray[Any]]:
+def _save_columns(file: Path, columns: dict[str, Any]) -> None:
+    table = pa.table(columns)
+    digest = _columns_digest(_arrays(table))
+    with whole_file(file) as part:
+        pq.write_table(table.replace_schema_metadata({_DIGEST: digest}), part)
+
+
+def _load_columns(file: Path, remedy: str) -> dict[str, NDArray[Any]]:
     try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: cannot be read", [str(error).splitlines()[0]]) from None
+        table = pq.ParquetFile(file).read()
+        columns = _arrays(table)
+        digest = (table.schema.metadata or {}).get(_DIGEST.encode(), b"").decode()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{file}: cannot be read", [reason, remedy]) from None
+    if _columns_digest(columns) != digest:
+        raise InputError(f"{file}: damaged", ["it is not what was written", remedy])
+    return columns
+
+
+def _arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def load_document(path: Path, adapter: TypeAdapter[Any]) -> Any:
+def _columns_digest(columns: dict[str, NDArray[Any]]) -> str:
+    """Hash of what is read, however the file holds it."""
+    digest = hashlib.sha256()
+    for name, values in columns.items():
+        # Text is an array of objects.
+        texts = json.dumps(values.tolist()).encode() if values.dtype == object else b""
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(texts or np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def load_document(path: Path, adapter: TypeAdapter[Any], remedy: str) -> Any:
     """A record in a JSON file. Raises: InputError if it cannot be read or is none."""
+    content = read_json(path, remedy)
     try:
-        return adapter.validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read", [error.strerror or str(error)]) from None
+        return adapter.validate_json(content)
     except ValidationError as error:
         problems = [
             ": ".join([*filter(None, [".".join(map(str, each["loc"]))]), each["msg"]])
             for each in error.errors()
         ]
-        raise InputError(f"{path}: not a result of this version", problems) from None
+        raise InputError(f"{path}: not a result of this version", [*problems, remedy]) from None

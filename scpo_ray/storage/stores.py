@@ -1,106 +1,176 @@
 """What runs share on disk, by content: rendered texts, the global model's rewards and features,
-what is learned alike for several of them."""
+what is learned alike for several of them.
 
+Each entry is a folder with a manifest: one that is not what was written counts as not there, and
+is made anew."""
+
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 
 from scpo_ray.records import InputError, Tokens
-from scpo_ray.storage.disk import disk_errors, whole_file, whole_folder
+from scpo_ray.storage.disk import (
+    clear_leftovers,
+    disk_errors,
+    folder_fault,
+    remove,
+    whole_folder,
+)
 
 log = logging.getLogger(__name__)
 
 _TEXTS_PER_PART = 16_384
+_TEXTS_PER_CHUNK = 2_000
+
+Encode = Callable[[NDArray[np.int64]], Tokens]
+"""From (n,) texts, by their number, to their tokens."""
 
 
 class TokenStore:
-    """Rendered texts on disk, by key; memory-mapped when read."""
+    """Rendered texts on disk, memory-mapped when read.
+
+    Per renderer (`key`) a folder, with a folder for each list of texts that was asked for. A text
+    that stands in any of them is copied from there, and not rendered again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, key: str) -> Tokens | None:
-        """The tokens under `key`, or None where there are none that are whole."""
-        path = self.folder / key
-        if not path.is_dir():
-            return None
-        try:
-            offsets = np.load(path / "offsets.npy")
-            truncated = np.load(path / "truncated.npy")
-            input_ids = np.fromfile(path / "input_ids.bin", dtype=np.int32, count=0)
-            if offsets[-1]:
-                input_ids = np.memmap(path / "input_ids.bin", dtype=np.int32, mode="r")
-            types = None
-            if (path / "token_type_ids.bin").is_file() and offsets[-1]:
-                types = np.memmap(path / "token_type_ids.bin", dtype=np.int8, mode="r")
-            if len(input_ids) != offsets[-1] or (types is not None and len(types) != offsets[-1]):
-                raise ValueError("lengths do not fit")
-        except (OSError, ValueError, EOFError) as error:
-            log.warning("tokens in %s are damaged (%s): rendering again", path, error)
-            return None
-        return Tokens(input_ids, types, offsets, truncated)
+    def get(self, key: str, hashes: NDArray[np.uint64]) -> Tokens | None:
+        """The tokens of exactly these T texts in this order; None where no such list is whole."""
+        path = self._path(key, hashes)
+        return _opened_tokens(path) if _is_whole(path, "tokens", "rendering") else None
 
-    def put(self, key: str, chunks: Iterator[Tokens]) -> Tokens:
-        """Writes the chunks one after the other; returns them as one, memory-mapped.
+    def get_or_encode(self, key: str, hashes: NDArray[np.uint64], encode: Encode) -> Tokens:
+        """As `get`; where there are none, `encode` is asked for the texts that no list has.
 
-        Of several processes that render the same texts at once, one writes and the others wait.
+        Of several processes that ask for the same list at once, one makes it and the others wait.
         """
-        with disk_errors(self.folder / key):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f".{key}.lock"):
-                tokens = self.get(key)
+        path = self._path(key, hashes)
+        tokens = self.get(key, hashes)
+        if tokens is not None:
+            return tokens
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                tokens = self.get(key, hashes)
                 if tokens is None:
-                    self._write(key, chunks)
-                    tokens = self.get(key)
+                    remove(path)
+                    self._write(path, hashes, encode)
+                    tokens = self.get(key, hashes)
         if tokens is None:
-            raise InputError(f"{self.folder / key}: what was just written cannot be read back")
+            raise InputError(f"{path}: what was just written cannot be read back")
         return tokens
 
-    def _write(self, key: str, chunks: Iterator[Tokens]) -> None:
-        lengths, truncated = [], []
-        with whole_folder(self.folder / key) as part:
-            with (
-                (part / "input_ids.bin").open("wb") as ids_file,
-                (part / "token_type_ids.bin").open("wb") as types_file,
-            ):
-                for chunk in chunks:
+    def _path(self, key: str, hashes: NDArray[np.uint64]) -> Path:
+        return self.folder / key / hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
+
+    def _write(self, path: Path, hashes: NDArray[np.uint64], encode: Encode) -> None:
+        known = _known_tokens(path.parent, hashes)
+        lengths, truncated = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+        with whole_folder(path) as part:
+            ids_path, types_path = part / "input_ids.bin", part / "token_type_ids.bin"
+            with ids_path.open("wb") as ids_file, types_path.open("wb") as types_file:
+                starts = range(0, len(hashes), _TEXTS_PER_CHUNK)
+                bar = tqdm(starts, desc="tokenize", unit="chunk", disable=None, leave=False)
+                for start in bar:
+                    texts = np.arange(start, min(start + _TEXTS_PER_CHUNK, len(hashes)))
+                    chunk = known.tokens_of(texts, encode)
                     chunk.input_ids.tofile(ids_file)
                     if chunk.token_type_ids is not None:
                         chunk.token_type_ids.tofile(types_file)
                     lengths.append(chunk.lengths)
                     truncated.append(chunk.truncated)
-            if (part / "token_type_ids.bin").stat().st_size == 0:
-                (part / "token_type_ids.bin").unlink()
-            ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
-            np.save(part / "offsets.npy", np.concatenate([[0], ends]))
+            if types_path.stat().st_size == 0:
+                types_path.unlink()
+            np.save(part / "hashes.npy", hashes)
+            np.save(part / "offsets.npy", _offsets(np.concatenate(lengths)))
             np.save(part / "truncated.npy", np.concatenate(truncated))
 
 
 @dataclass(frozen=True)
-class ScorePart:
-    """Part `number` of a set of scores. `ids`: (n,) int64, the texts in it."""
+class _KnownTokens:
+    """Where T texts' tokens stand already: `lists[number[t]]` in row `row[t]`, -1 for nowhere."""
 
-    number: int
-    ids: NDArray[np.int64]
+    lists: list[Tokens]
+    number: NDArray[np.int32]
+    row: NDArray[np.int64]
+
+    def tokens_of(self, texts: NDArray[np.int64], encode: Encode) -> Tokens:
+        """The tokens of some of the texts, in ascending order."""
+        new = texts[self.number[texts] < 0]
+        found = [(new, encode(new))] if len(new) else []
+        for number in np.unique(self.number[texts]):
+            if number >= 0:
+                these = texts[self.number[texts] == number]
+                found.append((these, _taken(self.lists[number], self.row[these])))
+        order = np.argsort(np.concatenate([these for these, _ in found]))
+        return _taken(_joined([tokens for _, tokens in found]), order)
+
+
+def _known_tokens(folder: Path, hashes: NDArray[np.uint64]) -> _KnownTokens:
+    """What the lists in a renderer's folder have of these texts."""
+    wanted = _Wanted.of(hashes)
+    known = _KnownTokens([], np.full(len(hashes), -1, np.int32), np.zeros(len(hashes), np.int64))
+    for path in sorted(folder.glob("[!.]*")):
+        if (known.number >= 0).all():
+            break
+        if _is_whole(path, "tokens", "rendering"):
+            texts, rows = wanted.found_in(np.load(path / "hashes.npy"))
+            if len(texts):
+                known.number[texts], known.row[texts] = len(known.lists), rows
+                known.lists.append(_opened_tokens(path))
+    log.info("tokens: %d of %d texts known", (known.number >= 0).sum(), len(hashes))
+    return known
+
+
+def _opened_tokens(path: Path) -> Tokens:
+    offsets = np.load(path / "offsets.npy")
+    types_path = path / "token_type_ids.bin"
+    input_ids, types = np.empty(0, np.int32), None
+    if offsets[-1]:  # What is empty cannot be mapped.
+        input_ids = np.memmap(path / "input_ids.bin", dtype=np.int32, mode="r")
+        types = np.memmap(types_path, dtype=np.int8, mode="r") if types_path.is_file() else None
+    return Tokens(input_ids, types, offsets, np.load(path / "truncated.npy"))
+
+
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _taken(tokens: Tokens, rows: NDArray[np.int64]) -> Tokens:
+    """The texts at `rows`, in that order."""
+    lengths = tokens.lengths[rows]
+    offsets = _offsets(lengths)
+    places = np.repeat(tokens.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    types = None if tokens.token_type_ids is None else tokens.token_type_ids[places]
+    return Tokens(tokens.input_ids[places], types, offsets, tokens.truncated[rows])
+
+
+def _joined(several: Sequence[Tokens]) -> Tokens:
+    types = [tokens.token_type_ids for tokens in several if tokens.token_type_ids is not None]
+    return Tokens(
+        np.concatenate([tokens.input_ids for tokens in several]),
+        np.concatenate(types) if types else None,
+        _offsets(np.concatenate([tokens.lengths for tokens in several])),
+        np.concatenate([tokens.truncated for tokens in several]),
+    )
 
 
 class ScoreStore:
-    """The global model's rewards on disk: per key a folder of Parquet files, one per part.
+    """What a model says of texts, on disk: per model (`key`) a folder of numbered parts.
 
     A text's entry is its reward, or the D features that a reward is made from; then what is (T,)
-    below is (T, D).
-
-    A part is a run of texts, of a size that does not depend on who computes it: a scoring that
-    was stopped, or that many machines share, gives the same files.
+    below is (T, D). An entry once kept stays: of two processes that compute a text at once, the
+    first to come is believed, whoever asks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,59 +179,71 @@ class ScoreStore:
     def path(self, key: str) -> Path:
         return self.folder / key
 
-    def missing_parts(self, key: str, hashes: NDArray[np.uint64]) -> list[ScorePart]:
-        """The parts of these texts' scores that are not there, or not to be trusted."""
-        return [p for p in _parts(len(hashes)) if self._read(key, p, hashes) is None]
+    def missing(self, key: str, hashes: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+        """Which of T texts have no entry, in portions to compute: each a part to be."""
+        is_known = np.zeros(len(hashes), np.bool_)
+        for texts, _, _ in self._found(key, hashes):
+            is_known[texts] = True
+        missing = np.flatnonzero(~is_known)
+        starts = range(0, len(missing), _TEXTS_PER_PART)
+        return [missing[start : start + _TEXTS_PER_PART] for start in starts]
 
     def get(self, key: str, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
         """(T,) rewards of the texts with these hashes. Raises: InputError if some are missing."""
-        parts = [self._read(key, part, hashes) for part in _parts(len(hashes))]
-        found = [part for part in parts if part is not None]
-        if len(found) < len(parts):
-            missing = len(parts) - len(found)
-            raise InputError(f"{self.path(key)}: {missing} of {len(parts)} parts cannot be read")
-        return np.concatenate(found) if found else np.empty(0, np.float32)
+        values = np.empty(0, np.float32)
+        num_found = 0
+        for texts, part, rows in self._found(key, hashes):
+            stored = np.load(part / "values.npy", mmap_mode="r")
+            if not num_found:
+                values = np.empty((len(hashes), *stored.shape[1:]), np.float32)
+            values[texts] = stored[rows]
+            num_found += len(texts)
+        if num_found < len(hashes):
+            missing = len(hashes) - num_found
+            raise InputError(f"{self.path(key)}: {missing} of {len(hashes)} texts cannot be read")
+        return values
 
-    def put(
-        self,
-        key: str,
-        part: ScorePart,
-        hashes: NDArray[np.uint64],
-        rewards: NDArray[np.float32],
-    ) -> None:
-        """Keeps the (n,) rewards of a part's texts; `hashes` are those of all T texts."""
-        with whole_file(self._part_path(key, part)) as file:
-            values: pa.Array = pa.array(rewards.ravel())
-            if rewards.ndim == 2:
-                values = pa.FixedSizeListArray.from_arrays(values, rewards.shape[1])
-            table = pa.table({"text_hash": hashes[part.ids], "reward": values})
-            # Without checksums a page of zeros reads as rewards of zero.
-            pq.write_table(table, file, write_page_checksum=True)
+    def put(self, key: str, hashes: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
+        """Keeps the (n,) rewards of n texts as a part; those that have one keep the one they have.
 
-    def _part_path(self, key: str, part: ScorePart) -> Path:
-        return self.path(key) / f"part-{part.number:06d}.parquet"
+        Parts that are not whole, and what killed writers left, are removed.
+        """
+        folder = self.path(key)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                clear_leftovers(folder, ".part-*")
+                for path in self._parts(key):
+                    if folder_fault(path) is not None:
+                        remove(path)
+                is_new = np.ones(len(hashes), np.bool_)
+                for texts, _, _ in self._found(key, hashes):
+                    is_new[texts] = False
+                if not is_new.any():
+                    return
+                numbers = [int(path.name.removeprefix("part-")) for path in self._parts(key)]
+                number = 1 + max(numbers, default=-1)
+                with whole_folder(folder / f"part-{number:06d}") as part:
+                    np.save(part / "hashes.npy", hashes[is_new])
+                    np.save(part / "values.npy", values[is_new])
 
-    def _read(
-        self, key: str, part: ScorePart, hashes: NDArray[np.uint64]
-    ) -> NDArray[np.float32] | None:
-        path = self._part_path(key, part)
-        if not path.is_file():
-            return None
-        try:
-            table = pq.read_table(path, page_checksum_verification=True)
-            stored = table["text_hash"].to_numpy()
-            rewards = _values(table["reward"].combine_chunks())
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            log.warning("scores in %s are damaged (%s): computing again", path, error)
-            return None
-        if not np.array_equal(stored, hashes[part.ids]):
-            log.warning("scores in %s are of other texts: computing again", path)
-            return None
-        return np.asarray(rewards)
+    def _parts(self, key: str) -> list[Path]:
+        return sorted(self.path(key).glob("part-[0-9]*"))
+
+    def _found(
+        self, key: str, hashes: NDArray[np.uint64]
+    ) -> Iterator[tuple[NDArray[np.int64], Path, NDArray[np.int64]]]:
+        """Each part that has some of the texts: which of them, the part, and in which rows."""
+        wanted = _Wanted.of(hashes)
+        for path in self._parts(key):
+            if _is_whole(path, self.folder.name, "computing"):
+                texts, rows = wanted.found_in(np.load(path / "hashes.npy"))
+                if len(texts):
+                    yield texts, path, rows
 
 
 class WeightStore:
-    """Weights of small networks on disk: per key a safetensors file."""
+    """Weights of small networks on disk: per key a folder with a safetensors file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -173,34 +255,57 @@ class WeightStore:
 
         Of several processes that ask for the same ones, one learns and the others wait.
         """
-        path = self.folder / f"{key}.safetensors"
+        path = self.folder / key
         with disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{key}.lock"):
-            if path.is_file():
-                try:
-                    kept: dict[str, NDArray[np.float32]] = load_file(path)
-                except SafetensorError as error:
-                    log.warning("weights in %s are damaged (%s): learning again", path, error)
-                else:
-                    log.info("weights read from %s", path)
-                    return kept
+            if _is_whole(path, "weights", "learning"):
+                kept: dict[str, NDArray[np.float32]] = load_file(path / "weights.safetensors")
+                log.info("weights read from %s", path)
+                return kept
             weights = dict(learn())
-            with whole_file(path) as part:
-                save_file(weights, part)
+            with whole_folder(path) as part:
+                save_file(weights, part / "weights.safetensors")
         return weights
 
 
-def _values(column: pa.Array) -> NDArray[np.float32]:
-    if not pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values.reshape(len(column), column.type.list_size), dtype=np.float32)
+class Stores:
+    """Everything that runs share, below one folder; `data` is the data tables'."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        self.tokens = TokenStore(folder / "tokens")
+        self.scores = ScoreStore(folder / "scores")
+        self.features = ScoreStore(folder / "features")
+        self.predictors = WeightStore(folder / "predictors")
 
 
-def _parts(num_texts: int) -> list[ScorePart]:
-    starts = range(0, num_texts, _TEXTS_PER_PART)
-    return [
-        ScorePart(number, np.arange(start, min(start + _TEXTS_PER_PART, num_texts)))
-        for number, start in enumerate(starts)
-    ]
+@dataclass(frozen=True)
+class _Wanted:
+    """T distinct hashes to look for, sorted; `order`: which text each is."""
+
+    hashes: NDArray[np.uint64]
+    order: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, hashes: NDArray[np.uint64]) -> "_Wanted":
+        order = np.argsort(hashes)
+        return cls(hashes[order], order)
+
+    def found_in(self, stored: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The texts that are among the stored, and in which rows."""
+        if not len(self.hashes):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        places = np.minimum(np.searchsorted(self.hashes, stored), len(self.hashes) - 1)
+        rows = np.flatnonzero(self.hashes[places] == stored)
+        return self.order[places[rows]], rows
+
+
+def _is_whole(path: Path, what: str, doing: str) -> bool:
+    """Whether an entry is there and what was written; says so if it is not."""
+    if not path.exists():
+        return False
+    fault = folder_fault(path)
+    if fault is not None:
+        log.warning("%s in %s are damaged (%s): %s again", what, path, fault, doing)
+    return fault is None

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from scpo_ray.records import InputError
-from scpo_ray.storage.disk import disk_errors, write_json
+from scpo_ray.storage.disk import disk_errors, read_json, write_json
 from scpo_ray.storage.json_lines import append_json_lines, read_json_lines
 from scpo_ray.storage.run_dir import load_document
 from scpo_ray.sweep.records import Setting, SweepResult, TrialRecord
@@ -78,12 +78,9 @@ class SweepDir:
             or the global model has.
         """
         path = self.path / "sweep.json"
-        if path.is_file():
-            try:
-                known = json.loads(path.read_bytes())
-                before, prints = dict(known["document"]), dict(known["fingerprints"])
-            except (ValueError, TypeError, KeyError):
-                raise InputError(f"{path}: damaged; delete the folder to begin anew") from None
+        if path.exists():
+            known = json.loads(read_json(path, "delete it to go on with the file as it is now"))
+            before, prints = known["document"], known["fingerprints"]
             moved = [
                 f"{name} fingerprint then {str(prints.get(name))[:12]}, now {value[:12]}"
                 for name, value in fingerprints.items()
@@ -137,7 +134,9 @@ class SweepDir:
 
     def _chosen(self) -> dict[int, dict[str, Any]]:
         found = {}
-        for number, line in enumerate(read_json_lines(self._settings, mend=self._is_held), start=1):
+        remedy = f"delete {self.path} to search anew; the runs that have ended are found again"
+        lines = read_json_lines(self._settings, mend=self._is_held, remedy=remedy)
+        for number, line in enumerate(lines, start=1):
             if not {"number", "values", "label", "suggestion"} <= line.keys():
                 raise InputError(f"{self._settings}: line {number}: not of this version")
             found[int(line["number"])] = line
@@ -158,5 +157,7 @@ def _with_text_for_infinity(value: Any) -> Any:
 
 def load_sweep_result(folder: Path) -> SweepResult:
     """The result in a sweep's folder. Raises: InputError if there is none or it is damaged."""
-    result: SweepResult = load_document(folder / RESULT_FILE, _RESULT)
+    result: SweepResult = load_document(
+        folder / RESULT_FILE, _RESULT, "the sweep's command makes it again from its runs"
+    )
     return result

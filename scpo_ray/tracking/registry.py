@@ -15,7 +15,12 @@ from scpo_ray.records import Difference, InputError, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.storage.run_dir import TEST_PAIRS_FILE, load_result, load_test_pairs
+from scpo_ray.storage.run_dir import (
+    TEST_PAIRS_FILE,
+    load_result,
+    load_test_pairs,
+    trained_model_dir,
+)
 from scpo_ray.tracking.mlflow_store import (
     CANDIDATE,
     CHAMPION,
@@ -75,6 +80,7 @@ def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Ve
         )
     if not (run_dir / "model").is_dir():
         raise InputError(f"{run_dir}: no model to register (method {result.method})")
+    model_dir = trained_model_dir(run_dir)
     tested = _Tested(result, pair_outcomes(load_test_pairs(run_dir)))
     uri = config.mlflow_uri
     client, run = find_run(config, run_dir)
@@ -86,9 +92,7 @@ def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Ve
         if run is None:
             raise InputError(f"{run_dir}: its run cannot be found in MLflow at {uri}")
     with store_errors(uri), slow_uploads():
-        version = log_model(
-            client, run.info.experiment_id, run.info.run_id, run_dir / "model", result
-        )
+        version = log_model(client, run.info.experiment_id, run.info.run_id, model_dir, result)
         version = client.get_model_version(version.name, version.version)
     if _DECIDED in version.tags:
         return _recorded(version)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.test_remote_code import CODE
 from tests.storage.test_disk_faults import mounted_tmpfs
 from tests.test_bad_input import assert_refused, place
-from tests.test_cli import run_folder, scpo
+from tests.test_cli import run_folder
 
 # Models
 
@@ -129,13 +129,15 @@ def test_a_damaged_result_is_refused(scpo, place):
 def test_a_score_store_that_a_crash_damaged_is_made_anew(scpo, place):
     config = place.write()
     folder = Path(json.loads(scpo("score", config, "--json").out)["path"])
-    [path] = folder.iterdir()
+    path = folder / "part-000000" / "values.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    (path.parent / f".{path.name}.1.part").write_bytes(b"left by a crash")
+    (folder / ".part-000001.part").mkdir()
+    (folder / ".part-000001.part" / "values.npy").write_bytes(b"left by a crash")
 
     assert scpo("train", config).code == 0
     assert path.read_bytes() == whole
+    assert [p.name for p in folder.glob("*part*")] == ["part-000000"]
 
 
 def test_evaluating_what_is_no_model_is_refused(scpo, place):

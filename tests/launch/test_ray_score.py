@@ -18,20 +18,20 @@ from safetensors.torch import load_file, save_file
 
 import scpo_ray.storage.stores
 from scpo_ray.experiment import RunInputs, global_rewards, load_inputs, open_run_dir
-from scpo_ray.launch.ray_cluster import connect
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.records import InputError
 from scpo_ray.settings.run import RunConfig
+from tests.launch.clusters import TIMEOUT_S
 from tests.launch.test_bad_places import cut_weights, spoil_with_nan
 from tests.test_cli import in_process, start_process, write_yaml
 from tests.tiny import tiny_config, tiny_document
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.ray,
-    # Ray warns of settings of its own.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    # Ray warns of settings of its own, and leaves files to the collector.
+    pytest.mark.filterwarnings("ignore:::ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
 # Some 4,200 texts in 66 small parts, and small batches: long enough to be killed midway.
@@ -40,36 +40,31 @@ MODEL = {"inference_batch_tokens": 256}
 TEXTS_PER_PART, NUM_PARTS = 64, 66
 
 
-@pytest.fixture(scope="module")
-def cluster(tiny_reward_model, tmp_path_factory) -> Iterator[str]:
-    """The address of a Ray of this machine's, to which this process belongs."""
-    connect(tiny_config(tiny_reward_model, tmp_path_factory.mktemp("unused")))
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(scpo_ray.storage.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
 
 
 class Scoring(NamedTuple):
-    """A config whose scores are wanted, and the Parquet files they are kept in."""
+    """A config whose scores are wanted, and the parts they are kept in."""
 
     config: RunConfig
     inputs: RunInputs
 
     @property
     def parts(self) -> list[Path]:
-        folder = open_run_dir(self.config).score_store.path(self.inputs.fingerprints["scores"])
-        return sorted(folder.glob("part-*.parquet"))
+        model = self.inputs.global_model
+        return sorted(model.stores.scores.path(model.score_key).glob("part-*"))
 
-    def contents(self) -> dict[str, bytes]:
-        return {part.name: part.read_bytes() for part in self.parts}
+    def contents(self) -> set[tuple[bytes, bytes]]:
+        """Which texts and their rewards stand together, whatever a part's number is."""
+        files = ("hashes.npy", "values.npy")
+        return {tuple((part / file).read_bytes() for file in files) for part in self.parts}
 
     def written(self) -> dict[str, tuple[int, int]]:
         """Which file it is and when it was written."""
-        return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in self.parts}
+        states = {part.name: (part / "values.npy").stat() for part in self.parts}
+        return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
 
 def scoring(model: Path, folder: Path, **sections: Any) -> Scoring:
@@ -87,7 +82,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def local(tiny_reward_model, tmp_path_factory, one_thread) -> dict[str, bytes]:
+def local(tiny_reward_model, tmp_path_factory, one_thread) -> set[tuple[bytes, bytes]]:
     """The parts as one process writes them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scpo_ray.storage.stores, "_TEXTS_PER_PART", TEXTS_PER_PART)
@@ -98,8 +93,7 @@ def local(tiny_reward_model, tmp_path_factory, one_thread) -> dict[str, bytes]:
 
 
 def score_here(scoring: Scoring) -> None:
-    config = scoring.config
-    global_rewards(config, scoring.inputs, local_worker(config), open_run_dir(config))
+    global_rewards(scoring.inputs, local_worker(scoring.config))
 
 
 @pytest.fixture
@@ -109,7 +103,7 @@ def own_model(tiny_reward_model, tmp_path) -> Path:
 
 
 def test_ray_writes_the_parts_that_one_process_writes(
-    cluster, local, small_parts, tiny_reward_model, tmp_path, caplog
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path, caplog
 ):
     ours = scoring(tiny_reward_model, tmp_path)
 
@@ -124,20 +118,22 @@ def test_ray_writes_the_parts_that_one_process_writes(
 
 
 def test_only_what_is_missing_or_damaged_is_computed(
-    cluster, local, small_parts, tiny_reward_model, tmp_path
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
     score_here(ours)
     before = ours.written()
     damaged, gone = ours.parts[3], ours.parts[16]
-    damaged.write_bytes(damaged.read_bytes()[:-20])
-    gone.unlink()
+    (damaged / "values.npy").write_bytes((damaged / "values.npy").read_bytes()[:-20])
+    shutil.rmtree(gone)
 
     score_on_ray(ours.config, ours.inputs)
 
     assert ours.contents() == local
     after = ours.written()
-    assert {name for name in after if after[name] != before[name]} == {damaged.name, gone.name}
+    assert before.keys() - after.keys() == {damaged.name, gone.name}
+    assert after.keys() - before.keys() == {f"part-{NUM_PARTS:06d}", f"part-{NUM_PARTS + 1:06d}"}
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
 
 
 def test_what_is_all_there_needs_no_ray(small_parts, tiny_reward_model, tmp_path):
@@ -194,7 +190,8 @@ def one_killed_midway(scoring: Scoring) -> Iterator[list[int]]:
         killer.join()
 
 
-def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_model, tmp_path):
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_part(shared_ray, local, small_parts, tiny_reward_model, tmp_path):
     ours = scoring(tiny_reward_model, tmp_path, launch=alone())
 
     with one_killed_midway(ours) as killed:
@@ -204,8 +201,9 @@ def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_
     assert ours.contents() == local
 
 
+@pytest.mark.slow
 def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has(
-    cluster, local, small_parts, tiny_reward_model, tmp_path
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path, launch={**alone(), "max_failures": 0})
 
@@ -218,27 +216,28 @@ def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has
     assert killed
     assert "the same command goes on with the missing parts" in str(told.value)
     assert 0 < len(ours.parts) < NUM_PARTS
-    assert ours.contents().items() <= local.items()
+    assert ours.contents() <= local
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_what_is_missing(
-    cluster, local, small_parts, tiny_reward_model, tmp_path
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
     document = tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA, model=MODEL)
     config = write_yaml(tmp_path / "run.yaml", document)
-    arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={cluster}"]
+    arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={shared_ray}"]
     command = start_process(
         code=f"import sys, scpo_ray.cli, scpo_ray.storage.stores; sys.argv = {arguments}\n"
         f"scpo_ray.storage.stores._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
         "scpo_ray.cli.main()\n"
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TIMEOUT_S
     while not ours.parts:
         assert command.poll() is None and time.monotonic() < deadline, command.communicate()[1]
         time.sleep(0.001)
     command.kill()
-    command.communicate(timeout=30)
+    command.communicate(timeout=TIMEOUT_S)
     before = ours.written()
     assert 0 < len(before) < NUM_PARTS
 
@@ -267,7 +266,7 @@ def change_weights(model: Path) -> None:
     ids=["gone", "half of it", "another"],
 )
 def test_a_machine_whose_model_is_not_the_commands_is_named(
-    cluster, own_model, tmp_path, spoil, expected, capfd
+    shared_ray, own_model, tmp_path, spoil, expected, capfd
 ):
     ours = scoring(own_model, tmp_path)
     spoil(own_model)
@@ -282,18 +281,12 @@ def test_a_machine_whose_model_is_not_the_commands_is_named(
 
 
 def test_rewards_that_are_no_numbers_end_the_command_with_2_and_are_not_kept(
-    cluster, own_model, tmp_path
+    scpo, shared_ray, own_model, tmp_path
 ):
     spoil_with_nan(own_model)
     document = tiny_document(own_model, tmp_path / "runs")
 
-    outcome = in_process(
-        "score",
-        write_yaml(tmp_path / "run.yaml", document),
-        "--ray",
-        "--set",
-        f"launch.address={cluster}",
-    )
+    outcome = scpo("score", write_yaml(tmp_path / "run.yaml", document), "--ray")
 
     assert (outcome.code, outcome.out) == (2, "")
     assert "the global model gives rewards that are not finite" in outcome.err
@@ -304,29 +297,31 @@ def test_rewards_that_are_no_numbers_end_the_command_with_2_and_are_not_kept(
 # Commands
 
 
-def test_score_on_ray_prints_what_score_prints(cluster, tiny_reward_model, tmp_path):
+def test_score_on_ray_prints_what_score_prints(scpo, shared_ray, tiny_reward_model, tmp_path):
     config = write_yaml(
         tmp_path / "run.yaml", tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA)
     )
-    alone = in_process("score", config, "--set", f"output_dir={tmp_path / 'alone'}")
+    alone = scpo("score", config, "--set", f"output_dir={tmp_path / 'alone'}")
 
-    ours = in_process("score", config, "--ray", "--set", f"launch.address={cluster}")
+    ours = in_process("score", config, "--ray", "--set", f"launch.address={shared_ray}")
 
     assert (ours.code, ours.out) == (0, alone.out)
     assert "scores: 1 of 1 parts\n" in ours.err
     assert not [noise for noise in ("(pid=", "INFO", "Traceback") if noise in ours.err]
 
 
-def test_a_run_on_ray_has_many_texts_scored_by_all_machines(cluster, tiny_reward_model, tmp_path):
+def test_a_run_on_ray_has_many_texts_scored_by_all_machines(
+    scpo, shared_ray, tiny_reward_model, tmp_path, caplog
+):
     document = tiny_document(
         tiny_reward_model,
         tmp_path / "runs",
         train={"max_steps": 2},
-        launch={"on": "ray", "address": cluster, "score_on_ray_above": 50},
+        launch={"on": "ray", "address": shared_ray, "score_on_ray_above": 50},
     )
 
-    outcome = in_process("train", write_yaml(tmp_path / "run.yaml", document))
+    outcome = scpo("train", write_yaml(tmp_path / "run.yaml", document))
 
     assert outcome.code == 0, outcome.err
-    computed, read = outcome.err.index("texts computed"), outcome.err.index("texts read from")
-    assert outcome.err.index("scores: 1 of 1 parts") < computed < read
+    computed, read = caplog.text.index("texts computed"), caplog.text.index("texts read from")
+    assert caplog.text.index("scores: 1 of 1 parts") < computed < read

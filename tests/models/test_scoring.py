@@ -1,200 +1,36 @@
-"""Rewards batched by length, and the global model's rewards: once, under the right key."""
-
-import hashlib
-import shutil
-from pathlib import Path
+"""Rewards batched by length."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import scpo_ray.models.scoring
-from scpo_ray.models.rendering import Renderer, load_renderer
-from scpo_ray.models.reward_model import load_reward_model
-from scpo_ray.models.scoring import (
-    length_batches,
-    pad_texts,
-    reference_rewards,
-    score_key,
-    score_texts,
-    score_tokens,
-    tokenize,
-)
-from scpo_ray.records import ALONE, Text, TextSource, Tokens
-from scpo_ray.settings.model import LoraConfig, ModelConfig
-from scpo_ray.storage.stores import ScoreStore, TokenStore
-from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.reading import pad_texts
+from scpo_ray.models.scoring import length_batches, score_texts, score_tokens
+from scpo_ray.records import Text, Tokens
 
-
-class ListedTexts(TextSource):
-    """Prompts and responses in memory; it counts how often one is read."""
-
-    def __init__(self, *texts: tuple[str, str]) -> None:
-        self.rows = [Text((), prompt, response) for prompt, response in texts]
-        digests = [hashlib.sha256("\0".join(t).encode()).digest()[:8] for t in texts]
-        self.hashes = np.array([int.from_bytes(d, "little") for d in digests], dtype=np.uint64)
-        self.num_reads = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        self.num_reads += 1
-        return self.rows[index]
-
-
-TEXTS = [("about art", "answer"), ("a", "art about a"), ("art", "a " * 30)]
-
-
-def parts(folder: Path, **settings) -> tuple[ModelConfig, Renderer]:
-    config = ModelConfig(path=str(folder), **{"max_length": 48} | settings)
-    return config, load_renderer(folder, config)
-
-
-def rewards_of(folder: Path, texts: TextSource, cache: Path, **settings):
-    config, renderer = parts(folder, **settings)
-    tokens = tokenize(renderer, texts, TokenStore(cache / "tokens"))
-    store = ScoreStore(cache / "scores")
-    return reference_rewards(folder, config, renderer, texts, tokens, store, ALONE)
-
-
-def no_loading(*arguments, **settings):
-    raise AssertionError("the model was loaded")
-
-
-def test_the_second_call_reads_the_rewards_and_loads_no_model(
-    tiny_reward_model, tmp_path, monkeypatch
-):
-    rewards = rewards_of(tiny_reward_model, ListedTexts(*TEXTS), tmp_path)
-    monkeypatch.setattr(scpo_ray.models.scoring, "load_reward_model", no_loading)
-
-    again = ListedTexts(*TEXTS)
-
-    np.testing.assert_array_equal(rewards_of(tiny_reward_model, again, tmp_path), rewards)
-    assert again.num_reads == 0
-    with pytest.raises(AssertionError, match="the model was loaded"):
-        rewards_of(tiny_reward_model, ListedTexts(*TEXTS[:2]), tmp_path)
-
-
-def test_the_stored_rewards_are_the_models(tiny_reward_model, tmp_path):
-    config, renderer = parts(tiny_reward_model)
-    model = load_reward_model(tiny_reward_model, config, renderer, device="cpu", seed=0)
-    texts = ListedTexts(*TEXTS)
-
-    rewards = rewards_of(tiny_reward_model, texts, tmp_path)
-
-    assert rewards.dtype == np.float32
-    np.testing.assert_allclose(rewards, score_texts(model, texts.rows), atol=1e-6)
-
-
-@pytest.mark.parametrize("spoil", ["cut", "empty", "garbage"])
-def test_a_store_that_a_crash_damaged_is_computed_again(tiny_reward_model, tmp_path, caplog, spoil):
-    rewards = rewards_of(tiny_reward_model, ListedTexts(*TEXTS), tmp_path)
-    [file] = (tmp_path / "scores").glob("*/part-*.parquet")
-    whole = file.read_bytes()
-    file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 99}[spoil])
-
-    again = rewards_of(tiny_reward_model, ListedTexts(*TEXTS), tmp_path)
-
-    np.testing.assert_array_equal(again, rewards)
-    assert f"scores in {file} are damaged" in caplog.text
-    assert file.read_bytes() == whole
-
-
-def with_other_byte(source: Path, folder: Path) -> Path:
-    shutil.copytree(source, folder)
-    weights = bytearray((folder / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    return folder
-
-
-def with_other_word(source: Path, folder: Path) -> Path:
-    shutil.copytree(source, folder)
-    file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace('"about"', '"abaut"'))
-    return folder
-
-
-def test_whatever_changes_the_rewards_changes_the_key(tiny_reward_model, tmp_path):
-    def key(folder=tiny_reward_model, texts=TEXTS, **settings):
-        config, renderer = parts(folder, **settings)
-        return score_key(folder, config, renderer, ListedTexts(*texts))
-
-    chat = changed_tokenizer(tiny_reward_model, tmp_path / "chat", chat_template=CHAT_TEMPLATE)
-    other = changed_tokenizer(tiny_reward_model, tmp_path / "other", chat_template="{{ 1 }}")
-    keys = {
-        "as it is": key(),
-        "text": key(texts=[*TEXTS[:2], ("art", "a " * 31)]),
-        "fewer texts": key(texts=TEXTS[:2]),
-        "order": key(texts=TEXTS[::-1]),
-        "tokenizer": key(with_other_word(tiny_reward_model, tmp_path / "word")),
-        "template": key(chat),
-        "another template": key(other),
-        "maximum length": key(max_length=47),
-        "one byte of the weights": key(with_other_byte(tiny_reward_model, tmp_path / "byte")),
-        "layers": key(num_layers=1),
-    }
-
-    assert len(set(keys.values())) == len(keys)
-
-
-def test_what_does_not_change_the_rewards_keeps_the_key(tiny_reward_model, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_reward_model, copy)
-    config, renderer = parts(tiny_reward_model)
-    key = score_key(tiny_reward_model, config, renderer, ListedTexts(*TEXTS))
-
-    for folder, settings in [
-        (copy, {}),
-        (tiny_reward_model, {"lora": LoraConfig(), "inference_batch_tokens": 64}),
-    ]:
-        config, renderer = parts(folder, **settings)
-        assert score_key(folder, config, renderer, ListedTexts(*TEXTS)) == key
-
-
-def test_adapters_to_train_are_not_part_of_the_reference(tiny_reward_model, tmp_path):
-    plain = rewards_of(tiny_reward_model, ListedTexts(*TEXTS), tmp_path / "plain")
-
-    lora = rewards_of(tiny_reward_model, ListedTexts(*TEXTS), tmp_path / "lora", lora=LoraConfig())
-
-    np.testing.assert_array_equal(lora, plain)
-
-
-def test_texts_are_rendered_once_and_anew_for_another_length(tiny_reward_model, tmp_path):
-    store = TokenStore(tmp_path)
-    first, second, third = (ListedTexts(*TEXTS) for _ in range(3))
-    _, renderer = parts(tiny_reward_model)
-    _, shorter = parts(tiny_reward_model, max_length=16)
-
-    tokens = tokenize(renderer, first, store)
-    again = tokenize(renderer, second, store)
-    cut = tokenize(shorter, third, store)
-
-    assert (first.num_reads, second.num_reads, third.num_reads) == (3, 0, 3)
-    np.testing.assert_array_equal(again.input_ids, tokens.input_ids)
-    assert cut.truncated.tolist() == [False, False, True]
+TEXTS = [
+    Text((), "about art", "answer"),
+    Text((), "a", "art about a"),
+    Text((), "art", "a " * 30),
+]
 
 
 def test_scoring_is_without_dropout_and_leaves_the_mode_as_it_was(tiny_reward_model):
-    config, renderer = parts(tiny_reward_model)
-    model = load_reward_model(tiny_reward_model, config, renderer, device="cpu", seed=0)
-    texts = ListedTexts(*TEXTS).rows
-    rewards = score_texts(model, texts)
+    model = load_exported(tiny_reward_model, device="cpu")
+    rewards = score_texts(model, TEXTS)
     model.network.train()
 
-    again = score_texts(model, texts)
+    again = score_texts(model, TEXTS)
 
     np.testing.assert_array_equal(again, rewards)
     assert model.network.training
 
 
 def test_scored_texts_keep_the_order_asked_for(tiny_reward_model):
-    config, renderer = parts(tiny_reward_model)
-    model = load_reward_model(tiny_reward_model, config, renderer, device="cpu", seed=0)
-    tokens = renderer.encode(ListedTexts(*TEXTS).rows)
+    model = load_exported(tiny_reward_model, device="cpu")
+    tokens = model.renderer.encode(TEXTS)
 
     rewards = score_tokens(model, tokens, text_ids=np.array([2, 0, 2]))
 

@@ -15,7 +15,7 @@ from scpo_ray.settings.files import (
     load_header,
     load_sweep,
 )
-from scpo_ray.settings.methods import OWN_METHODS
+from scpo_ray.settings.methods import own_methods
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.spelling import nearest_names
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
@@ -78,7 +78,7 @@ run:
         ("data: prism", "data = prism: must be a section of settings"),
         ("experiment: a/b", "experiment = a/b: must be"),
         ("experiment: ..", "experiment = ..: must be"),
-        ("method: scop", "method = scop: must be 'global', 'finetune', 'filter', 'weight'"),
+        ("method: scop", "method: there is no method 'scop'; nearest: 'scpo'"),
         ("culture_weights: {Chile: -1}", "culture_weights.Chile = -1: must be greater than or"),
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
         (
@@ -326,9 +326,18 @@ def test_a_run_alone_is_compared_over_all_methods_and_one_seed(tmp_path):
     assert comparison.run == load_config(
         write(tmp_path, "train: {max_steps: 9}"), ["train.batch_size=2"]
     )
-    assert comparison.space.method == list(OWN_METHODS)
+    assert comparison.space.method == own_methods()
     assert comparison.space.culture is None
     assert comparison.space.seed == [0]
+
+
+def test_a_run_alone_is_compared_over_the_space_that_the_command_names(tmp_path):
+    path = write(tmp_path, "train: {max_steps: 9}")
+
+    comparison = load_comparison(path, ["space.method=[finetune, lore]", "train.batch_size=2"])
+
+    assert comparison.space.method == ["finetune", "lore"]
+    assert (comparison.run.train.max_steps, comparison.run.train.batch_size) == (9, 2)
 
 
 @pytest.mark.parametrize(

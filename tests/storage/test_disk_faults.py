@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import ALONE, InputError
-from scpo_ray.storage.disk import whole_file, whole_folder, write_json
-from scpo_ray.storage.stores import ScorePart, ScoreStore, TokenStore
+from scpo_ray.storage.disk import read_json, whole_file, whole_folder, write_json
+from scpo_ray.storage.stores import ScoreStore, TokenStore
 from scpo_ray.training.checkpoints import open_checkpoints
+from tests.storage.test_disk import everything_below
 from tests.storage.test_run_dir import run_dir
-from tests.storage.test_stores import everything_below, put_scores, scores, tokens
+from tests.storage.test_stores import Renderer, assert_tokens_of, complete, hashes_of, rewards_of
 from tests.training.test_checkpoints import write_checkpoint
 
 
@@ -66,21 +67,20 @@ def write_large_checkpoint(disk: Path) -> None:
 
 
 def write_many_tokens(disk: Path) -> None:
-    TokenStore(disk / "tokens").put("large", iter([tokens(600_000)]))
+    Renderer(range(4, 600_000, 5)).into(TokenStore(disk / "tokens"))
 
 
 def write_many_short_texts(disk: Path) -> None:
-    TokenStore(disk / "tokens").put("large", iter([tokens(*[0] * 200_000)]))
+    Renderer(range(0, 1_000_000, 5)).into(TokenStore(disk / "tokens"))
 
 
 def write_many_scores(disk: Path) -> None:
-    hashes, rewards = scores(200_000)
-    part = ScorePart(0, np.arange(200_000))
-    ScoreStore(disk / "scores").put("large", part, hashes, rewards)
+    texts = range(200_000)
+    ScoreStore(disk / "scores").put("large", hashes_of(texts), rewards_of(texts))
 
 
 def write_large_result(disk: Path) -> None:
-    write_json(disk / "result.json", ["x" * 100] * 20_000)
+    write_json(disk / "result.json", {"x": ["x" * 100] * 20_000})
 
 
 def write_many_test_pairs(disk: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_older_files_as_they_were(small_disk):
         with pytest.raises(InputError):
             write(small_disk)
 
-    assert json.loads((small_disk / "result.json").read_text()) == {"old": 1}
+    assert json.loads(read_json(small_disk / "result.json", "")) == {"old": 1}
     assert open_checkpoints(run_dir(small_disk)).newest(ALONE) == checkpoint
 
 
@@ -151,13 +151,11 @@ def test_a_read_only_folder_is_told_with_the_path(small_disk, write):
 
 def test_what_lies_in_a_read_only_cache_is_used(small_disk):
     token_store, score_store = TokenStore(small_disk / "t"), ScoreStore(small_disk / "s")
-    hashes, rewards = scores(10)
-    token_store.put("key", iter([tokens(2, 3)]))
-    put_scores(score_store, "key", hashes, rewards)
+    renderer, texts = Renderer([2, 3]), list(range(10))
+    renderer.into(token_store)
+    complete(score_store, texts)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
 
-    found = token_store.get("key")
-
-    assert found is not None
-    np.testing.assert_array_equal(found.lengths, [2, 3])
-    np.testing.assert_array_equal(score_store.get("key", hashes), rewards)
+    assert_tokens_of(renderer.into(token_store), renderer)
+    assert renderer.rendered == [2, 3]
+    np.testing.assert_array_equal(score_store.get("key", hashes_of(texts)), rewards_of(texts))

@@ -115,7 +115,7 @@ def _weights(checkpoint: Path) -> torch.Tensor:
 def test_a_run_that_ended_elsewhere_is_fetched_without_its_checkpoints(remote, tmp_path):
     there = RunDir(tmp_path / "there", tmp_path / "cache", remote)
     write_json(there.path / "run.json", {"fingerprints": {}})
-    write_json(there.path / "model" / "config.json", {})
+    write_json(there.path / "model" / "config.json", {"layers": 2})
     write_json(there.path / "result.json", {"seed": 0})
     save(open_checkpoints(there), 5)
     there.keep()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scpo_ray.records import InputError
-from scpo_ray.storage.disk import write_json
+from scpo_ray.storage.disk import read_json, write_json
 from scpo_ray.storage.run_dir import (
     RunDir,
     load_comparison_result,
@@ -17,7 +17,7 @@ from scpo_ray.storage.run_dir import (
     save_comparison_result,
 )
 from tests.results import comparison, run_result
-from tests.storage.test_stores import child
+from tests.storage.test_disk import child
 
 
 def run_dir(folder: Path) -> RunDir:
@@ -27,7 +27,6 @@ def run_dir(folder: Path) -> RunDir:
 # Run folders
 
 
-@pytest.mark.slow
 def test_a_run_folder_is_held_by_one_process_and_free_after_its_death(tmp_path):
     run = run_dir(tmp_path)
     code = """
@@ -37,7 +36,7 @@ with RunDir(Path(sys.argv[1]), Path(sys.argv[2])).locked(wait_s=0):
     ready()
     time.sleep(60)
 """
-    with child(code, run.path, run.cache) as process:
+    with child(code, run.path, tmp_path / "cache") as process:
         with pytest.raises(InputError, match="run: another process is running this run"):
             with run.locked(wait_s=0):
                 pass
@@ -70,7 +69,7 @@ def test_a_run_folder_goes_on_with_its_input_and_refuses_another(tmp_path, chang
     ):
         run.save_config({"seed": 0}, {**fingerprints, changed: "b" * 64})
 
-    assert json.loads((run.path / "run.json").read_text()) == {
+    assert json.loads(read_json(run.path / "run.json", "")) == {
         "config": {"seed": 0},
         "fingerprints": fingerprints,
     }
@@ -82,7 +81,7 @@ def test_a_damaged_run_file_is_named(tmp_path, content):
     run.path.mkdir()
     (run.path / "run.json").write_text(content)
 
-    with pytest.raises(InputError, match=r"run\.json: damaged; delete it to begin anew"):
+    with pytest.raises(InputError, match=r"run\.json: damaged\n  .*\n  delete it to begin"):
         run.save_config({}, {"data": "a" * 64})
 
 
@@ -93,7 +92,7 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path):
         with run_dir(tmp_path).locked(wait_s=0):
             pass
     with pytest.raises(InputError, match="cannot be written\n  a part of the path is a file"):
-        write_json(tmp_path / "run" / "below" / "a.json", {})
+        write_json(tmp_path / "run" / "below" / "a.json", {"a": 1})
 
 
 # Results
@@ -132,10 +131,10 @@ def test_a_missing_result_is_named(tmp_path):
 def test_a_result_of_another_version_is_refused_with_the_field(tmp_path, change, problem):
     run = run_dir(tmp_path)
     run.save_result(run_result())
-    document = json.loads(run.result_path.read_text())
+    document = json.loads(read_json(run.result_path, ""))
 
     change(document)
-    run.result_path.write_text(json.dumps(document))
+    write_json(run.result_path, document)
 
     with pytest.raises(InputError, match=r"result\.json: not a result of this version") as error:
         load_result(run.path)
@@ -146,9 +145,8 @@ def test_a_result_of_another_version_is_refused_with_the_field(tmp_path, change,
 def test_a_damaged_result_is_refused(tmp_path, content):
     (tmp_path / "result.json").write_bytes(content)
 
-    with pytest.raises(InputError, match=r"result\.json: not a result of this version") as error:
+    with pytest.raises(InputError, match=r"result\.json: damaged\n  it is not what was written"):
         load_result(tmp_path)
-    assert not error.value.problems[0].startswith(":")
 
 
 def test_test_pairs_are_read_back_as_they_were(tmp_path):

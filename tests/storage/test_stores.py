@@ -1,248 +1,105 @@
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Tokens, scores and weights are kept by text and by content, and computed once."""
+
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scpo_ray.records import InputError, Tokens
-from scpo_ray.storage.disk import folder_fault, whole_file, whole_folder, write_json
-from scpo_ray.storage.stores import ScoreStore, TokenStore
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from scpo_ray.storage.stores import ScoreStore, TokenStore, WeightStore
+from tests.storage.test_disk import child, everything_below
 
 
-def everything_below(folder: Path) -> list[str]:
-    """Files below `folder`; locks are no content."""
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
-    return sorted(str(p.relative_to(folder)) for p in files)
-
-
-@contextmanager
-def child(code: str, *arguments: Path | str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that has come to its line `ready()`."""
-    start = "import sys, time\ndef ready(): print('ready', flush=True)\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start + code, *map(str, arguments)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def tokens(*lengths: int, types: bool = False) -> Tokens:
-    total = sum(lengths)
-    return Tokens(
-        input_ids=np.arange(total, dtype=np.int32),
-        token_type_ids=np.arange(total, dtype=np.int8) % 2 if types else None,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        truncated=np.array([length > 3 for length in lengths]),
-    )
-
-
-def scores(count: int, seed: int = 0):
-    rng = np.random.default_rng(seed)
-    hashes = rng.integers(0, 2**63, count).astype(np.uint64)
-    return hashes, rng.normal(size=count).astype(np.float32)
-
-
-# Whole files and folders
-
-
-def test_a_whole_file_takes_its_place_at_the_end(tmp_path):
-    path = tmp_path / "new" / "a.txt"
-
-    with whole_file(path) as part:
-        part.write_text("content")
-        assert not path.exists()
-
-    assert path.read_text() == "content"
-    assert everything_below(tmp_path) == ["new/a.txt"]
-
-
-def test_an_exception_leaves_the_old_file_and_no_rest(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    with pytest.raises(RuntimeError), whole_file(path) as part:
-        part.write_text("half")
-        raise RuntimeError
-
-    assert path.read_text() == "old"
-    assert everything_below(tmp_path) == ["a.txt"]
-
-
-def test_an_exception_leaves_no_file_where_there_was_none(tmp_path):
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.txt") as part:
-        part.write_text("half")
-        raise RuntimeError
-
-    assert everything_below(tmp_path) == []
-
-
-def test_a_whole_folder_replaces_the_older_one_and_carries_its_manifest(tmp_path):
-    path = tmp_path / "f"
-    for name in ("old", "new"):
-        with whole_folder(path) as part:
-            (part / "below").mkdir()
-            (part / "below" / name).write_text(name)
-
-    assert everything_below(tmp_path) == ["f/below/new", "f/manifest.json"]
-    assert folder_fault(path) is None
-
-
-def test_an_exception_leaves_the_old_folder_and_no_rest(tmp_path):
-    path = tmp_path / "f"
-    with whole_folder(path) as part:
-        (part / "a").write_text("old")
-
-    with pytest.raises(RuntimeError), whole_folder(path) as part:
-        (part / "a").write_text("half")
-        raise RuntimeError
-
-    assert (path / "a").read_text() == "old"
-    assert everything_below(tmp_path) == ["f/a", "f/manifest.json"]
-
-
-@pytest.mark.slow
-def test_a_killed_process_leaves_the_old_content_or_nothing(tmp_path):
-    (tmp_path / "old.txt").write_text("old")
-    with whole_folder(tmp_path / "old") as part:
-        (part / "a").write_text("old")
-    code = """
-from pathlib import Path
-from scpo_ray.storage.disk import whole_file, whole_folder
-root = Path(sys.argv[1])
-with (
-    whole_file(root / "old.txt") as a, whole_file(root / "new.txt") as b,
-    whole_folder(root / "old") as c, whole_folder(root / "new") as d,
-):
-    for half in (a, b, c / "a", d / "a"):
-        half.write_text("half")
-    ready()
-    time.sleep(60)
-"""
-    with child(code, tmp_path) as process:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-    assert (tmp_path / "old.txt").read_text() == "old"
-    assert (tmp_path / "old" / "a").read_text() == "old"
-    assert folder_fault(tmp_path / "old") is None
-    assert not (tmp_path / "new.txt").exists()
-    assert not (tmp_path / "new").exists()
-
-    # The next writer of the folder finds the rest and removes it.
-    with whole_folder(tmp_path / "new") as part:
-        (part / "b").write_text("whole")
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["b", "manifest.json"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "fault"),
-    [
-        (lambda f: (f / "a").unlink(), "a is missing"),
-        (lambda f: (f / "a").write_text("conten"), "a is not what was written"),
-        (lambda f: (f / "a").write_text("cOntent"), "a is not what was written"),
-        (lambda f: (f / "manifest.json").unlink(), "its manifest is missing or unreadable"),
-        (lambda f: (f / "manifest.json").write_text('{"a"'), "its manifest is missing or unread"),
-    ],
-)
-def test_a_damaged_folder_is_known_by_its_manifest(tmp_path, damage, fault):
-    with whole_folder(tmp_path / "f") as part:
-        (part / "a").write_text("content")
-
-    damage(tmp_path / "f")
-
-    assert str(folder_fault(tmp_path / "f")).startswith(fault)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, value):
-    write_json(tmp_path / "a.json", {"x": 1})
-
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", {"x": value})
-
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+def hashes_of(texts) -> np.ndarray:
+    """A hash for each number, in no order."""
+    return np.array([(int(t) + 1) * 0x9E3779B97F4A7C15 % 2**64 for t in texts], np.uint64)
 
 
 # Tokens
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    chunks=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=3),
-    types=st.booleans(),
-)
-def test_tokens_come_back_as_the_chunks_one_after_the_other(tmp_path_factory, chunks, types):
+class Renderer:
+    """Text t has t % 5 tokens, all of them t; it notes which texts it was asked for."""
+
+    def __init__(self, texts, *, types: bool = False) -> None:
+        self.texts = np.array(texts, np.int64)
+        self.types = types
+        self.rendered: list[int] = []
+
+    def __call__(self, ids: np.ndarray) -> Tokens:
+        texts = self.texts[ids]
+        self.rendered += texts.tolist()
+        input_ids = np.repeat(texts, texts % 5).astype(np.int32)
+        return Tokens(
+            input_ids=input_ids,
+            token_type_ids=(input_ids % 2).astype(np.int8) if self.types else None,
+            offsets=np.concatenate([[0], np.cumsum(texts % 5)]),
+            truncated=texts % 5 > 3,
+        )
+
+    def into(self, store: TokenStore, key: str = "key") -> Tokens:
+        return store.get_or_encode(key, hashes_of(self.texts), self)
+
+
+def assert_tokens_of(found: Tokens, renderer: Renderer) -> None:
+    expected = Renderer(renderer.texts, types=renderer.types)(np.arange(len(renderer.texts)))
+    np.testing.assert_array_equal(found.input_ids, expected.input_ids)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+    np.testing.assert_array_equal(found.truncated, expected.truncated)
+    assert found.input_ids.dtype == np.int32
+    if renderer.types and len(expected.input_ids):
+        np.testing.assert_array_equal(found.token_type_ids, expected.token_type_ids)
+    else:
+        assert found.token_type_ids is None
+
+
+lists = st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)
+
+
+@settings(max_examples=30)
+@given(asked=st.lists(lists, min_size=1, max_size=5), types=st.booleans(), chunk=st.integers(1, 9))
+def test_any_list_of_texts_gets_its_tokens_and_none_is_rendered_twice(
+    tmp_path_factory, asked, types, chunk
+):
     store = TokenStore(tmp_path_factory.mktemp("tokens"))
-    given_chunks = [tokens(*lengths, types=types) for lengths in chunks]
+    rendered = []
 
-    stored = store.put("key", iter(given_chunks))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scpo_ray.storage.stores._TEXTS_PER_CHUNK", chunk)
+        for texts in asked:
+            renderer = Renderer(texts, types=types)
+            assert_tokens_of(renderer.into(store), renderer)
+            assert_tokens_of(renderer.into(store), renderer)
+            rendered += renderer.rendered
 
-    for found in (stored, store.get("key")):
-        assert found is not None
-        np.testing.assert_array_equal(
-            found.input_ids, np.concatenate([c.input_ids for c in given_chunks])
-        )
-        np.testing.assert_array_equal(found.lengths, np.concatenate(chunks))
-        np.testing.assert_array_equal(
-            found.truncated, np.concatenate([c.truncated for c in given_chunks])
-        )
-        if types and found.offsets[-1]:
-            np.testing.assert_array_equal(
-                found.token_type_ids, np.concatenate([c.token_type_ids for c in given_chunks])
-            )
-        else:
-            assert found.token_type_ids is None
+    assert sorted(rendered) == sorted({text for texts in asked for text in texts})
 
 
-def test_tokens_under_another_key_are_none(tmp_path):
+def test_tokens_of_another_renderer_are_none(tmp_path):
     store = TokenStore(tmp_path)
-    store.put("one", iter([tokens(2, 3)]))
+    Renderer([3, 4]).into(store, "one")
+    other = Renderer([3, 4])
 
-    assert store.get("other") is None
+    other.into(store, "other")
+
+    assert other.rendered == [3, 4]
 
 
-@pytest.mark.parametrize(
-    ("file", "size"),
-    [("input_ids.bin", 8), ("token_type_ids.bin", 3), ("offsets.npy", 20), ("truncated.npy", 0)],
-)
-def test_damaged_tokens_are_rendered_again_and_said_so(tmp_path, caplog, file, size):
-    store = TokenStore(tmp_path)
-    store.put("key", iter([tokens(2, 3, types=True)]))
+def test_tokens_are_mapped_and_not_read(tmp_path):
+    found = Renderer([3, 4], types=True).into(TokenStore(tmp_path))
 
-    os.truncate(tmp_path / "key" / file, size)
-
-    assert store.get("key") is None
-    assert "are damaged" in caplog.text
-    np.testing.assert_array_equal(store.put("key", iter([tokens(4)])).lengths, [4])
+    assert isinstance(found.input_ids, np.memmap)
+    assert isinstance(found.token_type_ids, np.memmap)
 
 
 def test_a_failing_renderer_leaves_no_tokens(tmp_path):
-    def chunks():
-        yield tokens(2, 3)
+    def encode(ids):
         raise RuntimeError("the tokenizer failed")
 
     with pytest.raises(RuntimeError, match="the tokenizer failed"):
-        TokenStore(tmp_path).put("key", chunks())
+        TokenStore(tmp_path).get_or_encode("key", hashes_of([1]), encode)
 
     assert everything_below(tmp_path) == []
 
@@ -252,35 +109,24 @@ def test_of_two_processes_that_render_the_same_texts_one_waits_for_the_other(tmp
     code = """
 from pathlib import Path
 from scpo_ray.storage.stores import TokenStore
-from tests.storage.test_stores import tokens
-def chunks():
-    yield tokens(2, 3)
+from tests.storage.test_stores import Renderer, hashes_of
+renderer = Renderer([3, 4, 6])
+def encode(ids):
     ready()
     time.sleep(0.5)
-    yield tokens(4)
-TokenStore(Path(sys.argv[1])).put("key", chunks())
+    return renderer(ids)
+TokenStore(Path(sys.argv[1])).get_or_encode("key", hashes_of([3, 4, 6]), encode)
 """
-
-    def not_rendered():
-        raise AssertionError("rendered a second time")
-        yield
+    second = Renderer([3, 4, 6])
 
     with child(code, tmp_path):
-        found = TokenStore(tmp_path).put("key", not_rendered())
+        found = second.into(TokenStore(tmp_path))
 
-    np.testing.assert_array_equal(found.lengths, [2, 3, 4])
+    assert_tokens_of(found, second)
+    assert second.rendered == []
 
 
 # Scores
-
-
-def put_scores(store: ScoreStore, key: str, hashes: np.ndarray, rewards: np.ndarray) -> None:
-    for part in store.missing_parts(key, hashes):
-        store.put(key, part, hashes, rewards[part.ids])
-
-
-def part_path(store: ScoreStore) -> Path:
-    return store.path("key") / "part-000000.parquet"
 
 
 @pytest.fixture
@@ -288,81 +134,120 @@ def small_parts(monkeypatch):
     monkeypatch.setattr("scpo_ray.storage.stores._TEXTS_PER_PART", 40)
 
 
+def rewards_of(texts, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """What the texts deserve: their numbers."""
+    numbers = np.array(texts, np.float32).reshape(-1, *[1 for _ in shape])
+    return np.broadcast_to(numbers, (len(texts), *shape)) + np.arange(
+        *(shape or (1,)), dtype=np.float32
+    ).reshape(shape or ())
+
+
+def complete(store: ScoreStore, texts, shape: tuple[int, ...] = ()) -> list[int]:
+    """Scores what is missing; which texts that were."""
+    hashes, computed = hashes_of(texts), []
+    for ids in store.missing("key", hashes):
+        mine = [texts[i] for i in ids]
+        store.put("key", hashes[ids], rewards_of(mine, shape))
+        computed += mine
+    return computed
+
+
+def parts_of(store: ScoreStore) -> list[Path]:
+    return sorted(store.path("key").glob("part-*"))
+
+
 @pytest.mark.parametrize("number", [0, 1, 39, 40, 41, 100])
-def test_scores_are_read_back_for_the_same_texts(tmp_path, small_parts, number):
-    store, (hashes, rewards) = ScoreStore(tmp_path), scores(number)
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_scores_are_read_back_for_the_same_texts(tmp_path, small_parts, number, shape):
+    store, texts = ScoreStore(tmp_path), list(range(number))
 
-    put_scores(store, "key", hashes, rewards)
+    assert complete(store, texts, shape) == texts
 
-    assert store.missing_parts("key", hashes) == []
-    found = store.get("key", hashes)
+    assert store.missing("key", hashes_of(texts)) == []
+    assert len(parts_of(store)) == -(-number // 40)
+    found = store.get("key", hashes_of(texts))
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, rewards)
-    assert len(store.missing_parts("other", hashes)) == -(-number // 40)
+    if number:
+        np.testing.assert_array_equal(found, rewards_of(texts, shape))
+    assert len(store.missing("other", hashes_of(texts))) == -(-number // 40)
+
+
+@settings(max_examples=30)
+@given(asked=st.lists(lists, min_size=1, max_size=5))
+def test_any_list_of_texts_gets_its_scores_and_none_is_computed_twice(tmp_path_factory, asked):
+    store, computed = ScoreStore(tmp_path_factory.mktemp("scores")), []
+
+    for texts in asked:
+        computed += complete(store, texts)
+        found = store.get("key", hashes_of(texts))
+        np.testing.assert_array_equal(found, rewards_of(texts))
+
+    assert sorted(computed) == sorted({text for texts in asked for text in texts})
 
 
 def test_a_stopped_scoring_lacks_only_the_parts_that_it_did_not_reach(tmp_path, small_parts):
-    store, (hashes, rewards) = ScoreStore(tmp_path), scores(100)
-    first, second, third = store.missing_parts("key", hashes)
-    store.put("key", second, hashes, rewards[second.ids])
+    store, texts = ScoreStore(tmp_path), list(range(100))
+    hashes = hashes_of(texts)
+    first, second, third = store.missing("key", hashes)
+    store.put("key", hashes[second], rewards_of(second))
 
-    assert [part.number for part in store.missing_parts("key", hashes)] == [0, 2]
-    with pytest.raises(InputError, match="key: 2 of 3 parts cannot be read"):
+    again = store.missing("key", hashes)
+
+    # The same portions, and so the same batches: the same bits.
+    np.testing.assert_array_equal(np.concatenate(again), np.concatenate([first, third]))
+    assert [len(ids) for ids in again] == [40, 20]
+    with pytest.raises(InputError, match="key: 60 of 100 texts cannot be read"):
         store.get("key", hashes)
-    np.testing.assert_array_equal(
-        np.concatenate([first.ids, second.ids, third.ids]), np.arange(100)
-    )
 
 
-@pytest.mark.parametrize("change", [lambda h: h[:-1], lambda h: h[::-1], lambda h: h + 1])
-def test_scores_of_other_texts_are_not_trusted(tmp_path, caplog, change):
-    store, (hashes, rewards) = ScoreStore(tmp_path), scores(100)
-    put_scores(store, "key", hashes, rewards)
+def test_of_two_that_score_a_text_at_once_the_first_is_believed(tmp_path):
+    store, texts = ScoreStore(tmp_path), [1, 2, 3]
+    hashes = hashes_of(texts)
+    assert len(store.missing("key", hashes)) == 1  # both find them missing
 
-    assert store.missing_parts("key", change(hashes))
-    assert "are of other texts: computing again" in caplog.text
+    store.put("key", hashes[:2], np.array([0.1, 0.2], np.float32))
+    store.put("key", hashes, np.array([7.0, 7.0, 0.3], np.float32))
+    store.put("key", hashes, np.array([8.0, 8.0, 8.0], np.float32))
+
+    expected = np.array([0.1, 0.2, 0.3], np.float32)
+    np.testing.assert_array_equal(store.get("key", hashes), expected)
+    assert len(parts_of(store)) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
-def test_a_file_that_is_no_score_table_is_computed_again(tmp_path, caplog, content):
+@pytest.mark.slow
+def test_four_processes_that_fill_one_store_leave_each_text_once(tmp_path):
+    code = """
+import numpy as np
+from pathlib import Path
+from scpo_ray.storage.stores import ScoreStore
+from tests.storage.test_stores import hashes_of
+store, number = ScoreStore(Path(sys.argv[1])), int(sys.argv[2])
+ready()
+for start in range(0, 60, 4):
+    hashes = hashes_of(range(start, start + 8))
+    store.put("key", hashes, np.full(8, number, np.float32))
+"""
+    with child(code, tmp_path, "0") as a, child(code, tmp_path, "1") as b:
+        with child(code, tmp_path, "2") as c, child(code, tmp_path, "3") as d:
+            assert [process.wait() for process in (a, b, c, d)] == [0, 0, 0, 0]
+
     store = ScoreStore(tmp_path)
-    part_path(store).parent.mkdir()
-    part_path(store).write_bytes(content)
-
-    assert store.missing_parts("key", scores(3)[0])
-    assert "are damaged" in caplog.text
+    stored = np.concatenate([np.load(part / "hashes.npy") for part in parts_of(store)])
+    assert sorted(stored.tolist()) == sorted(hashes_of(range(64)).tolist())
+    assert set(store.get("key", hashes_of(range(64)))) <= {0.0, 1.0, 2.0, 3.0}
 
 
-def test_a_score_table_without_its_columns_is_computed_again(tmp_path):
-    store = ScoreStore(tmp_path)
-    part_path(store).parent.mkdir()
-    pq.write_table(pa.table({"reward": [0.5]}), part_path(store))
-
-    assert store.missing_parts("key", scores(1)[0])
+# Weights
 
 
-@pytest.mark.parametrize("kept_share", [0.0, 0.3, 0.9, 0.999])
-def test_a_torn_score_file_is_computed_again(tmp_path, kept_share):
-    store, (hashes, rewards) = ScoreStore(tmp_path), scores(5_000)
-    put_scores(store, "key", hashes, rewards)
+def test_weights_are_learned_once(tmp_path):
+    store, learned = WeightStore(tmp_path), []
 
-    path = part_path(store)
-    os.truncate(path, int(path.stat().st_size * kept_share))
+    def learn():
+        learned.append(1)
+        return {"a": np.arange(3, dtype=np.float32)}
 
-    assert store.missing_parts("key", hashes)
+    for _ in range(2):
+        np.testing.assert_array_equal(store.get_or_learn("key", learn)["a"], [0, 1, 2])
 
-
-def test_a_hole_of_zeros_in_a_score_file_never_reads_as_rewards(tmp_path):
-    store, (hashes, rewards) = ScoreStore(tmp_path), scores(2_000)
-    put_scores(store, "key", hashes, rewards)
-    path = part_path(store)
-    whole = path.read_bytes()
-
-    trusted = 0
-    for start in range(0, len(whole) - 64, 499):
-        path.write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
-        if not store.missing_parts("key", hashes):
-            # The hole fell on bytes that say nothing of the numbers.
-            np.testing.assert_array_equal(store.get("key", hashes), rewards)
-            trusted += 1
-    assert trusted < 5
+    assert learned == [1]
