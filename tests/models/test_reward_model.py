@@ -21,7 +21,7 @@ from scpo_ray.records import ALONE, InputError, Text
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.engine import TorchEngine
-from scpo_ray.training.loss import weighted_bradley_terry_loss
+from scpo_ray.training.loss import bradley_terry_losses, pair_margins, weighted_loss
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 
 TEXTS = [
@@ -156,9 +156,8 @@ def train_a_little(model: RewardModel, steps: int = 3) -> None:
     inputs = model.batch(model.renderer.encode(TEXTS), np.arange(len(TEXTS)))
     pairs = torch.tensor([[0, 1], [2, 3], [4, 5]])
     for _ in range(steps):
-        loss = weighted_bradley_terry_loss(
-            engine.rewards(inputs), pairs, torch.ones(3), normalizer=3.0
-        )
+        losses = bradley_terry_losses(pair_margins(engine.rewards(inputs), pairs))
+        loss = weighted_loss(losses, torch.ones(3), normalizer=3.0)
         engine.backward(loss, last=True)
         engine.step()
 
