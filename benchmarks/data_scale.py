@@ -43,9 +43,8 @@ def write_pairs(path: Path, number: int) -> None:
 def measured(kind: str, path: Path) -> None:
     """Runs one kind in this process and prints its seconds and peak memory in MB."""
     from scpo_ray.data.loading import load_preferences
-    from scpo_ray.data.preferences import open_preferences
+    from scpo_ray.data.preferences import ColumnMap, PreferencesConfig, open_preferences
     from scpo_ray.data.rows import Notes
-    from scpo_ray.settings.data import ColumnMap, PreferencesConfig
 
     config = PreferencesConfig(
         source="preferences", train_files=[str(path)], columns=ColumnMap(user="user")

@@ -8,9 +8,8 @@ it: the global model plus noise as large as the change from one to the other.
 
 import numpy as np
 
-from scpo_ray.data.synthetic import margins_of_culture
+from scpo_ray.data.synthetic import SyntheticConfig, margins_of_culture
 from scpo_ray.evaluation.metrics import noise_outcomes
-from scpo_ray.settings.data import SyntheticConfig
 
 NUM_USERS = 300
 

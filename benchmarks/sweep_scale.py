@@ -29,8 +29,9 @@ from scpo_ray.experiment import Midway, open_run_dir
 from scpo_ray.launch import sweeps
 from scpo_ray.launch.runs import start_run
 from scpo_ray.launch.sweep_trial import TrialJob, finished
+from scpo_ray.models.export import save_reward_model
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
-from scpo_ray.models.reward_model import load_reward_model, save_reward_model
 from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig

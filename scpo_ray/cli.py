@@ -58,13 +58,16 @@ def quickstart(
 
 @app.command()
 def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Counts per culture, what was skipped and why, and warnings about the data."""
+    """Counts per culture, what was skipped and why, warnings, and what a training would refuse."""
     from scpo_ray.commands import data_health
+    from scpo_ray.records import InputError
     from scpo_ray.report import tables
     from scpo_ray.settings.files import load_config
 
     health = data_health(load_config(config, overrides or []))
     _show(as_json, asdict(health), tables.data_tables(health))
+    if health.refusals:
+        raise InputError("a training would refuse this", health.refusals)
 
 
 @app.command()

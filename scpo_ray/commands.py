@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import yaml
 
+from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
     Evaluated,
-    PreparedRun,
     RunInputs,
     culture_weights_of,
     evaluate_rewards,
@@ -23,17 +23,17 @@ from scpo_ray.experiment import (
     load_inputs,
     open_run_dir,
     prepare_run,
+    task_of,
     truncated_texts,
+    with_tokens,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
+from scpo_ray.methods.task import PreparedRun
+from scpo_ray.models.adapters import merged_adapters
+from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.models.global_model import tokenize
-from scpo_ray.models.reward_model import (
-    load_exported,
-    merged_adapters,
-    save_reward_model,
-)
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     ComparisonResult,
@@ -55,6 +55,7 @@ from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
 from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.loop import TrainingData, step_loss
+from scpo_ray.training.pair_weights import FixedWeights
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,26 @@ _SAMPLED_TRIALS = 12
 
 
 def data_health(config: RunConfig) -> DataHealth:
-    """The data's counts and warnings; needs the model's tokenizer to count what is cut."""
-    inputs = load_inputs(config, open_run_dir(config))
-    data = inputs.data
+    """The data's counts and warnings, and what a training would refuse.
+
+    Without the model's tokenizer nothing is said of what is cut.
+
+    Raises: InputError naming the bad rows.
+    """
+    run_dir = open_run_dir(config)
+    data = read_preferences(config.data, run_dir.stores.data)
+    refusals, cut = list(data.refusals), None
+    try:
+        culture_weights_of(config, data)
+    except InputError as error:
+        refusals += error.problems
+    try:
+        cut = truncated_texts(data, with_tokens(config, data, run_dir).tokens)
+    except InputError as error:
+        refusals += [": ".join([error.title, *error.problems])]
     return DataHealth(
         counts=data.counts,
-        truncated_texts=truncated_texts(data, inputs.tokens),
+        truncated_texts=cut,
         max_length=config.model.max_length,
         warnings=list(data.warnings),
         fingerprint=data.fingerprint,
@@ -87,6 +102,7 @@ def data_health(config: RunConfig) -> DataHealth:
             )
             for code, culture in enumerate(data.test.cultures)
         },
+        refusals=refusals,
     )
 
 
@@ -125,7 +141,7 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
 def planned_run(config: RunConfig) -> PlannedRun:
     """Prepares a run (and so finds its input's faults) and times its first steps."""
     run_dir = open_run_dir(config)
-    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config), run_dir)
+    prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config))
     return _planned(config, prepared, _seconds_per_token(config, prepared))
 
 
@@ -248,15 +264,13 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     model_dir = trained_model_dir(path) if (path / "model").exists() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
-    data = inputs.data
-    culture_weights = culture_weights_of(config, data)
+    task = task_of(config, inputs, worker)
     model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, data.texts, run_dir.stores.tokens)
-    rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(data)
+    tokens = tokenize(model.renderer, task.data.texts, run_dir.stores.tokens)
+    rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
+    texts = evaluated_texts(task.data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    ref_rewards = global_rewards(inputs, worker)
-    return evaluate_rewards(config, data, rewards, ref_rewards, culture_weights)
+    return evaluate_rewards(task, rewards)
 
 
 def report_folders(folders: Sequence[Path], output: Path) -> Path:
@@ -308,7 +322,7 @@ def _planned_in_turn(runs: Sequence[tuple[RunConfig, RunInputs]]) -> list[Planne
     speed: float | None = None
     planned = []
     for config, inputs in runs:
-        prepared = prepare_run(config, inputs, local_worker(config), open_run_dir(config))
+        prepared = prepare_run(config, inputs, local_worker(config))
         if speed is None and prepared.plan is not None:
             speed = _seconds_per_token(config, prepared)
         planned.append(_planned(config, prepared, speed or 0.0))
@@ -323,7 +337,7 @@ def _planned(config: RunConfig, prepared: PreparedRun, seconds_per_token: float)
     plan = prepared.plan
     return PlannedRun(
         name=run_name(config),
-        num_train_pairs=len(prepared.train_pairs),
+        num_train_pairs=len(prepared.task.train_pairs),
         num_selected=len(prepared.rows),
         num_steps=plan.num_steps if plan else 0,
         epochs=plan.num_steps * plan.batch_size / len(prepared.rows) if plan else 0.0,
@@ -336,11 +350,11 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     """Real optimizer steps on a model that is thrown away; the first is a warm-up."""
     if prepared.plan is None:
         return 0.0
-    worker, inputs = local_worker(config), prepared.inputs
-    model = inputs.global_model.on(worker).trainable(config.seed)
+    task = prepared.task
+    model, worker = task.base.trainable(config.seed), task.worker
     # So small a rate that no setting makes these few steps diverge: only their time counts.
     engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}), worker)
-    data = TrainingData(inputs.tokens, prepared.weights, lambda rows: [])
+    data = TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: [])
     timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
     started = time.monotonic()
     for step in timed.steps_from(0):

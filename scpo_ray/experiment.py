@@ -1,9 +1,9 @@
 """The story of one run: from a config to a trained, evaluated, saved reward model."""
 
+import hashlib
+import json
 import logging
 import platform
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import scpo_ray
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids, plain_accuracies
+from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
 from scpo_ray.evaluation.opinions import (
     OpinionOutcomes,
     Options,
@@ -23,23 +23,13 @@ from scpo_ray.evaluation.opinions import (
     opinion_columns,
     opinion_outcomes,
 )
-from scpo_ray.methods.frozen import change_head, learn_heads
-from scpo_ray.methods.gpo import (
-    FewShot,
-    few_shot,
-    learn_predictor,
-    predicted_logits,
-    predictor_key,
-    predictor_of,
-    standardized,
-)
-from scpo_ray.methods.heads import rank_of
-from scpo_ray.methods.selection import Selection, select_pairs
+from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.global_model import GlobalModel, open_global_model
-from scpo_ray.models.reward_model import RewardModel, save_reward_model
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     CultureEvaluation,
+    ExamplePair,
     InputError,
     OpinionScores,
     Pairs,
@@ -47,22 +37,16 @@ from scpo_ray.records import (
     RunResult,
     SelectionSummary,
     Tokens,
-    TrainingCurve,
+    TrainingRecord,
     Worker,
 )
 from scpo_ray.settings.files import check_culture_names
-from scpo_ray.settings.methods import METHODS
-from scpo_ray.settings.naming import run_name, trained_cultures
+from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.remote import RemoteFolder
-from scpo_ray.storage.run_dir import RunDir
-from scpo_ray.tracking.trackers import Tracker
-from scpo_ray.training.checkpoints import open_checkpoints
-from scpo_ray.training.engine import start_engine
-from scpo_ray.training.group_dro import Groups
-from scpo_ray.training.loop import TrainingData, TrainingSummary, train
-from scpo_ray.training.plan import Plan, plan_steps
+from scpo_ray.storage.run_dir import RunDir, load_result, trained_model_dir
+from scpo_ray.training.loop import TrainingSummary
+from scpo_ray.training.plan import plan_steps
 from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
@@ -83,43 +67,29 @@ class RunInputs:
 
 
 @dataclass(frozen=True)
-class PreparedRun:
-    """All that is decided before the first gradient; making it finds every fault of the input.
-
-    `ref_rewards`: (T,) the global model's, None with a new head. `train_pairs`: those of the
-    trained cultures (of all, where heads are learned together); `selection` speaks of all of
-    them, `rows` are the kept ones, `weights` (len(rows),) what each counts with its culture's
-    weight. `plan` is None for a method that does not train the network.
-    """
-
-    inputs: RunInputs
-    ref_rewards: NDArray[np.float32] | None
-    culture_weights: dict[str, float]
-    train_pairs: Pairs
-    selection: Selection
-    rows: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    plan: Plan | None
-
-
-@dataclass(frozen=True)
-class Midway:
-    """What a sweep wants to know before the end: after which steps, and who is told what.
-
-    `tell` gets the step and culture -> layer -> share of test pairs ranked right.
-    """
-
-    steps: frozenset[int]
-    tell: Callable[[int, dict[str, dict[str, float]]], None]
-
-
-@dataclass(frozen=True)
 class Evaluated:
     """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
 
     pairs: dict[str, CultureEvaluation]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
+
+
+def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | None:
+    """Fits (or goes on fitting), evaluates and saves one model; its result, not yet saved.
+
+    Every worker calls it. What the first one returns and writes is the run's; the others, which
+    have done their share, return None.
+    """
+    fitted = _fitted(prepared, context)
+    rewards = _evaluated_rewards(prepared.task, fitted)
+    if prepared.task.worker.rank > 0:
+        return None
+    found = evaluate_rewards(prepared.task, rewards)
+    result = _result(prepared, fitted, found, context.run_dir)
+    _save_outcomes(prepared.task, rewards, found, context.run_dir)
+    context.tracker.log_result(result, context.run_dir.path)
+    return result
 
 
 def open_run_dir(config: RunConfig) -> RunDir:
@@ -135,7 +105,11 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
 
     Raises: InputError for whatever is wrong with the data or the model's folder.
     """
-    data = load_preferences(config.data, run_dir.stores.data)
+    return with_tokens(config, load_preferences(config.data, run_dir.stores.data), run_dir)
+
+
+def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> RunInputs:
+    """The data with its tokens. Raises: InputError for what is wrong with the model's folder."""
     global_model = open_global_model(config.model, run_dir.stores)
     tokens = global_model.tokens(data.texts)
     if tokens.truncated.any():
@@ -153,89 +127,56 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     return RunInputs(data, global_model, tokens, fingerprints)
 
 
-def prepare_run(
-    config: RunConfig, inputs: RunInputs, worker: Worker, run_dir: RunDir
-) -> PreparedRun:
+def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> PreparedRun:
     """The global model's rewards, selection and plan of a run.
 
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
-    culture_weights = culture_weights_of(config, inputs.data)
-    ref_rewards = global_rewards(inputs, worker)
-    _check_several_cultures(config, inputs.data, culture_weights)
-    learned = culture_weights
-    if METHODS[config.method].on_features:
-        learned = dict.fromkeys(inputs.data.cultures, 1.0)
-    train_pairs = inputs.data.train.take(_cultures_mask(inputs.data.train, learned))
-    selection = _select(config, train_pairs, ref_rewards)
+    task = task_of(config, inputs, worker)
+    config.how.check(task)
+    selection: Selection = config.how.select(task)
     rows = np.flatnonzero(selection.keep.numpy())
-    _check_every_culture_has_pairs(config, train_pairs, rows, culture_weights)
-    by_code = np.array([learned.get(c, 0.0) for c in train_pairs.cultures], np.float32)
-    weights = selection.weights.numpy()[rows] * by_code[train_pairs.culture_codes[rows]]
-    if config.selection.normalize_weights and not weights.all():
-        raise InputError(
-            f"selection.weight_temperature = {config.selection.weight_temperature}: too low for "
-            f"normalize_weights, {int((weights == 0).sum())} pairs have weight 0"
-        )
+    _check_every_culture_has_pairs(task, rows)
+    weights = _weights(task, selection, rows)
     plan = None
-    if METHODS[config.method].trains:
+    if config.how.trains:
+        pairs = task.train_pairs
         plan = plan_steps(
-            np.stack([train_pairs.chosen[rows], train_pairs.rejected[rows]], axis=1),
-            inputs.tokens.lengths,
+            np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1),
+            task.tokens.lengths,
             batch_size=config.train.batch_size,
             num_steps=config.train.max_steps,
             micro_batch_tokens=config.train.micro_batch_tokens,
             num_workers=worker.world_size,
             seed=config.seed,
         )
-    return PreparedRun(
-        inputs, ref_rewards, culture_weights, train_pairs, selection, rows, weights, plan
-    )
+    return PreparedRun(task, selection, rows, weights, plan)
 
 
-def run_experiment(
-    config: RunConfig,
-    prepared: PreparedRun,
-    worker: Worker,
-    tracker: Tracker,
-    run_dir: RunDir,
-    midway: Midway | None = None,
-) -> RunResult | None:
-    """Trains (or goes on training), evaluates and saves one model; its result, not yet saved.
+def run_fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
+    """What a run that is found again must find as it was: the global model, and the pairs that it
+    learns from. What it is tested on may change: then it is evaluated again."""
+    of_model = {name: inputs.fingerprints[name] for name in ("model", "scores")}
+    return {"training": _training_fingerprint(config, inputs.data), **of_model}
 
-    Every worker calls it. What the first one returns and writes is the run's; the others, which
-    have done their share, return None.
-    """
-    data = prepared.inputs.data
-    if METHODS[config.method].on_features:
-        rewards, summary = _rewards_on_features(config, prepared, worker, run_dir)
-    else:
-        model, summary = _trained_model(config, prepared, worker, tracker, run_dir, midway)
-        rewards = _rewards(prepared, model, evaluated_texts(data), worker)
-    if worker.rank > 0:
+
+def ended_result(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> RunResult | None:
+    """The result of the run, evaluated as the config says on the data as it is; None if there is
+    none yet. Raises: InputError if there is one and it is damaged."""
+    if not run_dir.result_path.exists():
         return None
-    found = evaluate_rewards(config, data, rewards, prepared.ref_rewards, prepared.culture_weights)
-    result = _result(config, prepared, worker, run_dir, summary, found)
-    run_dir.save_test_pairs(_test_pair_columns(prepared, rewards))
-    if found.outcomes is not None:
-        run_dir.save_test_opinions(opinion_columns(found.outcomes))
-    tracker.log_result(result, run_dir.path)
-    return result
+    result = load_result(run_dir.path)
+    known = (result.evaluation_id, result.fingerprints["data"])
+    return result if known == (config.evaluation_id, inputs.fingerprints["data"]) else None
 
 
-def evaluate_rewards(
-    config: RunConfig,
-    data: PreferenceData,
-    rewards: NDArray[np.float32],
-    ref_rewards: NDArray[np.float32] | None,
-    culture_weights: dict[str, float],
-) -> Evaluated:
+def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
     """A model's rewards on the held-out pairs and opinions, beside the global model's.
 
     Args:
-        rewards, ref_rewards: (T,), of `evaluated_texts` at least; None without a global model.
-        culture_weights: what it was trained on.
+        rewards: (T,), of `evaluated_texts` at least.
     """
+    config, data, ref_rewards = task.config, task.data, task.ref_rewards
     pairs = evaluate_pairs(
         data.test,
         rewards,
@@ -246,8 +187,9 @@ def evaluate_rewards(
     )
     if data.opinions is None:
         return Evaluated(pairs, [], None)
-    trained = trained_cultures(culture_weights)
-    outcomes = opinion_outcomes(data.opinions, rewards, ref_rewards, trained_cultures=trained)
+    outcomes = opinion_outcomes(
+        data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
+    )
     opinions = evaluate_opinions(outcomes, config.evaluation, seed=config.seed)
     return Evaluated(pairs, opinions, outcomes)
 
@@ -275,206 +217,6 @@ def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, flo
     return dict(config.culture_weights)
 
 
-def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
-    wanted = [c for c, name in enumerate(pairs.cultures) if culture_weights.get(name, 0.0) > 0]
-    return np.isin(pairs.culture_codes, wanted)
-
-
-def _check_several_cultures(
-    config: RunConfig, data: PreferenceData, culture_weights: dict[str, float]
-) -> None:
-    """Raises: InputError if a method that learns from several cultures at once gets too few."""
-    method = METHODS[config.method]
-    trained = trained_cultures(culture_weights)
-    learned = data.cultures if method.on_features else trained
-    if method.needs_cultures and len(learned) < 2:
-        raise InputError(
-            f"method = {config.method}: learns from several cultures at once, got {[*learned]}",
-            ["name more in data.cultures" if method.on_features else "give more than one a weight"],
-        )
-    if method.few_shot:
-        _few_shot(config, data, trained)
-    if method.heads == "low-rank":
-        try:
-            rank_of(config.rivals.lore, len(learned))
-        except ValueError as error:
-            raise InputError(f"rivals.lore: {error}") from None
-
-
-def _few_shot(config: RunConfig, data: PreferenceData, trained: Sequence[str]) -> FewShot:
-    """Raises: InputError naming what there is too little of."""
-    if data.opinions is None or len(trained) != 1:
-        raise InputError(
-            f"method = {config.method}: predicts one country, got {len(trained)}",
-            ["give one country in culture_weights, or compare over space.culture"],
-        )
-    try:
-        return few_shot(data.opinions, trained[0], config.rivals.gpo, seed=config.seed)
-    except ValueError as error:
-        raise InputError(f"rivals.gpo: {error}") from None
-
-
-def _select(config: RunConfig, pairs: Pairs, rewards: NDArray[np.float32] | None) -> Selection:
-    return select_pairs(
-        None if rewards is None else torch.from_numpy(rewards[pairs.chosen]),
-        None if rewards is None else torch.from_numpy(rewards[pairs.rejected]),
-        len(pairs),
-        method=METHODS[config.method],
-        config=config.selection,
-    )
-
-
-def _culture_groups(pairs: Pairs, config: RunConfig) -> Groups:
-    """The cultures that the plan's pairs come from, for group DRO."""
-    present, codes = np.unique(pairs.culture_codes, return_inverse=True)
-    names = tuple(pairs.cultures[code] for code in present)
-    return Groups(codes.astype(np.int64), names, config.rivals.group_dro.step_size)
-
-
-def _check_every_culture_has_pairs(
-    config: RunConfig,
-    pairs: Pairs,
-    rows: NDArray[np.int64],
-    culture_weights: dict[str, float],
-) -> None:
-    problems = []
-    for code, culture in enumerate(pairs.cultures):
-        if culture_weights.get(culture, 0.0) == 0:
-            continue
-        total = int((pairs.culture_codes == code).sum())
-        kept = int((pairs.culture_codes[rows] == code).sum())
-        log.info("%s: kept %d of %d training pairs", culture, kept, total)
-        if kept == 0:
-            problems.append(
-                f"{culture}: no pair of {total} left at selection.filter_threshold = "
-                f"{config.selection.filter_threshold}"
-            )
-    if problems:
-        raise InputError("nothing to train on", problems)
-
-
-def _trained_model(
-    config: RunConfig,
-    prepared: PreparedRun,
-    worker: Worker,
-    tracker: Tracker,
-    run_dir: RunDir,
-    midway: Midway | None,
-) -> tuple[RewardModel | None, TrainingSummary]:
-    """The model after training, saved; None for the global method, whose rewards are known."""
-    if prepared.plan is None:
-        return None, TrainingSummary(0, 0, 0.0, TrainingCurve())
-    inputs = prepared.inputs
-    with together(worker):
-        model = inputs.global_model.on(worker).trainable(config.seed)
-    engine = start_engine(model, config.train, worker)
-    pairs = prepared.train_pairs.take(prepared.rows)
-    groups = _culture_groups(pairs, config) if METHODS[config.method].reweights else None
-
-    def look(step: int) -> None:
-        if midway is None or step not in midway.steps:
-            return
-        accuracies = plain_accuracies(
-            inputs.data.test,
-            _rewards(prepared, model, _test_texts(inputs.data), worker),
-            prepared.ref_rewards,
-            distinctive_threshold=config.evaluation.distinctive_threshold,
-        )
-        midway.tell(step, accuracies)
-
-    summary = train(
-        engine,
-        prepared.plan,
-        TrainingData(
-            inputs.tokens,
-            prepared.weights,
-            lambda rows: pair_ids(pairs.take(rows), prepared.inputs.data.interaction_ids),
-            groups,
-        ),
-        config.train,
-        tracker,
-        open_checkpoints(run_dir),
-        worker,
-        seed=config.seed,
-        normalize_weights=config.selection.normalize_weights,
-        after_step=look,
-    )
-    weights = engine.whole_weights()
-    with together(worker):
-        if worker.rank == 0:
-            with whole_folder(run_dir.model_dir) as folder:
-                save_reward_model(model, folder, weights=weights)
-    return model, summary
-
-
-def _rewards_on_features(
-    config: RunConfig, prepared: PreparedRun, worker: Worker, run_dir: RunDir
-) -> tuple[NDArray[np.float32], TrainingSummary]:
-    """(T,) rewards by what is learned from all cultures on the frozen network's features.
-
-    Heads: those of the run's culture, and the model with it is saved; with several cultures in
-    `culture_weights` the weighted mean of theirs. Few-shot: predicted logits, and no model.
-    """
-    inputs, ref_rewards = prepared.inputs, prepared.ref_rewards
-    global_model = inputs.global_model.on(worker)
-    features = global_model.features(inputs.data.texts)
-
-    def learn() -> tuple[NDArray[np.float32], TrainingSummary]:
-        if features is None or ref_rewards is None:
-            raise ValueError("this needs the global model's features and rewards")
-        if METHODS[config.method].few_shot:
-            return _few_shot_rewards(config, prepared, run_dir, features, worker.device)
-        started = time.monotonic()
-        changes, heads = learn_heads(
-            config.method,
-            prepared.train_pairs,
-            features,
-            ref_rewards,
-            config.rivals,
-            seed=config.seed,
-        )
-        seconds = time.monotonic() - started
-        shares = np.array([prepared.culture_weights.get(culture, 0.0) for culture in changes])
-        change = shares @ np.stack(list(changes.values())) / shares.sum()
-        model = global_model.frozen()
-        rewards = change_head(model, change, features, ref_rewards)
-        with whole_folder(run_dir.model_dir) as folder:
-            save_reward_model(model, folder)
-        passes = heads.num_evaluations
-        num_pairs = passes * len(prepared.train_pairs)
-        return rewards, TrainingSummary(passes, num_pairs, seconds, TrainingCurve())
-
-    return from_first(learn, worker)
-
-
-def _few_shot_rewards(
-    config: RunConfig,
-    prepared: PreparedRun,
-    run_dir: RunDir,
-    features: NDArray[np.float32],
-    device: str,
-) -> tuple[NDArray[np.float32], TrainingSummary]:
-    task = _few_shot(config, prepared.inputs.data, trained_cultures(prepared.culture_weights))
-    log.info("learning from %s", ", ".join(task.learning))
-    started = time.monotonic()
-    learned = [answer for answers in task.learning.values() for answer in answers]
-    texts = np.unique(np.concatenate([answer.texts for answer in learned]))
-    features = standardized(features, texts)
-    gpo, countries = config.rivals.gpo, list(task.learning.values())
-
-    def learn() -> dict[str, NDArray[np.float32]]:
-        predictor, loss = learn_predictor(countries, features, gpo, seed=config.seed, device=device)
-        log.info("%d steps, loss %.4f", gpo.num_steps, loss)
-        return {name: weight.cpu().numpy() for name, weight in predictor.state_dict().items()}
-
-    key = predictor_key(countries, features, gpo, seed=config.seed)
-    weights = run_dir.stores.predictors.get_or_learn(key, learn)
-    predictor = predictor_of(weights, num_features=features.shape[1], device=device)
-    rewards = predicted_logits(predictor, task.context, features, device=device)
-    seconds = time.monotonic() - started
-    return rewards, TrainingSummary(gpo.num_steps, 0, seconds, TrainingCurve())
-
-
 def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
@@ -484,74 +226,6 @@ def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
     (those of training questions fit the temperature)."""
     texts = _test_texts(data)
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
-
-
-def _rewards(
-    prepared: PreparedRun, model: RewardModel | None, texts: NDArray[np.int64], worker: Worker
-) -> NDArray[np.float32]:
-    """(T,) rewards of `texts`, NaN elsewhere."""
-    if model is None and prepared.ref_rewards is not None:
-        return prepared.ref_rewards
-    if model is None:
-        raise ValueError("neither a trained model nor a global model's rewards")
-    rewards = np.full(len(prepared.inputs.data.texts), np.nan, dtype=np.float32)
-    rewards[texts] = score_tokens(model, prepared.inputs.tokens, text_ids=texts, worker=worker)
-    return rewards
-
-
-def _result(
-    config: RunConfig,
-    prepared: PreparedRun,
-    worker: Worker,
-    run_dir: RunDir,
-    summary: TrainingSummary,
-    found: Evaluated,
-) -> RunResult:
-    data, inputs = prepared.inputs.data, prepared.inputs
-    makes_model = prepared.plan is not None or METHODS[config.method].heads is not None
-    examples = []
-    if prepared.ref_rewards is not None:
-        examples = example_pairs(
-            prepared.train_pairs,
-            prepared.ref_rewards,
-            prepared.selection.keep.numpy(),
-            prepared.selection.weights.numpy(),
-            data.texts,
-            data.interaction_ids,
-            num_examples=config.evaluation.num_examples,
-            seed=config.seed,
-        )
-    return RunResult(
-        run_id=config.run_id,
-        experiment=config.experiment,
-        method=config.method,
-        seed=config.seed,
-        culture_weights=prepared.culture_weights,
-        config=config.model_dump(mode="json"),
-        fingerprints=inputs.fingerprints,
-        data=data.counts,
-        warnings=list(data.warnings),
-        truncated_texts=truncated_texts(data, inputs.tokens),
-        selection=_selection_summaries(prepared),
-        examples=examples,
-        num_steps=summary.num_steps,
-        num_pairs_seen=summary.num_pairs_seen,
-        train_seconds=summary.seconds,
-        curve=summary.curve,
-        evaluation=found.pairs,
-        model_dir=str(run_dir.model_dir if makes_model else inputs.global_model.model_dir),
-        device=worker.device,
-        versions={
-            "scpo_ray": scpo_ray.__version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
-        num_workers=worker.world_size,
-        engine=config.train.engine_name,
-        opinions=found.opinions,
-        group_weights=summary.group_weights,
-    )
 
 
 def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
@@ -567,8 +241,192 @@ def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
     return counts
 
 
+def task_of(config: RunConfig, inputs: RunInputs, worker: Worker) -> Task:
+    """What a method is given. Raises: InputError naming an unknown culture, or as `rewards`."""
+    data = inputs.data
+    weights = culture_weights_of(config, data)
+    learned = dict.fromkeys(data.cultures, 1.0) if config.how.learns_from_all else weights
+    return Task(
+        config=config,
+        data=data,
+        tokens=inputs.tokens,
+        base=inputs.global_model.on(worker),
+        worker=worker,
+        ref_rewards=global_rewards(inputs, worker),
+        culture_weights=weights,
+        train_pairs=data.train.take(_cultures_mask(data.train, learned)),
+    )
+
+
+def _training_fingerprint(config: RunConfig, data: PreferenceData) -> str:
+    """Hash of the pairs that the run learns from, and of what each is called."""
+    if config.how.learns_from_all and data.opinions is not None:
+        return data.fingerprint
+    weights = culture_weights_of(config, data)
+    learned = dict.fromkeys(data.cultures, 1.0) if config.how.learns_from_all else weights
+    pairs = data.train.take(_cultures_mask(data.train, learned))
+    present = sorted(name for name in pairs.cultures if learned.get(name, 0.0) > 0)
+    numbers = np.array([present.index(n) if n in present else -1 for n in pairs.cultures])
+    digest = hashlib.sha256(json.dumps(present).encode())
+    for column in (
+        data.texts.hashes[pairs.chosen],
+        data.texts.hashes[pairs.rejected],
+        numbers[pairs.culture_codes],
+    ):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _weights(task: Task, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(len(rows),) what each selected pair counts, with its culture's weight."""
+    config, pairs = task.config, task.train_pairs
+    of_cultures = task.culture_weights
+    if config.how.learns_from_all:
+        of_cultures = dict.fromkeys(task.data.cultures, 1.0)
+    by_code = np.array([of_cultures.get(c, 0.0) for c in pairs.cultures], np.float32)
+    weights = selection.weights.numpy()[rows] * by_code[pairs.culture_codes[rows]]
+    if config.selection.normalize_weights and not weights.all():
+        raise InputError(
+            f"selection.weight_temperature = {config.selection.weight_temperature}: too low for "
+            f"normalize_weights, {int((weights == 0).sum())} pairs have weight 0"
+        )
+    return np.asarray(weights, dtype=np.float32)
+
+
+def _check_every_culture_has_pairs(task: Task, rows: NDArray[np.int64]) -> None:
+    problems, pairs = [], task.train_pairs
+    for code, culture in enumerate(pairs.cultures):
+        if task.culture_weights.get(culture, 0.0) == 0:
+            continue
+        total = int((pairs.culture_codes == code).sum())
+        kept = int((pairs.culture_codes[rows] == code).sum())
+        log.info("%s: kept %d of %d training pairs", culture, kept, total)
+        if kept == 0:
+            problems.append(
+                f"{culture}: no pair of {total} left at selection.filter_threshold = "
+                f"{task.config.selection.filter_threshold}"
+            )
+    if problems:
+        raise InputError("nothing to train on", problems)
+
+
+def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
+    """What the method makes, or what it made before and another evaluation needs."""
+    task, run_dir = prepared.task, context.run_dir
+    record = from_first(run_dir.training_record, task.worker)
+    if record is not None and record.makes_model:
+        log.info("%s: trained before, evaluated anew", run_dir.path)
+        return _fitted_before(record, task, context)
+    fitted: Fitted = task.config.how.fit(prepared, context)
+    with together(task.worker):
+        if task.worker.rank == 0:
+            run_dir.save_training_record(_training_record(task, fitted))
+    return fitted
+
+
+def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> Fitted:
+    model = load_exported(trained_model_dir(context.run_dir.path), device=task.worker.device)
+    curve = record.curve
+    for place, step in enumerate(curve.step):
+        values = {"loss": curve.loss, "lr": curve.lr, "grad_norm": curve.grad_norm}
+        context.tracker.log({f"train/{n}": v[place] for n, v in values.items()}, step=step)
+    summary = TrainingSummary(record.num_steps, record.num_pairs_seen, record.seconds, curve)
+    return Fitted(
+        lambda texts: score_tokens(model, task.tokens, text_ids=texts, worker=task.worker),
+        summary,
+        tuple(record.told),
+    )
+
+
+def _training_record(task: Task, fitted: Fitted) -> TrainingRecord:
+    summary = fitted.summary
+    return TrainingRecord(
+        num_steps=summary.num_steps,
+        num_pairs_seen=summary.num_pairs_seen,
+        seconds=summary.seconds,
+        curve=summary.curve,
+        told=list(fitted.told),
+        makes_model=fitted.makes_model,
+        device=task.worker.device,
+        num_workers=task.worker.world_size,
+        engine=task.config.train.engine_name,
+        versions={
+            "scpo_ray": scpo_ray.__version__,
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
+    """(T,) rewards of what is evaluated, NaN elsewhere."""
+    rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
+    texts = evaluated_texts(task.data)
+    rewards[texts] = fitted.rewards(texts)
+    return rewards
+
+
+def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
+    wanted = [c for c, name in enumerate(pairs.cultures) if culture_weights.get(name, 0.0) > 0]
+    return np.isin(pairs.culture_codes, wanted)
+
+
+def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: RunDir) -> RunResult:
+    task = prepared.task
+    config, data = task.config, task.data
+    record = run_dir.training_record() or _training_record(task, fitted)
+    return RunResult(
+        run_id=config.run_id,
+        evaluation_id=config.evaluation_id,
+        experiment=config.experiment,
+        method=config.method,
+        seed=config.seed,
+        culture_weights=task.culture_weights,
+        config=config.model_dump(mode="json"),
+        fingerprints={
+            "data": data.fingerprint,
+            "model": task.base.fingerprint,
+            "scores": task.base.score_key,
+        },
+        data=data.counts,
+        warnings=list(data.warnings),
+        truncated_texts=truncated_texts(data, task.tokens),
+        selection=_selection_summaries(prepared),
+        examples=_examples(prepared),
+        num_steps=record.num_steps,
+        num_pairs_seen=record.num_pairs_seen,
+        train_seconds=record.seconds,
+        curve=record.curve,
+        evaluation=found.pairs,
+        model_dir=str(run_dir.model_dir if fitted.makes_model else task.base.model_dir),
+        device=record.device,
+        versions=record.versions,
+        num_workers=record.num_workers,
+        engine=record.engine,
+        opinions=found.opinions,
+        told=record.told,
+    )
+
+
+def _examples(prepared: PreparedRun) -> list[ExamplePair]:
+    task = prepared.task
+    if task.ref_rewards is None:
+        return []
+    return example_pairs(
+        task.train_pairs,
+        task.ref_rewards,
+        prepared.selection.keep.numpy(),
+        prepared.selection.weights.numpy(),
+        task.data.texts,
+        task.data.interaction_ids,
+        num_examples=task.config.evaluation.num_examples,
+        seed=task.config.seed,
+    )
+
+
 def _selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
-    pairs, kept = prepared.train_pairs, prepared.selection.keep.numpy()
+    pairs, kept = prepared.task.train_pairs, prepared.selection.keep.numpy()
     weights = prepared.selection.weights.numpy()
     summaries = {}
     for code, culture in enumerate(pairs.cultures):
@@ -588,14 +446,22 @@ def _selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
     return summaries
 
 
+def _save_outcomes(
+    task: Task, rewards: NDArray[np.float32], found: Evaluated, run_dir: RunDir
+) -> None:
+    run_dir.save_test_pairs(_test_pair_columns(task, rewards))
+    if found.outcomes is not None:
+        run_dir.save_test_opinions(opinion_columns(found.outcomes))
+
+
 def _test_pair_columns(
-    prepared: PreparedRun, rewards: NDArray[np.float32]
+    task: Task, rewards: NDArray[np.float32]
 ) -> dict[str, list[str] | NDArray[Any]]:
     """What a comparison needs of every test pair; see `run_dir.load_test_pairs`."""
-    test, ref = prepared.inputs.data.test, prepared.ref_rewards
+    test, ref = task.data.test, task.ref_rewards
     columns: dict[str, list[str] | NDArray[Any]] = {
         "culture": [test.cultures[code] for code in test.culture_codes],
-        "pair_id": pair_ids(test, prepared.inputs.data.interaction_ids),
+        "pair_id": pair_ids(test, task.data.interaction_ids),
         "cluster": test.cluster_codes,
         "margin": rewards[test.chosen] - rewards[test.rejected],
     }

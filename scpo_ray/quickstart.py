@@ -4,15 +4,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from scpo_ray.data.synthetic import best_accuracy, vocabulary
+from scpo_ray.data.synthetic import SyntheticConfig, best_accuracy, vocabulary
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.records import ComparisonResult
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
-from scpo_ray.settings.data import SyntheticConfig
-from scpo_ray.settings.methods import SelectionConfig
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.selection import SelectionConfig
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import trained_model_dir

@@ -127,6 +127,10 @@ class TextSource(Sequence[Text]):
 
     hashes: NDArray[np.uint64]
 
+    def place(self, index: int) -> str:
+        """Where the text was read, for messages: "rows.jsonl, line 8" where a file is known."""
+        return f"text {index}"
+
 
 @dataclass(frozen=True)
 class Opinions:
@@ -162,6 +166,7 @@ class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 
     `opinions` is None where the data holds no distributions; all their texts are in `texts`.
+    `refusals`: why nothing can be trained on it; data to train on has none.
     """
 
     train: Pairs
@@ -174,6 +179,7 @@ class PreferenceData:
     fingerprint: str
     """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
     opinions: Opinions | None = None
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -333,10 +339,33 @@ class TrainingCurve:
 
 
 @dataclass(frozen=True)
+class TrainingRecord:
+    """What a fit left besides its model: `training.json`. `seconds` of all attempts that led to
+    its end; `told`: the method's sentences for the report; `device`, `num_workers`, `engine`
+    ("torch", or "deepspeed ZeRO <stage>") and `versions` are those that brought it to its end.
+    """
+
+    num_steps: int
+    num_pairs_seen: int
+    """Pairs computed over all steps, repeats counted."""
+    seconds: float
+    curve: TrainingCurve
+    told: list[str]
+    makes_model: bool
+    device: str
+    num_workers: int
+    engine: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
 
     run_id: str
+    """Hash of what decides the model."""
+    evaluation_id: str
+    """Hash of that and of what decides the numbers it gets here, the data's contents aside."""
     experiment: str
     method: str
     seed: int
@@ -365,8 +394,8 @@ class RunResult:
     """"torch", or "deepspeed ZeRO <stage>"."""
     opinions: list[OpinionScores] = field(default_factory=list)
     """One for each choice of options and base; none where the data holds no distributions."""
-    group_weights: dict[str, float] = field(default_factory=dict)
-    """Culture -> what it counts at the end of group DRO; empty with any other method."""
+    told: list[str] = field(default_factory=list)
+    """What the method says of this fit, a sentence each."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def run_result(
     loss = 0.55 + 0.25 * np.exp(-np.array(steps) / 80) + 0.05 * rng.standard_normal(len(steps))
     return RunResult(
         run_id=run_id,
+        evaluation_id=f"e-{run_id}",
         experiment="tastes",
         method=method,
         seed=seed,

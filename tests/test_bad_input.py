@@ -1,5 +1,4 @@
 """Bad input through the command line: exit code 2, one message, nothing half-written."""
-# ruff: noqa: F401, F811 (the fixture `scpo` is imported)
 
 import gzip
 import json
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.data.test_opinions import HEADER, many, row, write
-from tests.test_cli import Outcome, scpo, write_yaml
+from tests.test_cli import Outcome, write_yaml
 from tests.tiny import tiny_document
 
 Rows = list[dict[str, Any]]
@@ -84,10 +83,12 @@ def place(tmp_path, tiny_reward_model) -> Workplace:
     return Workplace(tmp_path, tiny_reward_model)
 
 
-def assert_refused(outcome: Outcome, place: Workplace, *expected: str) -> None:
+def assert_refused(
+    outcome: Outcome, place: Workplace, *expected: str, tables: bool = False
+) -> None:
     """One message with the `expected` parts, exit code 2, and no unfinished file anywhere."""
     assert outcome.code == 2
-    assert outcome.out == ""
+    assert outcome.out.startswith("preferences per culture") if tables else outcome.out == ""
     for part in expected:
         assert part in outcome.err
     assert "Traceback" not in outcome.err
@@ -139,7 +140,7 @@ BAD_DATA = {
     "gzip cut short": (cut_gzip, ["{data}.gz, line ", "the gzip file is cut short"]),
     "not JSON": (append_line(b"{'a': 1}\n"), ["{data}, line 37: not JSON", "{'a': 1}"]),
     "not an object": (append_line(b"[1]\n"), ["{data}, line 37: must be a JSON object, got"]),
-    "missing field": (without_field, ["{data}, line 5: rejected = null: missing"]),
+    "missing field": (without_field, ["{data}, line 5: no column 'rejected'; it has 'prompt', "]),
     "null": (
         lambda place: place.set_row(5, culture=None),
         ["{data}, line 5: culture = null: must be text"],
@@ -233,12 +234,12 @@ BAD_OPINIONS = {
     "other columns": (
         [("Fair?", "Yes")],
         ("question", "answer"),
-        ["{data}: no column 'selections'; it has 'question', 'answer'", "no column 'options'"],
+        ["{data}: no columns 'selections', 'options'; it has 'question', 'answer'"],
     ),
     "column given twice": (
         [(*each, "x") for each in many(20)],
         (*HEADER, "question"),
-        ["{data}: two columns 'question'; it has 'question', 'selections', 'options', 'source', "],
+        ["{data}: more than one column 'question'"],
     ),
     "selections no dict": (
         [*many(20), row("Fair?", "Chile: 0.6")],
@@ -284,6 +285,10 @@ BAD_OPINIONS = {
 }
 
 
+TRAINED_NEVER = {"one question", "country on one side", "no shares apart"}
+"""Of these, what can be shown is: the data can be read, and only not be trained on."""
+
+
 def set_opinions(place: Workplace, path: Path) -> None:
     place.document["data"] = {"source": "opinions", "path": str(path), "cultures": None}
     place.document["culture_weights"] = {"Chile": 1.0}
@@ -298,8 +303,24 @@ def test_bad_opinions_are_refused_with_their_place(scpo, place, fault, command):
 
     outcome = scpo(command, place.write())
 
-    assert_refused(outcome, place, *(part.replace("{data}", str(path)) for part in expected))
+    parts = [part.replace("{data}", str(path)) for part in expected]
+    assert_refused(outcome, place, *parts, tables=command == "data" and fault in TRAINED_NEVER)
     assert not (place.output_dir / "tiny").exists()
+
+
+def test_data_is_shown_without_a_tokenizer_and_with_all_that_a_training_would_refuse(scpo, place):
+    place.data.write_text(as_lines(rows_of(("North",), 8) + rows_of(("South",), 1)))
+    place.document["model"]["path"] = str(place.folder / "nowhere")
+    place.document["culture_weights"] = {"Nowhere": 1.0}
+
+    outcome, document = scpo("data", place.write()), scpo("data", place.write(), "--json")
+
+    expected = ["South: ", "no culture 'Nowhere' in the data", f"{place.folder / 'nowhere'}"]
+    assert_refused(outcome, place, "a training would refuse this", *expected, tables=True)
+    shown = json.loads(document.out)
+    assert shown["truncated_texts"] is None
+    assert shown["counts"]["South"]["interactions"] > 0
+    assert all(part in "\n".join(shown["refusals"]) for part in expected)
 
 
 def test_odd_options_are_scored_and_questions_of_no_use_are_left_out_and_counted(scpo, place):

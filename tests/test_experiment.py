@@ -10,12 +10,13 @@ import pytest
 from safetensors.torch import load_file
 
 import scpo_ray.launch.worker
+import scpo_ray.methods.network
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import start_run
-from scpo_ray.models.reward_model import load_exported, model_fingerprint
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.files import model_fingerprint
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Worker
-from scpo_ray.settings.methods import METHODS, OWN_METHODS
 from scpo_ray.settings.model import LoraConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
@@ -33,7 +34,7 @@ def with_model(config: RunConfig, **settings) -> RunConfig:
 
 def prepared(config):
     run_dir = open_run_dir(config)
-    return prepare_run(config, load_inputs(config, run_dir), WORKER, run_dir)
+    return prepare_run(config, load_inputs(config, run_dir), WORKER)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,10 @@ def test_the_saved_model_gives_the_margins_that_were_evaluated(finished):
     data = prepared(config)
     model = load_exported(folder / "model", device="cpu")
 
-    rewards = score_tokens(model, data.inputs.tokens)
+    rewards = score_tokens(model, data.task.tokens)
 
     columns = load_test_pairs(folder)
-    test = data.inputs.data.test
+    test = data.task.data.test
     np.testing.assert_allclose(
         rewards[test.chosen] - rewards[test.rejected], columns["margin"], atol=1e-5
     )
@@ -129,23 +130,33 @@ def test_the_global_method_needs_no_training(tiny_reward_model, tmp_path):
         assert evaluation.difference["all"].value == 0.0
 
 
-@pytest.mark.parametrize("method", [m for m in OWN_METHODS if METHODS[m].trains])
-def test_every_method_selects_and_weighs_as_it_says(tiny_reward_model, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "filters", "weighting"),
+    [
+        ("finetune", False, "none"),
+        ("filter", True, "none"),
+        ("weight", False, "agreement"),
+        ("inverse", False, "inverse"),
+        ("scpo", True, "agreement"),
+    ],
+)
+def test_every_method_selects_and_weighs_as_it_says(
+    tiny_reward_model, tmp_path, method, filters, weighting
+):
     config = tiny_config(
         tiny_reward_model, tmp_path, method=method, selection={"filter_threshold": 0.5}
     )
 
     run = prepared(config)
 
-    assert run.ref_rewards is not None
-    pairs = run.train_pairs
-    margins = run.ref_rewards[pairs.chosen] - run.ref_rewards[pairs.rejected]
-    kept = margins < 0 if METHODS[method].filters else np.ones(len(pairs), dtype=bool)
+    chosen, rejected = run.task.ref_pair_rewards
+    margins, pairs = (chosen - rejected).numpy(), run.task.train_pairs
+    kept = margins < 0 if filters else np.ones(len(pairs), dtype=bool)
     weights = {
         "none": np.ones(len(pairs)),
         "agreement": np.minimum(np.exp(margins / 1.1), 1),
         "inverse": np.maximum(np.exp(-margins), 1),
-    }[METHODS[method].weighting]
+    }[weighting]
     np.testing.assert_array_equal(run.rows, np.flatnonzero(kept))
     np.testing.assert_allclose(run.weights, weights[kept], rtol=1e-5)
     assert run.plan is not None and len(run.plan.pairs) == kept.sum()
@@ -189,8 +200,8 @@ def test_a_culture_at_weight_0_is_left_out(finished, tmp_path):
 def test_a_mixture_multiplies_a_pairs_weight_by_its_cultures(tiny_reward_model, tmp_path):
     def weights(**culture_weights):
         run = prepared(tiny_config(tiny_reward_model, tmp_path, culture_weights=culture_weights))
-        codes = run.train_pairs.culture_codes[run.rows]
-        names = [run.train_pairs.cultures[code] for code in codes]
+        codes = run.task.train_pairs.culture_codes[run.rows]
+        names = [run.task.train_pairs.cultures[code] for code in codes]
         return {c: run.weights[[n == c for n in names]] for c in culture_weights}
 
     even, mixed = weights(North=1.0, South=1.0), weights(North=1.0, South=0.3)
@@ -205,8 +216,8 @@ def test_without_culture_weights_every_culture_counts_at_1(tiny_reward_model, tm
 
     run = prepared(config)
 
-    assert run.culture_weights == {"North": 1.0, "South": 1.0}
-    assert len(run.train_pairs) == len(run.inputs.data.train)
+    assert run.task.culture_weights == {"North": 1.0, "South": 1.0}
+    assert len(run.task.train_pairs) == len(run.task.data.train)
 
 
 def test_a_data_fraction_trains_on_fewer_users_and_tests_on_the_same(tiny_reward_model, tmp_path):
@@ -215,16 +226,13 @@ def test_a_data_fraction_trains_on_fewer_users_and_tests_on_the_same(tiny_reward
     half = prepared(tiny_config(tiny_reward_model, tmp_path, data={"data_fraction": 0.5}))
 
     def users(run):
-        return set(run.train_pairs.cluster_codes.tolist())
+        return set(run.task.train_pairs.cluster_codes.tolist())
 
     assert users(half) < users(whole)
     assert len(users(half)) == round(len(users(whole)) / 2)
-    assert (
-        half.inputs.data.test.cluster_codes.tolist()
-        == whole.inputs.data.test.cluster_codes.tolist()
-    )
-    assert [half.inputs.data.interaction_ids[i] for i in half.inputs.data.test.interactions] == [
-        whole.inputs.data.interaction_ids[i] for i in whole.inputs.data.test.interactions
+    assert half.task.data.test.cluster_codes.tolist() == whole.task.data.test.cluster_codes.tolist()
+    assert [half.task.data.interaction_ids[i] for i in half.task.data.test.interactions] == [
+        whole.task.data.interaction_ids[i] for i in whole.task.data.test.interactions
     ]
 
 
@@ -235,9 +243,9 @@ def test_adapters_train_evaluate_and_load_again(tiny_reward_model, tmp_path):
 
     run = prepared(config)
     model = load_exported(folder / "model", device="cpu")
-    rewards = score_tokens(model, run.inputs.tokens)
+    rewards = score_tokens(model, run.task.tokens)
     margins = load_test_pairs(folder)["margin"]
-    test = run.inputs.data.test
+    test = run.task.data.test
     assert (folder / "model" / "adapter_model.safetensors").is_file()
     np.testing.assert_allclose(rewards[test.chosen] - rewards[test.rejected], margins, atol=1e-5)
     assert model_fingerprint(folder / "model", config.model)
@@ -292,19 +300,59 @@ def test_a_global_model_that_changes_under_a_run_is_refused(tiny_reward_model, t
         start_run(config)
 
     (folder / "result.json").unlink()
-    with pytest.raises(InputError, match="model fingerprint then .*\n  scores fingerprint then"):
+    with pytest.raises(InputError, match="model fingerprint then"):
         start_run(config)
 
 
-@pytest.mark.slow
+def test_another_evaluation_of_a_run_trains_nothing(finished, tmp_path, monkeypatch):
+    config, result, folder = finished
+    shutil.copytree(folder.parents[1], tmp_path / "runs")
+    looked = {"evaluation": config.evaluation.model_copy(update={"distinctive_threshold": 0.3})}
+    config = config.model_copy(update={"output_dir": tmp_path / "runs", **looked})
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("the run was trained again")
+
+    monkeypatch.setattr(scpo_ray.methods.network, "train", refuse)
+    again, place = start_run(config)
+
+    assert again.run_id == result.run_id and place.name == folder.name
+    assert again.evaluation_id != result.evaluation_id
+    assert again.curve == result.curve and again.train_seconds == result.train_seconds
+    for culture, evaluation in again.evaluation.items():
+        assert evaluation.after["all"] == result.evaluation[culture].after["all"]
+    assert again.evaluation != result.evaluation
+    assert load_result(place) == again
+    # And back: the first evaluation is made again, to the same numbers.
+    first = config.model_copy(update={"evaluation": finished[0].evaluation})
+    assert start_run(first)[0].evaluation == result.evaluation
+
+
+def test_another_culture_to_test_on_trains_nothing(tiny_reward_model, tmp_path, monkeypatch):
+    of_both = tiny_config(tiny_reward_model, tmp_path)
+    data = of_both.data.model_copy(update={"cultures": ["North"]})
+    alone, folder = start_run(of_both.model_copy(update={"data": data}))
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("the run was trained again")
+
+    monkeypatch.setattr(scpo_ray.methods.network, "train", refuse)
+    both, place = start_run(of_both)
+
+    assert place == folder
+    assert list(alone.evaluation) == ["North"] and list(both.evaluation) == ["North", "South"]
+    assert both.evaluation["North"] == alone.evaluation["North"]
+
+
 @pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated",
     "ignore:.*Any type hint is inferred as AnyType",
     "ignore:Operation with range is deprecated",
 )
 def test_a_run_that_ended_without_its_store_is_tracked_when_found_again(
-    tiny_reward_model, tmp_path
+    tiny_reward_model, mlflow_database, tmp_path
 ):
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
     config = tiny_config(
         tiny_reward_model, tmp_path, tracking={"tracker": "mlflow", "log_model": False}
     )

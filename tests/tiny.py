@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.data.synthetic import vocabulary
+from scpo_ray.models.export import save_reward_model
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
-from scpo_ray.models.reward_model import load_reward_model, save_reward_model
 from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig

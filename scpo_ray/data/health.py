@@ -11,6 +11,7 @@ from scpo_ray.records import CultureCounts, Pairs
 
 MAX_FORMAT_DIFFERENCE = 0.05
 MIN_FORMAT_PAIRS = 50
+MAX_ALIKE = 5
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ def find_warnings(counts: dict[str, CultureCounts]) -> list[str]:
             )
         if count.test_users == 1:
             warnings.append(f"{culture}: one test user only, so its results have no interval")
+    return warnings
+
+
+def find_name_warnings(alike: dict[str, list[list[str]]]) -> list[str]:
+    """One line for each kind of names of which some differ by case alone."""
+    warnings = []
+    for kind, groups in alike.items():
+        if groups:
+            named = "; ".join(", ".join(map(repr, group)) for group in groups[:MAX_ALIKE])
+            more = f" (+{len(groups) - MAX_ALIKE} more)" if len(groups) > MAX_ALIKE else ""
+            warnings.append(f"{kind} that differ by case alone, and so count apart: {named}{more}")
     return warnings
 
 

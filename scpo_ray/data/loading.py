@@ -4,18 +4,15 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.health import count_cultures, find_warnings
-from scpo_ray.data.opinions import open_opinions
+from scpo_ray.data.health import count_cultures, find_name_warnings, find_warnings
 from scpo_ray.data.pairing import IndexPairs, make_pairs
-from scpo_ray.data.preferences import open_preferences
-from scpo_ray.data.prism import open_prism
-from scpo_ray.data.rows import Notes, Source
+from scpo_ray.data.rows import InteractionSource, Notes
 from scpo_ray.data.splits import assign_folds, fold_within_cultures, keep_fraction, split_users
-from scpo_ray.data.synthetic import open_synthetic
 from scpo_ray.data.table import (
     FORMAT_NUMBER,
     SPLIT_LABELS,
@@ -27,23 +24,15 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Opinions, Pairs, PreferenceData
-from scpo_ray.settings.data import (
-    OpinionsConfig,
-    PreferencesConfig,
-    PrismConfig,
-    SplitConfig,
-    SyntheticConfig,
-)
+from scpo_ray.settings.data import SOURCES, DataSection, SplitConfig
 from scpo_ray.settings.files import check_culture_names
 
 log = logging.getLogger(__name__)
 
-DataConfig = PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig
-
 TRAIN, TEST, UNUSED = 0, 1, -1
 
 
-def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
+def load_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     """The pairs of the configured cultures, split into train and test, with their texts.
 
     The interactions of all cultures are kept in one file below `cache_dir`, named by the contents
@@ -52,33 +41,54 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
     Raises: InputError naming the bad rows, an unknown culture, or each culture without training
         or test pairs.
     """
+    data = read_preferences(config, cache_dir)
+    if data.refusals:
+        raise InputError("the data cannot be trained on", data.refusals)
+    return data
+
+
+def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
+    """As `load_preferences`, but what makes training on the data impossible is told, not raised.
+
+    Unknown cultures are left out; what cannot be split is on the training side.
+
+    Raises: InputError naming the bad rows, or that no culture is known.
+    """
     table = _cached_table(config, cache_dir)
-    if config.cultures is not None:
-        check_culture_names(config.cultures, table.cultures, "data.cultures")
-    cultures = table.cultures if config.cultures is None else tuple(config.cultures)
+    cultures, unknown = _cultures(table, config)
     culture_codes = np.full(len(table.cultures), -1, dtype=np.int32)
     culture_codes[[table.cultures.index(culture) for culture in cultures]] = range(len(cultures))
-    sides = _sides(table, config)
+    no_split = []
+    try:
+        sides = _sides(table, config)
+    except InputError as error:
+        sides = np.full(len(table), TRAIN, dtype=np.int8)
+        no_split = [": ".join([error.title, *error.problems])]
 
     rows = np.flatnonzero(culture_codes[table.culture_codes] >= 0)
     gap = config.min_score_gap
-    indices = make_pairs(table.offsets, table.human_scores, table.text_hashes, rows, min_gap=gap)
+    try:
+        indices = make_pairs(
+            table.offsets, table.human_scores, table.text_hashes, rows, min_gap=gap
+        )
+    except ValueError as error:
+        raise InputError("the data cannot be paired", [str(error)]) from None
     used = sides[indices.interactions] != UNUSED
     # An option in no pair has a share all the same.
-    opinion_rows = rows[sides[rows] != UNUSED] if isinstance(config, OpinionsConfig) else rows[:0]
+    opinion_rows = rows[sides[rows] != UNUSED] if config.holds_opinions else rows[:0]
     pairs, positions, numbers = _number_texts(
         table, indices, used, opinion_rows, cultures, culture_codes
     )
     train = pairs.take(sides[pairs.interactions] == TRAIN)
     test = pairs.take(sides[pairs.interactions] == TEST)
-    _check_both_sides(table, sides, train, test)
+    refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test))]
 
     texts = TableTexts(table, positions)
     opinions = None
-    if isinstance(config, OpinionsConfig):
+    if config.holds_opinions:
         opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
     counts = count_cultures(table, rows, indices, train, test)
-    warnings = find_warnings(counts)
+    warnings = [*find_name_warnings(table.alike), *find_warnings(counts)]
     for warning in warnings:
         log.warning("%s", warning)
     log.info(
@@ -99,12 +109,29 @@ def load_preferences(config: DataConfig, cache_dir: Path) -> PreferenceData:
         warnings=tuple(warnings),
         fingerprint=_fingerprint(train, test, texts, opinions),
         opinions=opinions,
+        refusals=tuple(refusals),
     )
 
 
-def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
-    source = _open_source(config)
-    path = cache_dir / f"interactions-{_cache_key(source)}.arrow"
+def _cultures(table: InteractionTable, config: DataSection) -> tuple[tuple[str, ...], list[str]]:
+    """The configured cultures that the data has, and a line for each that it has not."""
+    if config.cultures is None:
+        return table.cultures, []
+    known = tuple(culture for culture in config.cultures if culture in table.cultures)
+    try:
+        check_culture_names(config.cultures, table.cultures, "data.cultures")
+    except InputError as error:
+        if not known:
+            raise
+        return known, list(error.problems)
+    return known, []
+
+
+def _cached_table(config: DataSection, cache_dir: Path) -> InteractionTable:
+    source = SOURCES[config.source]
+    opened: InteractionSource = source.open(config)
+    key = _cache_key(opened, [FORMAT_NUMBER, source.name, source.version])
+    path = cache_dir / f"interactions-{key}.arrow"
     if path.exists():
         try:
             return open_table(path)
@@ -113,7 +140,7 @@ def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
     notes = Notes()
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        write_table(source.read(notes), path, notes)
+        write_table(opened.read(notes), path, notes)
     except OSError as error:
         raise InputError(f"{cache_dir}: the interactions cannot be written", [str(error)]) from None
     table = open_table(path)
@@ -121,19 +148,7 @@ def _cached_table(config: DataConfig, cache_dir: Path) -> InteractionTable:
     return table
 
 
-def _open_source(config: DataConfig) -> Source:
-    match config:
-        case PrismConfig():
-            return open_prism(config)
-        case PreferencesConfig():
-            return open_preferences(config)
-        case OpinionsConfig():
-            return open_opinions(config)
-        case SyntheticConfig():
-            return open_synthetic(config)
-
-
-def _cache_key(source: Source) -> str:
+def _cache_key(source: InteractionSource, format: list[Any]) -> str:
     contents = []
     for file in source.files:
         try:
@@ -141,11 +156,11 @@ def _cache_key(source: Source) -> str:
                 contents.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
             raise InputError(f"{file}: cannot be read", [str(error)]) from None
-    document = json.dumps([FORMAT_NUMBER, source.settings, contents], sort_keys=True)
+    document = json.dumps([*format, source.settings, contents], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:20]
 
 
-def _sides(table: InteractionTable, config: DataConfig) -> NDArray[np.int8]:
+def _sides(table: InteractionTable, config: DataSection) -> NDArray[np.int8]:
     """(N,) int8 of every interaction, whatever its culture: TRAIN, TEST or UNUSED."""
     split = config.split
     if split.by == "source":
@@ -269,9 +284,10 @@ def _opinions(
     )
 
 
-def _check_both_sides(
+def _one_sided(
     table: InteractionTable, sides: NDArray[np.int8], train: Pairs, test: Pairs
-) -> None:
+) -> list[str]:
+    """One line for each culture without training or test pairs, then what to do."""
     problems, usable = [], []
     for code, culture in enumerate(train.cultures):
         num_train = int((train.culture_codes == code).sum())
@@ -288,7 +304,7 @@ def _check_both_sides(
     if problems:
         named = ", ".join(usable) or "none"
         problems.append(f"name in data.cultures only cultures that have both: {named}")
-        raise InputError("cultures without training or test pairs", problems)
+    return problems
 
 
 def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts, opinions: Opinions | None) -> str:

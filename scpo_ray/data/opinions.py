@@ -1,33 +1,35 @@
 """GlobalOpinionQA: survey questions and each country's answers, into interactions."""
 
-import ast
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from scpo_ray.data.rows import (
     BadField,
+    InteractionSource,
     Notes,
     Place,
     Row,
     RowSource,
-    Source,
     check_files,
     file_source,
     hub_source,
     is_unicode,
+    printed_value,
     shown,
     text_field,
 )
 from scpo_ray.records import Interaction
 from scpo_ray.settings.countries import country_and_sample, country_name
-from scpo_ray.settings.data import OpinionsConfig
+from scpo_ray.settings.data import PAPER_CULTURES, DataSection, Source, SplitConfig
+from scpo_ray.settings.spelling import plain_name
 
 COLUMNS = ("question", "selections", "options")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -46,6 +48,51 @@ SHARE_TOLERANCE = 1e-6
 _DEFAULTDICT = re.compile(r"\s*defaultdict\(\s*<class '\w+'>\s*,(?P<mapping>.*)\)\s*", re.DOTALL)
 
 
+class QuestionSplitConfig(SplitConfig):
+    by: Literal["question"] = "question"
+    """A question is on one side in every country: its rows share their text."""
+
+
+class OpinionsConfig(DataSection):
+    source: Literal["opinions"]
+    """GlobalOpinionQA: survey questions and how each country's people answered them."""
+
+    holds_opinions: ClassVar[bool] = True
+
+    path: str = "Anthropic/llm_global_opinions"
+    """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
+    hub data set."""
+
+    cultures: list[str] | None = list(PAPER_CULTURES)
+    """Countries, in PRISM's spelling or the survey's ("S. Africa"); the default is the paper's
+    seven. null: all, of which some have too few questions."""
+
+    national_only: bool = True
+    """Leave out samples that do not stand for a country ("Non-national sample", "Old national
+    sample"); false: each is a culture of its own."""
+
+    min_share_gap: float = Field(0.05, ge=0, lt=1)
+    """Two options make a pair where their shares are further apart than this."""
+
+    options_as: Literal["texts", "letters"] = "texts"
+    """What the model scores: an option's text, or its letter under a lettered list."""
+
+    num_option_orders: int = Field(4, ge=1)
+    """With letters: orders in which a question's options are listed, each with another option
+    first (as many as it has options at most); the model's shares are the mean over them."""
+
+    split: QuestionSplitConfig = QuestionSplitConfig()
+    """How train and test are told apart: by question, the same for all countries."""
+
+    @staticmethod
+    def culture_name(spelling: str) -> str:
+        return country_name(spelling)
+
+    @property
+    def min_score_gap(self) -> float:
+        return self.min_share_gap
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One row. `shares`: country -> share of each option, summing to 1. `number` counts from 1."""
@@ -59,10 +106,10 @@ class Question:
     @property
     def key(self) -> str:
         """What rows that ask the same have in common: their spaces and capitals may differ."""
-        return " ".join(self.text.split()).casefold()
+        return plain_name(self.text).casefold()
 
 
-def open_opinions(config: OpinionsConfig) -> Source:
+def open_opinions(config: OpinionsConfig) -> InteractionSource:
     """One interaction for each question, country and order of the options.
 
     Responses are the question's options, scores the country's shares. With letters the orders
@@ -75,10 +122,9 @@ def open_opinions(config: OpinionsConfig) -> Source:
         rows = file_source(Path(config.path), "opinions", columns=COLUMNS, optional=())
     else:
         rows = hub_source(config.path, None, "train", "data.path")
-    return Source(
+    return InteractionSource(
         files=rows.files,
         settings={
-            "source": "opinions",
             "national_only": config.national_only,
             "options_as": config.options_as,
             "orders": config.num_option_orders if config.options_as == "letters" else 1,
@@ -266,32 +312,11 @@ def lettered(question: str, options: tuple[str, ...]) -> tuple[str, tuple[str, .
 
 
 def _parsed(text: str) -> Any:
-    """The printed lists, dicts, texts and numbers in `text`; `text` itself where it is none.
-
-    Printed numbers include nan and inf, which no literal is; nothing is evaluated.
-    """
+    """The value printed in `text`; `text` itself where it is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of backslashes that begin no escape
-            return _value(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return printed_value(text)
+    except ValueError:
         return text
 
 
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=None | str() | int() | float()):
-            return node.value
-        case ast.Name(id="nan" | "inf"):
-            return float(node.id)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            number = _value(operand)
-            if isinstance(number, int | float):
-                return -number
-        case ast.List(elts=elements):
-            return [_value(element) for element in elements]
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            named = [_value(key) for key in keys if key is not None]
-            if len(set(map(repr, named))) == len(named) and all(isinstance(n, str) for n in named):
-                return dict(zip(named, map(_value, values), strict=True))
-    raise ValueError("not a printed value")
+SOURCE = Source("opinions", version=1, settings=OpinionsConfig, open=open_opinions)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK_ROWS = 250_000
+MAX_PAIRS = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,13 @@ def make_pairs(
         min_gap: in units of the scores, 0 or more; a gap that only rounding lifts above it is one
             at it, and makes no pair.
 
+    Raises: ValueError if the responses make more than `MAX_PAIRS`.
     Source: docs/method.md, "pairs".
     """
+    sizes = offsets[rows + 1] - offsets[rows]
+    num_pairs = int((sizes * (sizes - 1) // 2).sum())
+    if num_pairs > MAX_PAIRS:
+        raise ValueError(f"{num_pairs} response pairs: must be at most {MAX_PAIRS}")
     chunks = [
         _pair_chunk(offsets, human_scores, text_hashes, rows[start : start + CHUNK_ROWS], min_gap)
         for start in range(0, max(len(rows), 1), CHUNK_ROWS)

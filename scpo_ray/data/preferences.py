@@ -1,49 +1,136 @@
 """Any preferences: files or a hub data set in the common shapes, into interactions."""
 
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from pydantic import model_validator
+
+from scpo_ray.data.messages import (
+    Turns,
+    common_prefix,
+    messages,
+    messages_read,
+    parsed_value,
+    transcript,
+)
 from scpo_ray.data.rows import (
     BadField,
+    InteractionSource,
+    MissingColumns,
     Notes,
     Place,
     Row,
     RowSource,
-    Source,
     check_files,
     file_source,
     finite_number,
     get_field,
     hub_source,
+    id_field,
     name_field,
     usable,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.data import ColumnMap, PreferencesConfig
+from scpo_ray.settings.data import DataSection, Source
+from scpo_ray.settings.section import Section
 
 Side = Literal["train", "test"]
-Turns = tuple[tuple[str, str], ...]
-"""(role, text) of each chat message."""
 
 
-def open_preferences(config: PreferencesConfig) -> Source:
+class ColumnMap(Section):
+    prompt: str | None = "prompt"
+    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations, as
+    messages or as "Human:" and "Assistant:" turns."""
+
+    chosen: str = "chosen"
+    """The preferred response: text or chat messages (a list, or one as JSON or Python text)."""
+
+    rejected: str = "rejected"
+    """The other response."""
+
+    responses: str | None = None
+    """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
+
+    scores: str | None = None
+    """A list of numbers, one per response; a higher one is preferred."""
+
+    culture: str = "culture"
+    """The group label."""
+
+    user: str | None = None
+    """Who preferred; intervals resample users."""
+
+    question: str | None = None
+    """Groups rows where no user is known; intervals then resample questions."""
+
+    id: str | None = None
+    """A unique name of the row; null: the file's name and line."""
+
+    @model_validator(mode="after")
+    def responses_have_scores(self) -> Self:
+        if (self.responses is None) != (self.scores is None):
+            raise ValueError("responses and scores are set together or not at all")
+        return self
+
+
+class PreferencesConfig(DataSection):
+    source: Literal["preferences"]
+    """Any preferences: files of yours or a hub data set, columns named by `columns`."""
+
+    train_files: list[str] = []
+    """JSONL, CSV or Parquet, by ending; .gz too for the first two."""
+
+    test_files: list[str] = []
+    """Held-out files; with them `split.by` is "source"."""
+
+    hub: str | None = None
+    """A hub data set instead of files, as "owner/name"."""
+
+    hub_train_split: str = "train"
+    """The hub data set's split to train on."""
+
+    hub_test_split: str | None = None
+    """The hub data set's held-out split; with it `split.by` is "source"."""
+
+    columns: ColumnMap = ColumnMap()
+    """Which column holds what."""
+
+    @model_validator(mode="after")
+    def one_place_to_read(self) -> Self:
+        if bool(self.train_files) == bool(self.hub):
+            raise ValueError("set either train_files or hub")
+        has_test = bool(self.test_files) if self.train_files else self.hub_test_split is not None
+        if self.test_files and self.hub:
+            raise ValueError("test_files go with train_files, not with hub")
+        if has_test != (self.split.by == "source"):
+            raise ValueError(
+                'test files (or hub_test_split) and split.by "source" go together, got '
+                f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
+            )
+        if self.split.by == "user" and self.columns.user is None:
+            raise ValueError('split.by "user" needs columns.user')
+        if self.split.by == "question" and self.columns.question is None:
+            raise ValueError('split.by "question" needs columns.question')
+        return self
+
+
+def open_preferences(config: PreferencesConfig) -> InteractionSource:
     """The interactions of the configured files or hub data set.
 
     A row is `chosen` and `rejected` (scores 1 and 0) or `responses` and `scores`. Its texts are
     strings, or chat messages: a prompt and its completions (TRL explicit), or whole conversations
-    that differ in the last reply (TRL implicit, OpenRLHF). In CSV, lists are JSON text.
+    that differ in the last reply (TRL implicit, OpenRLHF). Lists may stand as text, as JSON or as
+    Python prints them; conversations also as "Human:" and "Assistant:" turns (hh-rlhf).
 
     Raises: InputError if a file is missing or of no known kind, or the hub cannot be reached.
     """
     parts = _hub_parts(config) if config.hub else _file_parts(config)
-    return Source(
+    return InteractionSource(
         files=tuple(file for part, _ in parts for file in part.files),
         settings={
-            "source": "preferences",
             "columns": config.columns.model_dump(),
             "parts": [(part.label, side) for part, side in parts],
         },
@@ -67,14 +154,7 @@ def _file_parts(config: PreferencesConfig) -> list[tuple[RowSource, Side | None]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise InputError("data: each file is read once", [f"{path}: named twice" for path in twice])
-    columns = config.columns
-    answers = (
-        [columns.chosen, columns.rejected]
-        if columns.responses is None
-        else [columns.responses, columns.scores]
-    )
-    needed = [*answers, columns.culture, columns.user, columns.question, columns.id]
-    wanted = [name for name in dict.fromkeys(needed) if name is not None]
+    columns, wanted = config.columns, _needed(config.columns)
     optional = [columns.prompt] if columns.prompt and columns.prompt not in wanted else []
     # Rows without an id are named by their file: by its name, or by its path where two share it.
     names = [path.name for path in paths]
@@ -88,15 +168,27 @@ def _file_parts(config: PreferencesConfig) -> list[tuple[RowSource, Side | None]
     return parts
 
 
+def _needed(columns: ColumnMap) -> list[str]:
+    """The columns that every row must have."""
+    answers = (
+        [columns.chosen, columns.rejected]
+        if columns.responses is None
+        else [columns.responses, columns.scores]
+    )
+    needed = [*answers, columns.culture, columns.user, columns.question, columns.id]
+    return [name for name in dict.fromkeys(needed) if name is not None]
+
+
 def _read(
     parts: list[tuple[RowSource, Side | None]], columns: ColumnMap, notes: Notes
 ) -> Iterator[tuple[Place, Interaction]]:
+    needed = frozenset(_needed(columns))
     for source, side in parts:
-        in_text = any(file.name.lower().endswith((".csv", ".csv.gz")) for file in source.files)
         for place, row in source.read(notes):
             try:
-                if in_text:
-                    row = _parsed_cells(row, columns)
+                if not needed <= row.keys():
+                    missing = [name for name in _needed(columns) if name not in row]
+                    raise MissingColumns(missing, row)
                 name = f"{source.label}:{place.number}"
                 interaction = _interaction(row, columns, name, side)
             except BadField as error:
@@ -122,7 +214,7 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
         scores = (1.0, 0.0)
     turns, responses = _texts(row, columns.prompt, fields)
     return Interaction(
-        interaction_id=default_id if columns.id is None else name_field(row, columns.id),
+        interaction_id=default_id if columns.id is None else id_field(row, columns.id),
         culture=name_field(row, columns.culture),
         user=None if columns.user is None else name_field(row, columns.user),
         question=None if columns.question is None else name_field(row, columns.question),
@@ -138,29 +230,45 @@ def _texts(
     row: Row, prompt_column: str | None, fields: list[tuple[str, Any]]
 ) -> tuple[Turns, tuple[str, ...]]:
     """The turns up to the prompt, and the responses of `fields` (column, value) to it."""
+    fields = [(name, messages_read(name, value)) for name, value in fields]
     prompt = None if prompt_column is None else row.get(prompt_column)
+    if prompt == "" and not any(isinstance(value, str) for _, value in fields):
+        prompt = None  # what CSV has for null
     if prompt is not None:
         turns = _prompt_turns(str(prompt_column), prompt)
         return turns, tuple(_reply(name, value, turns) for name, value in fields)
-    conversations = []
-    for name, value in fields:
-        if isinstance(value, str):
-            raise BadField(
-                prompt_column or "columns.prompt", None, f"must be set where {name} is plain text"
-            )
-        conversations.append(_messages(name, value))
-    turns = _common_prefix(conversations)
+    conversations = [_conversation(prompt_column, name, value) for name, value in fields]
+    turns = common_prefix(conversations)
     name = fields[0][0] if fields else "responses"
     if not turns or turns[-1][0] != "user":
         rule = "without a prompt, conversations must share their turns up to a user's message"
         raise BadField(name, fields[0][1] if fields else [], rule)
-    return turns, tuple(_reply(name, value, turns) for name, value in fields)
+    return turns, tuple(
+        _last_reply(name, value, conversation, turns)
+        for (name, value), conversation in zip(fields, conversations, strict=True)
+    )
+
+
+def _conversation(prompt_column: str | None, name: str, value: Any) -> Turns:
+    if not isinstance(value, str):
+        return messages(name, value)
+    turns = transcript(value)
+    if turns is None:
+        rule = f'must be set where {name} is plain text without "Human:" and "Assistant:" turns'
+        raise BadField(prompt_column or "columns.prompt", None, rule)
+    return turns
 
 
 def _prompt_turns(name: str, prompt: Any) -> Turns:
+    prompt = messages_read(name, prompt)
     if isinstance(prompt, str):
-        return (("user", prompt),)
-    turns = _messages(name, prompt)
+        turns = transcript(prompt)
+        if turns is None:
+            return (("user", prompt),)
+        if turns[-1] == ("assistant", ""):  # "... Assistant:", for the reply to go on from
+            turns = turns[:-1]
+    else:
+        turns = messages(name, prompt)
     if turns[-1][0] != "user":
         raise BadField(name, prompt, "must end with a user's message")
     return turns
@@ -168,60 +276,33 @@ def _prompt_turns(name: str, prompt: Any) -> Turns:
 
 def _reply(name: str, value: Any, turns: Turns) -> str:
     """The one reply in `value`: a text, or messages with or without the `turns` before it."""
-    if isinstance(value, str):
+    if not isinstance(value, str):
+        return _last_reply(name, value, messages(name, value), turns)
+    dialogue = transcript(value)
+    # A reply may itself be a dialogue: only one that begins with the prompt's turns is read as one.
+    stripped = tuple((role, text.strip()) for role, text in turns)
+    if dialogue is None or dialogue[: len(turns)] != stripped:
         return value
-    messages = _messages(name, value)
-    rest = messages[len(turns) :] if messages[: len(turns)] == turns else messages
+    return _last_reply(name, value, dialogue, stripped)
+
+
+def _last_reply(name: str, value: Any, conversation: Turns, turns: Turns) -> str:
+    rest = conversation[len(turns) :] if conversation[: len(turns)] == turns else conversation
     if len(rest) != 1 or rest[0][0] != "assistant":
         raise BadField(name, value, "must hold one assistant's message after the prompt")
     return rest[0][1]
 
 
-def _messages(name: str, value: Any) -> Turns:
-    if not isinstance(value, list) or not value:
-        raise BadField(name, value, "must be text or a list of chat messages")
-    for message in value:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise BadField(name, message, "a chat message must have role and content as text")
-    return tuple((message["role"], message["content"]) for message in value)
-
-
-def _common_prefix(conversations: list[Turns]) -> Turns:
-    """What all share, short of each one's last message (equal replies are replies still)."""
-    if not conversations:
-        return ()
-    shared = min(conversations, key=len)[:-1]
-    for conversation in conversations:
-        while conversation[: len(shared)] != shared:
-            shared = shared[:-1]
-    return shared
-
-
 def _list_field(row: Row, name: str) -> list[Any]:
     value = get_field(row, name)
+    if isinstance(value, str):
+        try:
+            value = parsed_value(value)
+        except ValueError:
+            raise BadField(name, row[name], "must be a list, or one as JSON text") from None
     if not isinstance(value, list):
-        raise BadField(name, value, "must be a list")
+        raise BadField(name, row[name], "must be a list, or one as JSON text")
     return value
 
 
-def _parsed_cells(row: Row, columns: ColumnMap) -> Row:
-    """The row with lists in place of their JSON text; a text that is no such list stays one."""
-    parsed = dict(row)
-    for name in (columns.responses, columns.scores):
-        if name is not None:
-            try:
-                parsed[name] = json.loads(row[name])
-            except (ValueError, RecursionError):
-                raise BadField(name, row[name], "must be a list as JSON text") from None
-    texts = [columns.prompt]
-    if columns.responses is None:
-        texts += [columns.chosen, columns.rejected]
-    for name in texts:
-        if name is not None and row.get(name, "").startswith('[{"'):
-            try:
-                parsed[name] = json.loads(row[name])
-            except (ValueError, RecursionError):
-                continue
-    return parsed
+SOURCE = Source("preferences", version=1, settings=PreferencesConfig, open=open_preferences)

@@ -4,28 +4,43 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from scpo_ray.data.rows import (
     BadField,
+    InteractionSource,
     Notes,
     Place,
     Row,
     RowSource,
-    Source,
     check_files,
     file_source,
     finite_number,
     get_field,
     hub_source,
+    id_field,
     name_field,
     text_field,
     usable,
 )
 from scpo_ray.records import Interaction
-from scpo_ray.settings.data import PrismConfig
+from scpo_ray.settings.data import PAPER_CULTURES, DataSection, Source
 
 NO_COUNTRY = "interaction of a user without country"
+
+
+class PrismConfig(DataSection):
+    source: Literal["prism"] = "prism"
+    """PRISM: people from 75 countries scored the replies of language models."""
+
+    path: str = "HannahRoseKirk/prism-alignment"
+    """A folder with survey.jsonl and utterances.jsonl (plain or .gz), or a hub data set."""
+
+    cultures: list[str] | None = list(PAPER_CULTURES)
+    """Countries where the users live (`reside_country`); the default is the paper's seven."""
+
+    history: bool = False
+    """Put the conversation's earlier turns before the prompt (the paper does not)."""
 
 
 class Utterance(NamedTuple):
@@ -42,15 +57,15 @@ class Utterance(NamedTuple):
     chosen: bool
 
 
-def open_prism(config: PrismConfig) -> Source:
+def open_prism(config: PrismConfig) -> InteractionSource:
     """PRISM's interactions: a turn of a conversation, its replies and their scores.
 
     Raises: InputError if neither a folder with the two files nor a hub data set is at the path.
     """
     survey, utterances = _open_files(config.path)
-    return Source(
+    return InteractionSource(
         files=survey.files + utterances.files,
-        settings={"source": "prism", "history": config.history},
+        settings={"history": config.history},
         read=partial(_read, survey, utterances, config.history),
     )
 
@@ -180,8 +195,8 @@ def _utterance(place: Place, row: Row, history: bool) -> Utterance:
         raise BadField("if_chosen", chosen, "must be true or false")
     return Utterance(
         place=place,
-        utterance_id=name_field(row, "utterance_id"),
-        interaction_id=name_field(row, "interaction_id"),
+        utterance_id=id_field(row, "utterance_id"),
+        interaction_id=id_field(row, "interaction_id"),
         user=name_field(row, "user_id"),
         prompt=text_field(row, "user_prompt"),
         response=text_field(row, "model_response"),
@@ -226,3 +241,6 @@ def _history(
             continue
         before += [("user", turn[0].prompt), ("assistant", chosen[0].response)]
     return tuple(before)
+
+
+SOURCE = Source("prism", version=1, settings=PrismConfig, open=open_prism)

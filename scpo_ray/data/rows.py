@@ -1,25 +1,30 @@
 """Rows of files and hub data sets, and notes of what was wrong with them."""
 
+import ast
 import csv
 import gzip
 import io
 import json
 import sys
+import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from scpo_ray.records import InputError, Interaction
+from scpo_ray.settings.spelling import plain_name
 
 MAX_PROBLEMS = 20
+MAX_ROW_BYTES = 64_000_000
+MAX_PRINTED_CHARACTERS = 1_000_000
+MAX_ROWS = 100_000_000
+"""A file with more, of a row or of rows, is damaged or a trap; it is refused before it is read."""
+
 FILE_KINDS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 
 Row = dict[str, Any]
@@ -50,8 +55,15 @@ class Notes:
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
+    _missing: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     def problem(self, where: Place | str, what: object) -> None:
+        """Notes what is wrong, a column that a file's rows lack at the first of them alone."""
+        if isinstance(what, MissingColumns):
+            missing = (where.file if isinstance(where, Place) else where, what.names)
+            if missing in self._missing:
+                return
+            self._missing.add(missing)
         self.num_problems += 1
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(f"{where}: {what}")
@@ -80,7 +92,7 @@ class RowSource:
 
 
 @dataclass(frozen=True)
-class Source:
+class InteractionSource:
     """Interactions that can be read; equal `files` contents and `settings` yield equal ones."""
 
     files: tuple[Path, ...]
@@ -95,14 +107,27 @@ class BadField(ValueError):
         super().__init__(f"{name} = {shown(value)}: {rule}")
 
 
+class MissingColumns(BadField):
+    """A row lacks columns; the message names them and those that it has."""
+
+    def __init__(self, names: Sequence[str], found: Iterable[str]) -> None:
+        self.names = tuple(names)
+        noun = "column" if len(names) == 1 else "columns"
+        has = ", ".join(map(shown, found)) or "none"
+        ValueError.__init__(self, f"no {noun} {', '.join(map(shown, names))}; it has {has}")
+
+
 def shown(value: object) -> str:
-    text = "null" if value is None else repr(value)
+    try:
+        text = "null" if value is None else repr(value)
+    except (RecursionError, ValueError):  # ValueError: a whole number of thousands of digits
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def get_field(row: Row, name: str) -> Any:
     if name not in row:
-        raise BadField(name, None, "missing")
+        raise MissingColumns([name], row)
     return row[name]
 
 
@@ -113,14 +138,19 @@ def text_field(row: Row, name: str) -> str:
     return value
 
 
-def name_field(row: Row, name: str) -> str:
-    """An id or label: text that is not blank, or a whole number."""
+def id_field(row: Row, name: str) -> str:
+    """A row's own id, as it is: text that is not blank, or a whole number."""
     value = get_field(row, name)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 1_024:
         return str(value)
-    if not isinstance(value, str) or not value.strip() or not is_unicode(value):
+    if not isinstance(value, str) or not plain_name(value) or not is_unicode(value):
         raise BadField(name, value, "must be text, not blank")
     return value
+
+
+def name_field(row: Row, name: str) -> str:
+    """The name of a culture, a user or a question, in its one spelling; a whole number is one."""
+    return plain_name(id_field(row, name))
 
 
 def finite_number(name: str, value: object) -> float:
@@ -140,6 +170,44 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def printed_value(text: str) -> Any:
+    """The lists, dicts, texts and numbers that Python printed as `text`; nothing is evaluated.
+
+    Printed numbers include nan and inf, which no literal is.
+
+    Raises: ValueError if it is nothing of the kind, or too long or deep.
+    """
+    if len(text) > MAX_PRINTED_CHARACTERS:
+        raise ValueError(f"more than {MAX_PRINTED_CHARACTERS} characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes that begin no escape
+            return _value(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not a printed value: {error}") from None
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=int() as number) if number.bit_length() > 1_024:
+            pass  # beyond every float, and perhaps more digits than Python shows
+        case ast.Constant(value=None | str() | int() | float()):
+            return node.value
+        case ast.Name(id="nan" | "inf"):
+            return float(node.id)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            number = _value(operand)
+            if isinstance(number, int | float):
+                return -number
+        case ast.List(elts=elements):
+            return [_value(element) for element in elements]
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            named = [_value(key) for key in keys if key is not None]
+            if len(set(map(repr, named))) == len(named) and all(isinstance(n, str) for n in named):
+                return dict(zip(named, map(_value, values), strict=True))
+    raise ValueError("not a printed value")
 
 
 def usable(interaction: Interaction, notes: Notes) -> Interaction | None:
@@ -245,10 +313,14 @@ def _read_jsonl(path: Path, notes: Notes) -> Iterator[tuple[Place, Row]]:
     number = 0
     try:
         with _open(path) as stream:
-            for number, raw in enumerate(stream, start=1):
+            lines = iter(partial(stream.readline, MAX_ROW_BYTES + 1), b"")
+            for number, raw in enumerate(lines, start=1):
                 if not raw.strip():
                     continue
                 place = Place(str(path), number)
+                if len(raw) > MAX_ROW_BYTES:
+                    notes.problem(place, f"a row of more than {MAX_ROW_BYTES} bytes")
+                    return
                 try:
                     # Encoded lone surrogates pass here: their rows are skipped and counted.
                     row = json.loads(raw.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
@@ -267,14 +339,14 @@ def _read_jsonl(path: Path, notes: Notes) -> Iterator[tuple[Place, Row]]:
 
 def _read_csv(path: Path, columns: Sequence[str], notes: Notes) -> Iterator[tuple[Place, Row]]:
     # The library's limit of 131,072 characters a field is the whole process's; text may be longer.
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MAX_ROW_BYTES)
     number = 0
     try:
         with (
             _open(path) as raw,
             io.TextIOWrapper(raw, "utf-8-sig", "surrogatepass", newline="") as stream,
         ):
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(_bounded_lines(stream), strict=True)
             header = next(reader, None)
             if header is None or not _has_columns(path, columns, header, notes):
                 return
@@ -291,6 +363,14 @@ def _read_csv(path: Path, columns: Sequence[str], notes: Notes) -> Iterator[tupl
         notes.problem(Place(str(path), _undecodable_line(path)), f"not UTF-8: {error.reason}")
     except (EOFError, zlib.error, OSError, csv.Error) as error:
         notes.problem(Place(str(path), number + 1), _unreadable(error))
+
+
+def _bounded_lines(stream: TextIO) -> Iterator[str]:
+    """The lines, ends included. Raises: csv.Error at one longer than any row should be."""
+    for line in iter(partial(stream.readline, MAX_ROW_BYTES + 1), ""):
+        if len(line) > MAX_ROW_BYTES:
+            raise csv.Error(f"a line of more than {MAX_ROW_BYTES} characters")
+        yield line
 
 
 def _undecodable_line(path: Path) -> int:
@@ -310,27 +390,36 @@ def _undecodable_line(path: Path) -> int:
 def _read_parquet(
     path: Path, columns: Sequence[str], optional: Sequence[str], notes: Notes
 ) -> Iterator[tuple[Place, Row]]:
+    # Only here: settings are read with every source's file, and need none of it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if not _has_columns(path, columns, names, notes):
                 return
+            if file.metadata.num_rows > MAX_ROWS:
+                notes.problem(str(path), f"{file.metadata.num_rows} rows: at most {MAX_ROWS}")
+                return
             wanted = [*columns, *(name for name in optional if name in names)]
             for batch in file.iter_batches(batch_size=1_024, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(str(path), number, "row"), row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, RecursionError) as error:
         notes.problem(Place(str(path), number + 1, "row"), f"not a whole Parquet file: {error}")
 
 
 def _has_columns(path: Path, columns: Sequence[str], names: Sequence[str], notes: Notes) -> bool:
-    wrong = [column for column in columns if names.count(column) != 1]
-    for column in wrong:
-        found = "two columns" if column in names else "no column"
-        notes.problem(str(path), f"{found} {column!r}; it has {', '.join(map(repr, names))}")
-    return not wrong
+    missing = [column for column in columns if column not in names]
+    if missing:
+        notes.problem(str(path), MissingColumns(missing, names))
+    twice = [column for column in columns if names.count(column) > 1]
+    if twice:
+        notes.problem(str(path), f"more than one column {', '.join(map(repr, twice))}")
+    return not missing and not twice
 
 
 def _unreadable(error: Exception) -> str:

@@ -9,14 +9,16 @@ noise, and a score grows with taste . features: what a word-level model can lear
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
 
-from scpo_ray.data.rows import Notes, Place, Source
+from scpo_ray.data.rows import InteractionSource, Notes, Place
 from scpo_ray.records import Interaction
-from scpo_ray.settings.data import SyntheticConfig
+from scpo_ray.settings.data import DataSection, Source
+from scpo_ray.settings.spelling import keys_spelled_once
 
 TASTE_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("kind", "warm", "gentle", "caring"), ("cold", "harsh", "blunt", "distant")),
@@ -40,7 +42,56 @@ CLOSINGS = (("today",), ("at", "home"), ("in", "general"))
 NUM_FEATURES = len(TASTE_WORDS)
 MIN_WORDS, MAX_WORDS = 6, 12
 TASTE_WORD_SHARE = 0.75
+MAX_SYNTHETIC_RESPONSES = 100_000_000
 SCORE_MEAN, SCORE_SPREAD = 50.5, 16.0
+
+
+class SyntheticConfig(DataSection):
+    source: Literal["synthetic"]
+    """Generated PRISM-shaped interactions whose best possible accuracy is known."""
+
+    users: dict[str, Annotated[int, Field(le=MAX_SYNTHETIC_RESPONSES)]] = {
+        "Majority": 120,
+        "North": 40,
+        "South": 40,
+        "East": 40,
+    }
+    """Culture -> number of users. The first is the majority; the others' tastes leave it."""
+
+    interactions_per_user: int = Field(12, ge=1, le=MAX_SYNTHETIC_RESPONSES)
+    """Prompts each user answers."""
+
+    responses_per_interaction: int = Field(3, ge=2, le=8)
+    """Responses each prompt gets."""
+
+    taste_distance: float = Field(1.0, ge=0, le=2)
+    """How far a culture's taste lies from the majority's: 0 the same, 1 unrelated, 2 opposed."""
+
+    person_noise: float = Field(0.3, ge=0, le=1_000)
+    """Standard deviation of a person's own noise, in units of taste."""
+
+    outlier_share: float = Field(0.1, ge=0, lt=1)
+    """Share of a culture's people whose taste is drawn at random instead."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the generated data."""
+
+    @field_validator("users")
+    @classmethod
+    def cultures_are_named_once_with_users(cls, users: dict[str, int]) -> dict[str, int]:
+        if not users or min(users.values()) < 1:
+            raise ValueError(f"must name cultures with at least 1 user, got {users}")
+        return keys_spelled_once(users, "users")
+
+    @model_validator(mode="after")
+    def fits_a_machine(self) -> Self:
+        num = self.interactions_per_user * self.responses_per_interaction * sum(self.users.values())
+        if num > MAX_SYNTHETIC_RESPONSES:
+            raise ValueError(
+                f"users x interactions_per_user x responses_per_interaction must be at most "
+                f"{MAX_SYNTHETIC_RESPONSES} responses, got {num:.3g}"
+            )
+        return self
 
 
 class Answers(NamedTuple):
@@ -136,7 +187,7 @@ def culture_tastes(config: SyntheticConfig) -> NDArray[np.float64]:
     return np.stack(tastes)
 
 
-def open_synthetic(config: SyntheticConfig) -> Source:
+def open_synthetic(config: SyntheticConfig) -> InteractionSource:
     """The generated interactions; the culture's people one after the other."""
     fields = (
         "users",
@@ -150,7 +201,7 @@ def open_synthetic(config: SyntheticConfig) -> Source:
     settings = {name: getattr(config, name) for name in fields}
     # The order of the cultures decides which is the majority; a sorted mapping would lose it.
     settings["users"] = list(config.users.items())
-    return Source((), {"source": "synthetic", **settings}, partial(_read, config))
+    return InteractionSource((), settings, partial(_read, config))
 
 
 def _read(config: SyntheticConfig, notes: Notes) -> Iterator[tuple[Place, Interaction]]:
@@ -236,3 +287,6 @@ def _response_words() -> list[str]:
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(vector / np.linalg.norm(vector))
+
+
+SOURCE = Source("synthetic", version=1, settings=SyntheticConfig, open=open_synthetic)

@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 
 from scpo_ray.data.rows import Notes, Place
 from scpo_ray.records import InputError, Interaction, Text, TextSource
+from scpo_ray.settings.spelling import plain_name, same_but_for_case
 from scpo_ray.storage.disk import LEFT_BEHIND_S, clear_leftovers, remove, sign, signed_content, sync
 
 FORMAT_NUMBER = 3
 """Part of every cache file's name: another layout or meaning of the columns raises it."""
+
+MAX_RESPONSES = 256
+"""To one prompt, 32,640 pairs: more is no answer sheet but a fault, or a trap."""
 
 BATCH_ROWS = 16_384
 BATCH_CHARACTERS = 16_000_000
@@ -40,6 +44,8 @@ _SCHEMA = pa.schema(
         ("user_code", pa.int64()),
         ("question_code", pa.int64()),
         ("split_label", pa.int8()),
+        ("file_code", pa.int32()),
+        ("file_number", pa.int64()),
         ("prompt", pa.string()),
         ("history", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
         ("responses", pa.list_(pa.string())),
@@ -66,6 +72,8 @@ class InteractionTable:
             whole source in file order, also those without an interaction; so are `questions`
             where the source lists them.
         skipped: culture -> reason -> rows left out.
+        alike: "cultures", "users", "questions" -> some of the names that differ by case alone.
+        files: name and unit ("line") of what was read; the rows' places are columns.
         culture_codes: (N,) int32.
         user_codes, question_codes: (N,) int64, -1 where there is none.
         split_labels: (N,) int8, index into SPLIT_LABELS, -1 where the source says nothing.
@@ -79,6 +87,8 @@ class InteractionTable:
     users: tuple[str, ...]
     questions: tuple[str, ...]
     skipped: dict[str, dict[str, int]]
+    alike: dict[str, list[list[str]]]
+    files: tuple[tuple[str, str], ...]
     culture_codes: NDArray[np.int32]
     user_codes: NDArray[np.int64]
     question_codes: NDArray[np.int64]
@@ -126,6 +136,11 @@ class InteractionTable:
             response=self.columns["responses"][row].values[response].as_py(),
         )
 
+    def place(self, row: int) -> Place:
+        """Where the row was read; its file by name alone, for it may have been moved since."""
+        name, unit = self.files[self.columns["file_code"][row].as_py()]
+        return Place(name, self.columns["file_number"][row].as_py(), unit)
+
     def _history(self, row: int) -> tuple[tuple[str, str], ...]:
         turns = self.columns["history"][row].as_py()
         return tuple((turn["role"], turn["text"]) for turn in turns)
@@ -149,9 +164,15 @@ class TableTexts(TextSource):
     def __getitem__(self, index: int | slice) -> Text | Sequence[Text]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._row(index)
+        return self.table.text(row, int(self.positions[index] - self.table.offsets[row]))
+
+    def place(self, index: int) -> str:
+        return str(self.table.place(self._row(index)))
+
+    def _row(self, index: int) -> int:
         position = self.positions[index]
-        row = int(np.searchsorted(self.table.offsets, position, side="right")) - 1
-        return self.table.text(row, int(position - self.table.offsets[row]))
+        return int(np.searchsorted(self.table.offsets, position, side="right")) - 1
 
 
 class TableIds(Sequence[str]):
@@ -228,6 +249,8 @@ def open_table(path: Path) -> InteractionTable:
             users=tuple(summary["users"]),
             questions=tuple(summary["questions"]),
             skipped=summary["skipped"],
+            alike=summary["alike"],
+            files=tuple((name, unit) for name, unit in summary["files"]),
             culture_codes=columns["culture_code"].to_numpy(),
             user_codes=columns["user_code"].to_numpy(),
             question_codes=columns["question_code"].to_numpy(),
@@ -251,8 +274,8 @@ class _Writer:
         self.num_rows = 0
         self.num_characters = 0
         self.cultures: dict[str, int] = {}
-        self.users = {user: code for code, user in enumerate(notes.users)}
-        self.questions = {question: code for code, question in enumerate(notes.questions)}
+        self.users = _numbered(notes.users)
+        self.questions = _numbered(notes.questions)
         self.user_cultures: dict[int, tuple[int, Place]] = {}
         # Ids are compared by 64-bit hash: ten million strings in a set would be a gigabyte.
         self.id_hashes = array("Q")
@@ -260,13 +283,21 @@ class _Writer:
         self.place_files, self.place_numbers = array("i"), array("q")
 
     def add(self, place: Place, interaction: Interaction) -> None:
-        culture = self.cultures.setdefault(interaction.culture, len(self.cultures))
+        num_responses = len(interaction.responses)
+        if num_responses > MAX_RESPONSES:
+            pairs = num_responses * (num_responses - 1) // 2
+            what = f"{num_responses} responses make {pairs} pairs: must be at most {MAX_RESPONSES}"
+            self.notes.problem(place, what)
+            return
+        # Whatever the source is and however it reads names: the same name is one.
+        culture = self.cultures.setdefault(plain_name(interaction.culture), len(self.cultures))
         user = question = -1
         if interaction.user is not None:
-            user = self.users.setdefault(interaction.user, len(self.users))
+            user = self.users.setdefault(plain_name(interaction.user), len(self.users))
             self._check_culture(place, interaction, user, culture)
         if interaction.question is not None:
-            question = self.questions.setdefault(interaction.question, len(self.questions))
+            name = plain_name(interaction.question)
+            question = self.questions.setdefault(name, len(self.questions))
         hashes = text_hashes(interaction)
         label = -1 if interaction.split is None else SPLIT_LABELS.index(interaction.split)
         self.rows.append(
@@ -276,6 +307,8 @@ class _Writer:
                 user,
                 question,
                 label,
+                self._note_place(place, interaction.interaction_id),
+                place.number,
                 interaction.prompt,
                 interaction.history,
                 interaction.responses,
@@ -285,7 +318,6 @@ class _Writer:
                 hashes,
             )
         )
-        self._note_place(place, interaction.interaction_id)
         self.num_rows += 1
         self.num_characters += len(interaction.prompt) + sum(map(len, interaction.responses))
         self.num_characters += sum(len(text) for _, text in interaction.history)
@@ -297,7 +329,9 @@ class _Writer:
             self._write_batch()
         skipped: dict[str, dict[str, int]] = {}
         for (culture, reason), count in self.notes.skipped.items():
-            skipped.setdefault(culture, {})[reason] = count
+            reasons = skipped.setdefault(plain_name(culture), {})
+            reasons[reason] = reasons.get(reason, 0) + count
+        names = {"cultures": self.cultures, "users": self.users, "questions": self.questions}
         summary = {
             "format": FORMAT_NUMBER,
             "num_rows": self.num_rows,
@@ -305,6 +339,8 @@ class _Writer:
             "users": list(self.users),
             "questions": list(self.questions),
             "skipped": skipped,
+            "alike": {kind: same_but_for_case(known) for kind, known in names.items()},
+            "files": [(Path(file).name, unit) for file, unit in self.files],
         }
         # Names are known at the end only, when the schema's own metadata is long written.
         empty = pa.RecordBatch.from_pylist([], schema=_SCHEMA)
@@ -334,11 +370,14 @@ class _Writer:
                 f"{other!r} at {first_place}: a user has one culture",
             )
 
-    def _note_place(self, place: Place, interaction_id: str) -> None:
+    def _note_place(self, place: Place, interaction_id: str) -> int:
+        """The code of the place's file."""
         digest = blake2b(interaction_id.encode(), digest_size=8).digest()
         self.id_hashes.append(int.from_bytes(digest, "little"))
-        self.place_files.append(self.files.setdefault((place.file, place.unit), len(self.files)))
+        file = self.files.setdefault((place.file, place.unit), len(self.files))
+        self.place_files.append(file)
         self.place_numbers.append(place.number)
+        return file
 
     def _place(self, row: int) -> Place:
         file, unit = list(self.files)[self.place_files[row]]
@@ -375,6 +414,13 @@ def text_hashes(interaction: Interaction) -> list[int]:
         whole.update(response.encode())
         hashes.append(int.from_bytes(whole.digest(), "little"))
     return hashes
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    codes: dict[str, int] = {}
+    for name in names:
+        codes.setdefault(plain_name(name), len(codes))
+    return codes
 
 
 def _parts(interaction: Interaction) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from scpo_ray.records import (
     RunResult,
 )
 from scpo_ray.settings.evaluation import EvaluationConfig
-from scpo_ray.settings.methods import METHODS
+from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.cluster_variance import macro_seed_variance
 from scpo_ray.statistics.intervals import (
     draw_clusters,
@@ -128,8 +128,8 @@ def compare_runs(
             pairs, in the same order, with the same evaluation settings.
         failures: run name -> what went wrong; carried along.
 
-    Returns: methods in the order of `config.METHODS`, cultures as `runs` first names them; of
-        each method the macro row, then its cultures. Chance is seeded by the smallest seed.
+    Returns: methods in the order of `methods.method_names`, cultures as `runs` first names them;
+        of each method the macro row, then its cultures. Chance is seeded by the smallest seed.
     Raises: ValueError naming the two runs that cannot be compared, or the run whose trained
         culture is not among those it was tested on.
     """
@@ -143,7 +143,7 @@ def compare_runs(
             raise ValueError(f"two runs are {run.name}")
         same_cell.append(run)
     seeds = sorted({run.result.seed for run in runs})
-    methods = [str(method) for method in METHODS if any(method == m for m, _ in runs_of)]
+    methods = sorted({method for method, _ in runs_of}, key=method_order)
     cultures = list(dict.fromkeys(run.culture for run in runs))
     grid = _Grid(
         runs_of,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scpo_ray.evaluation.comparison import MACRO, ComparedRun, evaluation_settings, is_one_training
 from scpo_ray.evaluation.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
 from scpo_ray.records import Difference, Estimate, OpinionSummary
-from scpo_ray.settings.methods import METHODS
+from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.intervals import holm, macro_difference, macro_mean, stream
 
 Predictor = Literal["model", "model_fitted"]
@@ -52,7 +52,7 @@ class _Comparison:
         self.by_cell: dict[tuple[str, str], list[ComparedRun]] = {}
         for run in runs:
             self.by_cell.setdefault((run.result.method, run.culture), []).append(run)
-        self.methods = [str(m) for m in METHODS if any(m == method for method, _ in self.by_cell)]
+        self.methods = sorted({method for method, _ in self.by_cell}, key=method_order)
         self.cultures = list(dict.fromkeys(run.culture for run in runs))
         self.samples = evaluation_settings(runs[0]).bootstrap_samples
         self.seed = min(run.result.seed for run in runs)

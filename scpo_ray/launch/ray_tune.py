@@ -17,7 +17,6 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from scpo_ray.experiment import Midway
 from scpo_ray.launch.ray_cluster import (
     check_resources,
     connect,
@@ -34,6 +33,7 @@ from scpo_ray.launch.sweep_trial import (
     layer_objectives,
     suggested_jobs,
 )
+from scpo_ray.methods.task import Midway
 from scpo_ray.records import InputError, Layer
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section

@@ -9,7 +9,7 @@ import torch.distributed
 
 from scpo_ray.evaluation.comparison import ComparedRun, compare_runs, pair_outcomes
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
-from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
 from scpo_ray.report.page import write_report
@@ -50,7 +50,7 @@ def start_run(config: RunConfig) -> tuple[RunResult, Path]:
 def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     run_dir = open_run_dir(config)
     run_dir.fetch()
-    if run_dir.result_path.exists():
+    if ended_result(config, inputs, run_dir) is not None:
         path = work(config, ALONE, inputs=inputs)
     elif _is_for_ray(config):
         if config.train.engine == "deepspeed":

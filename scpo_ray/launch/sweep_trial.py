@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.experiment import Midway, RunInputs, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, work
+from scpo_ray.methods.task import Midway
 from scpo_ray.records import InputError, Layer, RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig, SweepConfig

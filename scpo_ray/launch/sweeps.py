@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.evaluation.comparison import ComparedRun
-from scpo_ray.experiment import global_rewards, open_run_dir
+from scpo_ray.experiment import ended_result, global_rewards, open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
@@ -114,12 +114,15 @@ def prepare_sweep(
         fingerprints={name: base.fingerprints[name] for name in ("data", "model")},
         settings=settings,
         jobs=jobs,
-        ended=_ended(jobs, folder.trials(), sweep),
+        ended=_ended(jobs, folder.trials(), sweep, cache),
     )
 
 
 def _ended(
-    jobs: Sequence[TrialJob], known: Mapping[str, TrialRecord], sweep: SweepConfig
+    jobs: Sequence[TrialJob],
+    known: Mapping[str, TrialRecord],
+    sweep: SweepConfig,
+    cache: InputsCache,
 ) -> dict[str, TrialRecord]:
     """Trial id -> record of what has ended: in this sweep, or as a run of its experiment."""
     ended = {}
@@ -130,19 +133,21 @@ def _ended(
             ended[record.trial_id] = replace(record, setting=job.known.setting)
             continue
         run_dir.fetch()
-        if not run_dir.result_path.exists():
-            continue
         try:
-            run = compared_run(job.known.culture, load_result(run_dir.path), run_dir.path)
+            result = ended_result(job.config, cache.load(job.config), run_dir)
+            if result is not None:
+                compared_run(job.known.culture, result, run_dir.path)
         except InputError as error:
             # It costs this trial alone, and the command after the remedy runs it again.
             log.error("%s", error)
             ended[job.known.trial_id] = failed(job.known, " ".join(str(error).split()))
             continue
+        if result is None:
+            continue
         if record is not None and record.state == "finished":
             ended[record.trial_id] = replace(record, setting=job.known.setting)
         else:
-            found = finished(job.known, run.result, run_dir, sweep.objective)
+            found = finished(job.known, result, run_dir, sweep.objective)
             ended[found.trial_id] = replace(found, reused=True)
     return ended
 

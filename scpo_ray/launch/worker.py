@@ -13,13 +13,15 @@ import torch
 
 import scpo_ray
 from scpo_ray.experiment import (
-    Midway,
     RunInputs,
+    ended_result,
     load_inputs,
     open_run_dir,
     prepare_run,
     run_experiment,
+    run_fingerprints,
 )
+from scpo_ray.methods.task import FitContext, Midway
 from scpo_ray.models.reward_model import resolve_device
 from scpo_ray.records import InputError, RunResult, Worker
 from scpo_ray.report.page import write_pictures, write_report
@@ -81,9 +83,9 @@ def work(
         check_alike(inputs.fingerprints, "fingerprints", worker)
         if from_first(lambda: _has_ended(config, inputs, run_dir, sweep), worker):
             return run_dir.path
-        prepared = prepare_run(config, inputs, worker, run_dir)
+        prepared = prepare_run(config, inputs, worker)
         with _tracked(config, worker, run_dir, sweep) as tracker:
-            result = run_experiment(config, prepared, worker, tracked_by(tracker), run_dir, midway)
+            result = run_experiment(prepared, FitContext(run_dir, tracked_by(tracker), midway))
             if result is not None and sweep is None:
                 _log_report(result, run_dir, tracker)
         with together(worker):
@@ -154,8 +156,8 @@ def send_unsent(config: RunConfig, run_dir: RunDir, sweep: Sweep | None, *, pati
 
 def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir, sweep: Sweep | None) -> bool:
     run_dir.fetch()
-    run_dir.save_config(config.model_dump(mode="json"), inputs.fingerprints)
-    if not run_dir.result_path.exists():
+    run_dir.save_config(config.model_dump(mode="json"), run_fingerprints(config, inputs))
+    if ended_result(config, inputs, run_dir) is None:
         return False
     if has_unsent(run_dir.path):
         log.info("%s: has ended before; tracking it, which failed then", run_dir.path)

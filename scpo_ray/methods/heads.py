@@ -1,13 +1,12 @@
-"""Score heads of cultures, learned together from all cultures' pairs on frozen features.
+"""Score heads of cultures on frozen features: the way to fit that their methods share.
 
 A head is a vector; a text's reward is its features times the head. What is learned of a culture's
 head is its change from the global model's. C cultures with P_c pairs each and D features.
-
-Sources: shared_offset is the regularised multi-task learning of Evgeniou and Pontil (KDD 2004) on
-the Bradley-Terry loss; lore is LoRe (Bose et al. 2025, arXiv 2504.14439). docs/method.md.
 """
 
+import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scpo_ray.settings.methods import LoreConfig, SharedOffsetConfig
+from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
+from scpo_ray.models.export import save_reward_model
+from scpo_ray.models.reading import score_head
+from scpo_ray.models.reward_model import RewardModel
+from scpo_ray.records import InputError, Pairs, TrainingCurve
+from scpo_ray.storage.disk import whole_folder
+from scpo_ray.training.loop import TrainingSummary
+from scpo_ray.workers import from_first
+
+log = logging.getLogger(__name__)
 
 _GRADIENT_TOLERANCE = 1e-9
 _CHANGE_TOLERANCE = 1e-14
+_STEEP = 1e-5
+"""A slope of the objective, whose value is near 0.7, above which it could still fall."""
+_LINEAR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,69 +60,108 @@ class Heads:
     num_evaluations: int
 
 
-def shared_offset_heads(cultures: Sequence[TaughtPairs], config: SharedOffsetConfig) -> Heads:
-    """A head for all cultures, and an offset from it for each.
+Learn = Callable[[Sequence[TaughtPairs]], Heads]
+"""What a method of this kind has of its own: heads from the pairs of C cultures."""
 
-        min over u, v_1 .. v_C of  mean over c of (mean over pairs of c of -log sigmoid(m))
-            + shared_ridge |u|^2 / 2 + offset_ridge * mean over c of |v_c|^2 / 2
-        m = ref_margin + x (u + v_c),  x the scaled features of chosen minus rejected
 
-    The objective is convex: there is one answer, wherever the solver begins.
+def fit_heads(prepared: PreparedRun, context: FitContext, learn: Learn) -> Fitted:
+    """Learns the heads of all cultures, saves the model with the run's culture's one.
 
-    Returns: `changes` are u + v_c.
-    Raises: ValueError as `check_pairs`.
+    With several cultures in `culture_weights` it is the weighted mean of theirs.
+
+    Raises: InputError if the features say nothing or the settings do not fit the cultures.
     """
-    scale, num_features = check_pairs(cultures)
-    shared = torch.zeros(num_features, dtype=torch.float64, requires_grad=True)
-    offsets = torch.zeros(len(cultures), num_features, dtype=torch.float64, requires_grad=True)
+    task = prepared.task
+    features, ref_rewards = task.base.features(task.data.texts), task.ref_rewards
 
-    def heads() -> Tensor:
-        return shared + offsets
+    def learned() -> tuple[NDArray[np.float32], TrainingSummary]:
+        if features is None or ref_rewards is None:
+            raise ValueError("this needs the global model's features and rewards")
+        started = time.monotonic()
+        changes, heads = learned_changes(
+            task.train_pairs, features, ref_rewards, learn, method=task.config.method
+        )
+        seconds = time.monotonic() - started
+        shares = np.array([task.culture_weights.get(culture, 0.0) for culture in changes])
+        change = shares @ np.stack(list(changes.values())) / shares.sum()
+        model = task.base.frozen()
+        rewards = change_head(model, change, features, ref_rewards)
+        with whole_folder(context.run_dir.model_dir) as folder:
+            save_reward_model(model, folder)
+        passes = heads.num_evaluations
+        num_pairs = passes * len(task.train_pairs)
+        return rewards, TrainingSummary(passes, num_pairs, seconds, TrainingCurve())
 
-    def objective() -> Tensor:
-        penalty = config.shared_ridge * shared.square().sum()
-        penalty = penalty + config.offset_ridge * offsets.square().sum(dim=1).mean()
-        return _mean_loss(cultures, heads() / scale) + penalty / 2
-
-    return _solved([shared, offsets], objective, heads, scale, config.max_iterations)
+    rewards, summary = from_first(learned, task.worker)
+    return Fitted(lambda texts: rewards[texts], summary)
 
 
-def low_rank_heads(cultures: Sequence[TaughtPairs], config: LoreConfig, *, seed: int) -> Heads:
-    """A few shared heads, and for each culture its mixture of them.
+def learned_changes(
+    pairs: Pairs,
+    features: NDArray[np.float32],
+    ref_rewards: NDArray[np.float32],
+    learn: Learn,
+    *,
+    method: str,
+) -> tuple[dict[str, NDArray[np.float64]], Heads]:
+    """Culture -> (D,) its head minus the global model's, of every culture with a pair.
 
-        min over V, a of  mean over c of (mean over pairs of c of -log sigmoid(m))
-            + ridge * sum over b of |V_b|^2 / 2
-        m = ref_margin + x (sum over b of softmax(a_c)_b V_b)
+    Args:
+        pairs: the training pairs of all cultures to learn from.
+        features: (T, D); ref_rewards: (T,).
 
-    Not convex: `seed` decides where the solver begins.
-
-    Returns: `changes` are the mixtures.
-    Raises: ValueError as `check_pairs`, or if the rank exceeds the number of cultures.
+    Raises: as `fit_heads`.
     """
-    scale, num_features = check_pairs(cultures)
-    rank = rank_of(config, len(cultures))
-    draw = torch.Generator().manual_seed(seed)
-    basis = torch.randn(rank, num_features, generator=draw, dtype=torch.float64)
-    basis = (basis / math.sqrt(num_features)).requires_grad_()
-    logits = torch.randn(len(cultures), rank, generator=draw, dtype=torch.float64).requires_grad_()
+    codes = np.unique(pairs.culture_codes)
+    cultures = []
+    for code in codes:
+        mine = pairs.take(pairs.culture_codes == code)
+        differences = features[mine.chosen].astype(np.float64) - features[mine.rejected]
+        margins = ref_rewards[mine.chosen].astype(np.float64) - ref_rewards[mine.rejected]
+        cultures.append(TaughtPairs(torch.from_numpy(differences), torch.from_numpy(margins)))
+    try:
+        heads = learn(cultures)
+    except ValueError as error:
+        raise InputError(f"method = {method}: no heads can be learned", [str(error)]) from None
+    log.info(
+        "heads of %d cultures from %d pairs: loss %.4f after %d passes",
+        *(len(cultures), len(pairs), heads.loss, heads.num_evaluations),
+    )
+    if heads.slope > _STEEP:
+        log.warning(
+            "%s: the loss could still fall (slope %.1e); raise methods.%s.max_iterations",
+            *(method, heads.slope, method),
+        )
+    return {pairs.cultures[code]: heads.changes[row] for row, code in enumerate(codes)}, heads
 
-    def heads() -> Tensor:
-        return logits.softmax(dim=1) @ basis
 
-    def objective() -> Tensor:
-        penalty = config.ridge * basis.square().sum()
-        return _mean_loss(cultures, heads() / scale) + penalty / 2
+@torch.no_grad()
+def change_head(
+    model: RewardModel,
+    change: NDArray[np.float64],
+    features: NDArray[np.float32],
+    ref_rewards: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Adds to the model's own head; the (T,) rewards that it then gives.
 
-    return _solved([basis, logits], objective, heads, scale, config.max_iterations)
+    Args:
+        change: (D,).
+        features, ref_rewards: (T, D) and (T,) of the model as it is.
 
-
-def rank_of(config: LoreConfig, num_cultures: int) -> int:
-    """How many heads are mixed. Raises: ValueError if more than there are cultures."""
-    if config.rank is None:
-        return max(2, math.ceil(num_cultures / 2))
-    if config.rank > num_cultures:
-        raise ValueError(f"rank must be at most the {num_cultures} cultures, got {config.rank}")
-    return config.rank
+    Raises: InputError if the rewards are not the head's product with the features, as in a model
+        that computes more behind its head.
+    """
+    _, head = score_head(model.network)
+    weight = head.weight[0].double().cpu().numpy()
+    bias = 0.0 if head.bias is None else float(head.bias[0])
+    error = float(np.abs(features @ weight + bias - ref_rewards).max(initial=0.0))
+    if error > _LINEAR_TOLERANCE * max(1.0, float(np.abs(ref_rewards).max(initial=0.0))):
+        raise InputError(
+            "the global model's rewards are not linear in its features: heads cannot be learned",
+            [f"rewards differ by up to {error:.3g} from what the last layer gives"],
+        )
+    head.weight += torch.from_numpy(change).to(head.weight)[None]
+    return np.asarray(ref_rewards + features @ change, dtype=np.float32)
 
 
 def check_pairs(cultures: Sequence[TaughtPairs]) -> tuple[float, int]:
@@ -135,7 +185,7 @@ def check_pairs(cultures: Sequence[TaughtPairs]) -> tuple[float, int]:
     return math.sqrt(squares / sum(len(c.ref_margins) for c in cultures)), num_features
 
 
-def _mean_loss(cultures: Sequence[TaughtPairs], heads: Tensor) -> Tensor:
+def mean_loss(cultures: Sequence[TaughtPairs], heads: Tensor) -> Tensor:
     """The mean over cultures of each one's mean Bradley-Terry loss."""
     losses = [
         softplus(-(c.ref_margins + c.differences @ head)).mean()
@@ -144,7 +194,7 @@ def _mean_loss(cultures: Sequence[TaughtPairs], heads: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def _solved(
+def solved(
     parameters: Sequence[Tensor],
     objective: Callable[[], Tensor],
     heads: Callable[[], Tensor],

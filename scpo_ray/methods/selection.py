@@ -1,60 +1,44 @@
 """Which pairs teach a culture's model something new, and how much each one counts."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from scpo_ray.methods.task import Selection
 from scpo_ray.records import InputError
-from scpo_ray.settings.methods import Method, SelectionConfig
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Over P training pairs: `keep` (P,) bool, `weights` (P,) float32 (also of dropped pairs)."""
-
-    keep: Tensor
-    weights: Tensor
+from scpo_ray.settings.selection import SelectionConfig
 
 
 def select_pairs(
-    ref_chosen_rewards: Tensor | None,
-    ref_rejected_rewards: Tensor | None,
-    num_pairs: int,
+    chosen: Tensor,
+    rejected: Tensor,
     *,
-    method: Method,
+    filters: bool,
+    weighting: Literal["none", "agreement", "inverse"],
     config: SelectionConfig,
 ) -> Selection:
-    """What a method keeps of P pairs, and each pair's weight before its culture's weight.
+    """What is kept of P pairs, and each pair's weight before its culture's weight.
 
     Args:
-        ref_chosen_rewards, ref_rejected_rewards: (P,) reward units; None without a global model.
-        num_pairs: P.
+        chosen, rejected: (P,) the global model's rewards.
 
-    Raises: ValueError if the method needs the global model's rewards and there are none;
-    InputError if a reward is not finite or an inverse weight overflows: the model is at fault.
+    Raises: InputError if a reward is not finite or an inverse weight overflows: the model is at
+    fault.
     """
-    keep, weights = torch.ones(num_pairs, dtype=torch.bool), torch.ones(num_pairs)
-    if not method.needs_global_model:
-        return Selection(keep, weights)
-    if ref_chosen_rewards is None or ref_rejected_rewards is None:
-        raise ValueError("this method selects by a global model's rewards, and there are none")
-    finite = ref_chosen_rewards.isfinite() & ref_rejected_rewards.isfinite()
+    keep, weights = torch.ones(len(chosen), dtype=torch.bool), torch.ones(len(chosen))
+    finite = chosen.isfinite() & rejected.isfinite()
     if not finite.all():
         raise InputError(
             "the global model gave rewards that are not finite",
-            [f"in {int((~finite).sum())} of {num_pairs} training pairs"],
+            [f"in {int((~finite).sum())} of {len(finite)} training pairs"],
         )
-    if method.filters and config.filter_threshold is not None:
-        keep = disagreement_mask(
-            ref_chosen_rewards, ref_rejected_rewards, threshold=config.filter_threshold
-        )
-    if method.weighting == "agreement":
-        weights = agreement_weights(
-            ref_chosen_rewards, ref_rejected_rewards, temperature=config.weight_temperature
-        )
-    elif method.weighting == "inverse":
-        weights = inverse_weights(ref_chosen_rewards, ref_rejected_rewards)
+    if filters and config.filter_threshold is not None:
+        keep = disagreement_mask(chosen, rejected, threshold=config.filter_threshold)
+    if weighting == "agreement":
+        weights = agreement_weights(chosen, rejected, temperature=config.weight_temperature)
+    elif weighting == "inverse":
+        weights = inverse_weights(chosen, rejected)
     return Selection(keep, weights)
 
 

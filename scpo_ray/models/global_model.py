@@ -12,16 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import Renderer, load_renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_reward_model,
-    model_fingerprint,
-    resolve_model_dir,
-    score_head,
-    without_head,
-)
-from scpo_ray.models.scoring import network_outputs, score_tokens
+from scpo_ray.models.reward_model import RewardModel
+from scpo_ray.models.scoring import features_of_tokens, score_tokens
 from scpo_ray.records import ALONE, InputError, TextSource, Tokens, Worker
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.stores import ScoreStore, Stores, TokenStore
@@ -98,16 +93,13 @@ class GlobalModel:
 
         Computed and kept as the rewards are.
 
-        Raises: InputError if a feature is not finite, or as `reward_model.score_head`.
+        Raises: InputError if a feature is not finite, or as `reading.score_head`.
         """
         store = self.stores.features
 
         def start() -> Compute:
             model, tokens = self.frozen(), self.tokens(texts)
-            _, head = score_head(model)
-            shape = (head.in_features,)
-            model = without_head(model)
-            return lambda ids: network_outputs(model, tokens, ids, self.worker, shape)
+            return lambda ids: features_of_tokens(model, tokens, ids, self.worker)
 
         self._complete(store, texts, start)
         return store.get(self.score_key, texts.hashes) if self.worker.rank == 0 else None

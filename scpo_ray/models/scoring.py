@@ -1,6 +1,6 @@
 """Rewards of texts, batched by length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from scpo_ray.models.reading import score_head
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import ALONE, Text, Tokens, Worker
 from scpo_ray.workers import total_array
@@ -34,17 +35,30 @@ def score_tokens(
     Returns: (R,) or (T,) float32, in the order asked for.
     """
     ids = np.arange(len(tokens.offsets) - 1) if text_ids is None else text_ids
-    return network_outputs(model, tokens, ids, worker, ())
+    return _outputs(model, model.rewards, tokens, ids, worker, ())
 
 
-def network_outputs(
+def features_of_tokens(
+    model: RewardModel, tokens: Tokens, text_ids: NDArray[np.int64], worker: Worker
+) -> NDArray[np.float32]:
+    """(R, D) float32: what the score head reads of each text. As `score_tokens`.
+
+    Raises: InputError as `reading.score_head`.
+    """
+    _, head = score_head(model.network)
+    return _outputs(model, model.features, tokens, text_ids, worker, (head.in_features,))
+
+
+def _outputs(
     model: RewardModel,
+    compute: Callable[[dict[str, Tensor]], Tensor],
     tokens: Tokens,
     ids: NDArray[np.int64],
     worker: Worker,
     shape: tuple[int, ...],
 ) -> NDArray[np.float32]:
-    """(R, *shape) what the network says of each text."""
+    """(R, *shape) what `compute` gives of each text."""
+    model.check_tokens(tokens)
     lengths = tokens.lengths[ids]
     outputs = np.zeros((len(ids), *shape), dtype=np.float32)
     was_training = model.network.training
@@ -52,8 +66,7 @@ def network_outputs(
     bar = tqdm(total=len(ids), desc="score", unit="text", disable=None, leave=False)
     with torch.no_grad(), bar:
         for rows, counts in _share(list(length_batches(lengths, model.batch_tokens)), worker):
-            inputs = pad_texts(tokens, ids[rows], model.renderer.pad_id, model.device)
-            computed = forward(model.network, inputs).float().cpu().numpy()
+            computed = compute(model.batch(tokens, ids[rows])).cpu().numpy()
             if counts:
                 outputs[rows] = computed
             bar.update(len(rows))
@@ -82,29 +95,3 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
         size = max(1, batch_tokens // int(lengths[order[start]]))
         yield order[start : start + size]
         start += size
-
-
-def pad_texts(
-    tokens: Tokens, text_ids: NDArray[np.int64], pad_id: int, device: str
-) -> dict[str, Tensor]:
-    """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks."""
-    starts, ends = tokens.offsets[text_ids], tokens.offsets[text_ids + 1]
-    width = int((ends - starts).max())
-    input_ids = np.full((len(text_ids), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(text_ids), width), dtype=np.int64)
-    types = None if tokens.token_type_ids is None else np.zeros_like(mask)
-    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        input_ids[row, : end - start] = tokens.input_ids[start:end]
-        mask[row, : end - start] = 1
-        if types is not None and tokens.token_type_ids is not None:
-            types[row, : end - start] = tokens.token_type_ids[start:end]
-    arrays = {"input_ids": input_ids, "attention_mask": mask}
-    if types is not None:
-        arrays["token_type_ids"] = types
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
-def forward(network: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(R,) rewards of padded texts."""
-    rewards: Tensor = network(**inputs).logits.squeeze(-1)
-    return rewards

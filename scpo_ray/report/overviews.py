@@ -9,17 +9,19 @@ from scpo_ray.records import CultureCounts
 class DataHealth:
     """What `scpo data` shows.
 
-    `truncated_texts`: culture -> texts cut at the maximum length. `detectable`: culture -> the
+    `truncated_texts`: culture -> texts cut at the maximum length; None without a tokenizer.
+    `refusals`: why nothing can be trained with these settings, if so. `detectable`: culture -> the
     smallest difference of accuracy that its test pairs could show between two models that differ
     on 20 % of them (`intervals.detectable_difference`); None with fewer than two users.
     """
 
     counts: dict[str, CultureCounts]
-    truncated_texts: dict[str, int]
+    truncated_texts: dict[str, int] | None
     max_length: int
     warnings: list[str]
     fingerprint: str
     detectable: dict[str, float | None] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from scpo_ray.records import (
     SelectionSummary,
 )
 from scpo_ray.report import pictures
-from scpo_ray.report.pictures import controls, in_order, label, order, trained_on
+from scpo_ray.report.pictures import controls, in_order, label, trained_on
+from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.intervals import basic_interval, within_noise
 from scpo_ray.storage.disk import whole_file
 
@@ -128,7 +129,7 @@ def render(template: str, drawn: Sequence[pictures.Picture], **values: Any) -> s
 
 def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> str:
     methods = comparison.methods if comparison else {"global", *(r.method for r in results)}
-    legend = pictures.legend_figure([*sorted(methods, key=order), *controls(results)])
+    legend = pictures.legend_figure([*sorted(methods, key=method_order), *controls(results)])
     return render(
         "report.html.jinja",
         pictures.draw(results, comparison),
@@ -143,6 +144,7 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         examples=_examples(results),
         data=_data(results),
         warnings=list(dict.fromkeys(w for r in results for w in r.warnings)),
+        told=[(_run_name(r), sentence) for r in results for sentence in r.told],
         unit=_unit(results),
     )
 
@@ -526,7 +528,7 @@ def _temperature(predictor: str) -> str:
 
 def _selection_table(results: Sequence[RunResult]) -> Table:
     """Rows: cultures trained on; columns: methods. Of several seeds, the lowest one's."""
-    methods = sorted({r.method for r in results if r.selection}, key=order)
+    methods = sorted({r.method for r in results if r.selection}, key=method_order)
     found: dict[tuple[str, str], SelectionSummary] = {}
     for r in results:
         for culture, summary in r.selection.items():
@@ -632,7 +634,7 @@ def counted(number: int, noun: str) -> str:
 
 def _unit(results: Sequence[RunResult]) -> str:
     """What intervals resample, by the data's settings."""
-    if any(r.config.get("data", {}).get("source") == "opinions" for r in results):
+    if any(r.opinions for r in results):
         return "questions"
     columns = [r.config.get("data", {}).get("columns") for r in results]
     if any(c is None or c.get("user") for c in columns):

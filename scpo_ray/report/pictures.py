@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from scpo_ray.records import ComparisonResult, CultureEvaluation, Estimate, RunResult
-from scpo_ray.settings.methods import METHODS
+from scpo_ray.settings.methods import method_order, usable_methods
 from scpo_ray.statistics.intervals import within_noise
 
 MAX_CURVE_POINTS = 200
@@ -47,34 +47,15 @@ INKS = {
     "paper": ("#fefefe", "#15181c"),
     "better": ("#0072b1", "#4fa8e8"),
     "worse": ("#d65e00", "#ff8b45"),
-    "global": ("#6b7281", "#a3abb6"),
-    "finetune": ("#0072b3", "#5cb3f0"),
-    "filter": ("#a57c00", "#e2b93b"),
-    "weight": ("#008f68", "#3fcaa0"),
-    "inverse": ("#b0568b", "#e59ac5"),
-    "scpo": ("#cf4a00", "#ff8b44"),
-    "pooled": ("#1d8fb3", "#6cc9e6"),
-    "group_dro": ("#7a4fbf", "#b79af0"),
-    "shared_offset": ("#5f7a00", "#b3cf52"),
-    "lore": ("#a63d4f", "#ee8c9b"),
-    "gpo": ("#3f4fb5", "#98a5f5"),
 }
 STYLES = {
-    "global": Style("global", "s", ":"),
-    "finetune": Style("finetune", "o", "-"),
-    "filter": Style("filter", "^", "--"),
-    "weight": Style("weight", "v", "-."),
-    "inverse": Style("inverse", "D", "--"),
-    "scpo": Style("scpo", "P", "-"),
-    "pooled": Style("pooled", "h", "-."),
-    "group_dro": Style("group_dro", "X", "--"),
-    "shared_offset": Style("shared_offset", "<", ":"),
-    "lore": Style("lore", ">", "-."),
-    "gpo": Style("gpo", "p", ":"),
     "random": Style("soft", "x", ":"),
     "longer": Style("soft", "+", ":"),
     "global_noise": Style("soft", "1", ":"),
 }
+INKS |= {m.name: (m.style.ink, m.style.ink_on_dark) for m in usable_methods()}
+METHOD_STYLES = {m.name: Style(m.name, m.style.marker, m.style.dashes) for m in usable_methods()}
+STYLES = METHOD_STYLES | STYLES
 OTHER_STYLE = Style("ink", "*", "-")
 
 SETTINGS: dict[Any, Any] = {
@@ -163,11 +144,7 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
 
 def in_order(results: Sequence[RunResult]) -> list[RunResult]:
     """By method, what was trained on, and seed."""
-    return sorted(results, key=lambda r: (order(r.method), trained_on(r), r.seed, r.run_id))
-
-
-def order(method: str) -> int:
-    return list(METHODS).index(method) if method in METHODS else len(METHODS)
+    return sorted(results, key=lambda r: (method_order(r.method), trained_on(r), r.seed, r.run_id))
 
 
 def trained_on(result: RunResult) -> str:

@@ -37,6 +37,7 @@ def data_tables(health: DataHealth) -> list[Table]:
         "texts in\nboth sides",
         "can show,\npoints",
     )
+    cut = health.truncated_texts
     for culture, c in health.counts.items():
         counts.add_row(
             culture,
@@ -47,7 +48,7 @@ def data_tables(health: DataHealth) -> list[Table]:
             str(c.test_pairs),
             str(c.ties),
             str(c.equal_texts),
-            str(health.truncated_texts.get(culture, 0)),
+            "–" if cut is None else str(cut.get(culture, 0)),
             "–" if c.longer_chosen_share is None else f"{100 * c.longer_chosen_share:.1f} %",
             str(c.train_test_texts),
             _points(health.detectable.get(culture)),

@@ -4,16 +4,16 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from scpo_ray.settings.countries import country_names
-from scpo_ray.settings.methods import OWN_METHODS, MethodName
-from scpo_ray.settings.run import RunConfig, _check_method, is_opinions
+from scpo_ray.settings.methods import own_methods
+from scpo_ray.settings.run import MethodName, RunConfig, check_method, spelling_of
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import spelled_once
 
 
 class SpaceConfig(Section):
-    method: list[MethodName] = list(OWN_METHODS)
-    """Methods to compare; those but "global" are trained. pooled and group_dro are trained once for
-    all cultures of the data."""
+    method: list[MethodName] = Field(default_factory=own_methods)
+    """Methods to compare; the default are the paper's. One that pools cultures is trained once
+    for all cultures of the data."""
 
     culture: list[str] | None = None
     """One model per culture; null: the cultures of `run.data.cultures`."""
@@ -41,17 +41,17 @@ class ComparisonConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def countries_have_one_name(cls, document: Any) -> Any:
+    def cultures_have_one_name(cls, document: Any) -> Any:
         run, space = (document.get("run"), document.get("space"))
-        if isinstance(run, dict) and isinstance(space, dict) and is_opinions(run):
+        if isinstance(run, dict) and isinstance(space, dict):
             cultures = space.get("culture")
             if isinstance(cultures, list):
-                named = country_names(cultures, "space.culture")
+                named = spelled_once(cultures, "space.culture", spelling_of(run))
                 return document | {"space": space | {"culture": named}}
         return document
 
     @model_validator(mode="after")
     def methods_fit_the_model(self) -> Self:
         for method in self.space.method:
-            _check_method(method, self.run)
+            check_method(method, self.run)
         return self

@@ -1,8 +1,8 @@
 """One name for each country, whatever a survey calls it. Pure."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+
+from scpo_ray.settings.spelling import plain_name
 
 COUNTRY_ALIASES = {
     "Bosnia Herzegovina": "Bosnia and Herzegovina",
@@ -33,24 +33,12 @@ def country_name(spelling: str) -> str:
     return country if sample is None else f"{country} ({sample})"
 
 
-def country_names(spellings: Sequence[Any], setting: str) -> list[Any]:
-    """The one name of each; what is no text stays, for whoever checks it.
-
-    Raises: ValueError if two are the same country.
-    """
-    names = [country_name(each) if isinstance(each, str) else each for each in spellings]
-    texts = [name for name in names if isinstance(name, str)]
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"{setting} must name each country once, got {list(spellings)}")
-    return names
-
-
 def country_and_sample(spelling: str) -> tuple[str, str | None]:
     """The country's one name, and which of its samples this is; None for the national one.
 
     "S. Africa (Non-national sample)" -> ("South Africa", "Non-national sample").
     """
-    words = " ".join(spelling.split())
+    words = plain_name(spelling)
     match = _SAMPLE.fullmatch(words)
     country, sample = (match["country"], match["sample"]) if match else (words, None)
     return COUNTRY_ALIASES.get(country, country), sample

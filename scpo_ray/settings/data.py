@@ -1,11 +1,16 @@
 """Where preferences come from, and how they are divided."""
 
-from typing import Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from scpo_ray.settings.countries import country_names
+from scpo_ray.records import InputError
+from scpo_ray.settings.plugins import Plugins
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import plain_name, spelled_once
 
 PAPER_CULTURES = (
     "Chile",
@@ -28,7 +33,7 @@ class SplitConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of the split alone; 0 with 0.15 by user gives the paper's test sets on PRISM."""
 
-    num_folds: int | None = Field(None, ge=2)
+    num_folds: int | None = Field(None, ge=2, le=1_000)
     """Instead of `test_size`: this many user-disjoint folds per culture."""
 
     fold: int = Field(0, ge=0)
@@ -44,6 +49,14 @@ class SplitConfig(Section):
 
 
 class DataSection(Section):
+    """What every source's settings have; a source's own add to it."""
+
+    holds_opinions: ClassVar[bool] = False
+    """Whether responses are a survey question's options and scores a country's shares of them."""
+
+    source: str
+    """The source's name."""
+
     cultures: list[str] | None = None
     """Cultures to read, train on and evaluate, spelled as in the data; null: all."""
 
@@ -53,13 +66,17 @@ class DataSection(Section):
     split: SplitConfig = SplitConfig()
     """How train and test are told apart."""
 
-    @model_validator(mode="after")
-    def cultures_are_named_once(self) -> Self:
-        if self.cultures is not None:
-            twice = sorted({c for c in self.cultures if self.cultures.count(c) > 1})
-            if twice or not self.cultures:
-                raise ValueError(f"cultures must be named once each, got {self.cultures}")
-        return self
+    @field_validator("cultures")
+    @classmethod
+    def cultures_are_named_once(cls, value: list[str] | None) -> list[str] | None:
+        if value == []:
+            raise ValueError("cultures must name one at least; null: all")
+        return None if value is None else spelled_once(value, "cultures", cls.culture_name)
+
+    @staticmethod
+    def culture_name(spelling: str) -> str:
+        """The one name of a culture that the data, or a setting, spells so."""
+        return plain_name(spelling)
 
     @property
     def min_score_gap(self) -> float:
@@ -67,167 +84,45 @@ class DataSection(Section):
         return 0.0
 
 
-class PrismConfig(DataSection):
-    source: Literal["prism"] = "prism"
-    """PRISM: people from 75 countries scored the replies of language models."""
+@dataclass(frozen=True)
+class Source:
+    """Where preferences come from: the settings of it, and how they are opened.
 
-    path: str = "HannahRoseKirk/prism-alignment"
-    """A folder with survey.jsonl and utterances.jsonl (plain or .gz), or a hub data set."""
+    Attributes:
+        name: what `data.source` is set to; the settings' own `source` takes it alone.
+        version: raised when the same settings and files come to give other interactions.
+        settings: the class of the section `data`.
+        open: of an instance of it, a `data.rows.InteractionSource`.
+    """
 
-    cultures: list[str] | None = list(PAPER_CULTURES)
-    """Countries where the users live (`reside_country`); the default is the paper's seven."""
-
-    history: bool = False
-    """Put the conversation's earlier turns before the prompt (the paper does not)."""
-
-
-class ColumnMap(Section):
-    prompt: str | None = "prompt"
-    """Text or chat messages; null where `chosen` and `rejected` hold whole conversations."""
-
-    chosen: str = "chosen"
-    """The preferred response: text or chat messages."""
-
-    rejected: str = "rejected"
-    """The other response."""
-
-    responses: str | None = None
-    """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
-
-    scores: str | None = None
-    """A list of numbers, one per response; a higher one is preferred."""
-
-    culture: str = "culture"
-    """The group label."""
-
-    user: str | None = None
-    """Who preferred; intervals resample users."""
-
-    question: str | None = None
-    """Groups rows where no user is known; intervals then resample questions."""
-
-    id: str | None = None
-    """A unique name of the row; null: the file's name and line."""
-
-    @model_validator(mode="after")
-    def responses_have_scores(self) -> Self:
-        if (self.responses is None) != (self.scores is None):
-            raise ValueError("responses and scores are set together or not at all")
-        return self
+    name: str
+    version: int
+    settings: type[DataSection]
+    open: Callable[[Any], Any]
 
 
-class PreferencesConfig(DataSection):
-    source: Literal["preferences"]
-    """Any preferences: files of yours or a hub data set, columns named by `columns`."""
-
-    train_files: list[str] = []
-    """JSONL, CSV or Parquet, by ending; .gz too for the first two."""
-
-    test_files: list[str] = []
-    """Held-out files; with them `split.by` is "source"."""
-
-    hub: str | None = None
-    """A hub data set instead of files, as "owner/name"."""
-
-    hub_train_split: str = "train"
-    """The hub data set's split to train on."""
-
-    hub_test_split: str | None = None
-    """The hub data set's held-out split; with it `split.by` is "source"."""
-
-    columns: ColumnMap = ColumnMap()
-    """Which column holds what."""
-
-    @model_validator(mode="after")
-    def one_place_to_read(self) -> Self:
-        if bool(self.train_files) == bool(self.hub):
-            raise ValueError("set either train_files or hub")
-        has_test = bool(self.test_files) if self.train_files else self.hub_test_split is not None
-        if self.test_files and self.hub:
-            raise ValueError("test_files go with train_files, not with hub")
-        if has_test != (self.split.by == "source"):
-            raise ValueError(
-                'test files (or hub_test_split) and split.by "source" go together, got '
-                f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
-            )
-        if self.split.by == "user" and self.columns.user is None:
-            raise ValueError('split.by "user" needs columns.user')
-        if self.split.by == "question" and self.columns.question is None:
-            raise ValueError('split.by "question" needs columns.question')
-        return self
+SOURCES = Plugins("scpo_ray.data", "scpo_ray.sources", "SOURCE", Source)
 
 
-class QuestionSplitConfig(SplitConfig):
-    by: Literal["question"] = "question"
-    """A question is on one side in every country: its rows share their text."""
+def section_of_source(section: Any) -> Any:
+    """A section `data` as its source's settings; what is no mapping stays, to be refused.
+
+    Raises: ValidationError naming what is wrong in it, also that there is no such source.
+    """
+    if not isinstance(section, dict):
+        return section
+    name = section.get("source")
+    if not isinstance(name, str):
+        raise _bad_source(name, f"must be set, to one of {', '.join(SOURCES.names())}")
+    try:
+        source = SOURCES[name]
+    except InputError as error:
+        raise _bad_source(name, "; ".join(error.problems)) from None
+    return source.settings.model_validate(section)
 
 
-class OpinionsConfig(DataSection):
-    source: Literal["opinions"]
-    """GlobalOpinionQA: survey questions and how each country's people answered them."""
-
-    path: str = "Anthropic/llm_global_opinions"
-    """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
-    hub data set."""
-
-    cultures: list[str] | None = list(PAPER_CULTURES)
-    """Countries, in PRISM's spelling or the survey's ("S. Africa"); the default is the paper's
-    seven. null: all, of which some have too few questions."""
-
-    national_only: bool = True
-    """Leave out samples that do not stand for a country ("Non-national sample", "Old national
-    sample"); false: each is a culture of its own."""
-
-    min_share_gap: float = Field(0.05, ge=0, lt=1)
-    """Two options make a pair where their shares are further apart than this."""
-
-    options_as: Literal["texts", "letters"] = "texts"
-    """What the model scores: an option's text, or its letter under a lettered list."""
-
-    num_option_orders: int = Field(4, ge=1)
-    """With letters: orders in which a question's options are listed, each with another option
-    first (as many as it has options at most); the model's shares are the mean over them."""
-
-    split: QuestionSplitConfig = QuestionSplitConfig()
-    """How train and test are told apart: by question, the same for all countries."""
-
-    @field_validator("cultures")
-    @classmethod
-    def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else country_names(value, "cultures")
-
-    @property
-    def min_score_gap(self) -> float:
-        return self.min_share_gap
-
-
-class SyntheticConfig(DataSection):
-    source: Literal["synthetic"]
-    """Generated PRISM-shaped interactions whose best possible accuracy is known."""
-
-    users: dict[str, int] = {"Majority": 120, "North": 40, "South": 40, "East": 40}
-    """Culture -> number of users. The first is the majority; the others' tastes leave it."""
-
-    interactions_per_user: int = Field(12, ge=1)
-    """Prompts each user answers."""
-
-    responses_per_interaction: int = Field(3, ge=2, le=8)
-    """Responses each prompt gets."""
-
-    taste_distance: float = Field(1.0, ge=0, le=2)
-    """How far a culture's taste lies from the majority's: 0 the same, 1 unrelated, 2 opposed."""
-
-    person_noise: float = Field(0.3, ge=0)
-    """Standard deviation of a person's own noise, in units of taste."""
-
-    outlier_share: float = Field(0.1, ge=0, lt=1)
-    """Share of a culture's people whose taste is drawn at random instead."""
-
-    seed: int = Field(0, ge=0)
-    """Seed of the generated data."""
-
-    @model_validator(mode="after")
-    def has_people(self) -> Self:
-        if not self.users or min(self.users.values()) < 1:
-            raise ValueError(f"users must name cultures with at least 1 user, got {self.users}")
-        return self
+def _bad_source(name: Any, reason: str) -> ValidationError:
+    error = PydanticCustomError("plugin", "{reason}", {"reason": reason})
+    return ValidationError.from_exception_data(
+        "data", [{"type": error, "loc": ("source",), "input": name}]
+    )

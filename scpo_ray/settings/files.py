@@ -1,6 +1,5 @@
 """Config files: read, laid over their preset, overridden, checked; problems in the user's words."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import nearest_names
 from scpo_ray.settings.sweep import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
-
-_SOURCES = ("prism", "preferences", "opinions", "synthetic")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,12 +37,13 @@ def load_comparison(path: Path | str, overrides: Sequence[str] = ()) -> Comparis
     """The comparison in a YAML file: `run:` and `space:`, or a run config alone.
 
     Args and errors as for `load_config`; overrides start at `run.` or `space.` where the file has
-    `run:`, and are a run's settings where it has not.
+    `run:`; where it has not they are a run's settings, or start at `space.`.
     """
     document = _overridden(_read_document(path), overrides, path)
     if "run" not in document:
+        space = document.pop("space", {})
         run = validate(RunConfig, _with_preset(document, path), path)
-        return validate(ComparisonConfig, {"run": run}, path)
+        return validate(ComparisonConfig, {"run": run, "space": space}, path)
     if isinstance(document["run"], dict):
         document["run"] = _with_preset(document["run"], path)
     return validate(ComparisonConfig, document, path)
@@ -89,13 +88,6 @@ def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: st
     ]
     if problems:
         raise InputError("unknown cultures", problems)
-
-
-def nearest_names(name: str, known: Sequence[str]) -> str:
-    lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)
-    names = [lowered[c] for c in close] or sorted(known)[:5]
-    return ", ".join(repr(n) for n in names) or "none"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -183,7 +175,8 @@ def _with_preset(document: Mapping[str, Any], path: Path | str) -> dict[str, Any
         raise InputError(f"{path}: preset = {_shown(name)}: must be one of {', '.join(PRESETS)}")
     base = PRESETS[name]
     data = document.get("data")
-    if isinstance(data, dict) and data.get("source", "prism") != "prism":
+    own = base.get("data", {}).get("source")
+    if isinstance(data, dict) and data.get("source", own) != own:
         # Another source has other settings: the preset's data section does not fit it.
         base = {key: value for key, value in base.items() if key != "data"}
     return _merged(base, document)
@@ -211,13 +204,7 @@ def validate(section: type[SectionT], document: Mapping[str, Any], path: Path | 
 
 
 def _problem(error: Any) -> str:
-    # Pydantic names the chosen source inside the location; the user's file does not.
-    location = [
-        str(part)
-        for index, part in enumerate(error["loc"])
-        if not (part in _SOURCES and error["loc"][index - 1] == "data")
-    ]
-    where = ".".join(location)
+    where = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":
             return f"{where} = {_shown(error['input'])}: no such setting"
@@ -226,11 +213,8 @@ def _problem(error: Any) -> str:
         case "value_error":
             message = str(error["ctx"]["error"])
             return f"{where}: {message}" if where else message
-        case "union_tag_not_found":
-            return f"{where}.source: must be set, to one of {', '.join(_SOURCES)}"
-        case "union_tag_invalid":
-            source = _shown(error["input"]["source"])
-            return f"{where}.source = {source}: must be one of {', '.join(_SOURCES)}"
+        case "plugin":
+            return f"{where} = {_shown(error['input'])}: {error['msg']}"
         case "missing":
             return f"{where}: must be set"
         case "too_short":

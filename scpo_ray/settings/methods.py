@@ -1,187 +1,120 @@
-"""The methods, and what each has to set."""
+"""What a method is, and the table of those that are there.
 
+A method is one file in `scpo_ray/methods/`, or an entry point of another package in the group
+`scpo_ray.methods`: nothing here names one.
+"""
+
+import logging
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-
-from scpo_ray.settings.countries import country_names
+from scpo_ray.records import InputError
+from scpo_ray.settings.plugins import Plugins
 from scpo_ray.settings.section import Section
 
-MethodName = Literal[
-    "global",
-    "finetune",
-    "filter",
-    "weight",
-    "inverse",
-    "scpo",
-    "pooled",
-    "group_dro",
-    "shared_offset",
-    "lore",
-    "gpo",
-]
-
-
-METHOD_VERSION = 1
-"""Raised when the same settings come to give another model: earlier runs are then other runs."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A method as a point of settings: SCPO's own (paper, ablations), then its rivals.
+class Style:
+    """How a method is drawn; marker and dashes tell it apart where colour does not.
 
-    Attributes:
-        trains: the network's weights, by the plan's steps.
-        filters, weighting: which pairs, and how much each counts.
-        pools: one model for all cultures: in a comparison or a sweep, theirs is one run.
-        reweights: cultures count as group DRO says, from step to step.
-        heads: what is learned from all cultures' pairs on the frozen network's features, in place
-            of its weights; None: nothing.
-        few_shot: answer shares are predicted from the frozen features of a country's few known
-            answers; for opinions alone.
+    `ink`, `ink_on_dark`: hexadecimal colours on a white and on a dark page. `marker`: one of
+    matplotlib's.
     """
 
-    trains: bool
-    filters: bool
-    weighting: Literal["none", "agreement", "inverse"]
+    ink: str
+    ink_on_dark: str
+    marker: str
+    dashes: Literal["-", "--", "-.", ":"]
+
+    def __post_init__(self) -> None:
+        for ink in (self.ink, self.ink_on_dark):
+            if not re.fullmatch("#[0-9a-f]{6}", ink):
+                raise ValueError(f"a colour must be # and six hexadecimal digits, got {ink!r}")
+
+
+OTHER_STYLE = Style("#20262e", "#e4e7eb", "*", "-")
+
+
+def accepts_all(given: Any) -> None:
+    """Refuses nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to a culture's reward model: what it checks, which pairs it takes, how it fits.
+
+    `scpo_ray.methods.task` has the types of what its functions are given and return.
+
+    Attributes:
+        name: in `method:` and in tables. about: one line for the settings page and the report.
+        version: raised when the same settings come to give another model: earlier runs of this
+            method are then other runs.
+        select: Task -> Selection, which training pairs are kept and what each counts.
+        fit: (PreparedRun, FitContext) -> Fitted, the model, or the rewards, and what to tell of it.
+        check: Task -> None; raises InputError where the data is not what it needs.
+        check_settings: RunConfig -> None; raises ValueError where settings do not go together.
+        settings: its own section, below `methods.<name>`; None: it has none.
+        style: in pictures.
+        is_rival: False for the paper's own, which a comparison runs where its space names none.
+        trains: whether the network's weights are trained, by the plan's steps.
+        needs_global_model: whether it reads the global model's rewards or features.
+        pools: one model for all cultures: in a comparison or a sweep, theirs is one run.
+        learns_from_all: from the pairs of all cultures of the data, whatever `culture_weights` is.
+    """
+
+    name: str
+    about: str
+    version: int
+    select: Callable[[Any], Any]
+    fit: Callable[[Any, Any], Any]
+    check: Callable[[Any], None] = accepts_all
+    check_settings: Callable[[Any], None] = accepts_all
+    settings: type[Section] | None = None
+    style: Style = OTHER_STYLE
+    is_rival: bool = True
+    trains: bool = True
+    needs_global_model: bool = False
     pools: bool = False
-    reweights: bool = False
-    heads: Literal["offset", "low-rank"] | None = None
-    few_shot: bool = False
+    learns_from_all: bool = False
 
-    @property
-    def on_features(self) -> bool:
-        """Whether it learns from all cultures on the network's features, and not its weights."""
-        return self.heads is not None or self.few_shot
-
-    @property
-    def needs_global_model(self) -> bool:
-        return self.filters or self.weighting != "none" or self.on_features
-
-    @property
-    def needs_cultures(self) -> bool:
-        """Whether it learns from several cultures at once, and one alone makes no sense."""
-        return self.pools or self.on_features
-
-
-METHODS: dict[MethodName, Method] = {
-    "global": Method(trains=False, filters=False, weighting="none"),
-    "finetune": Method(trains=True, filters=False, weighting="none"),
-    "filter": Method(trains=True, filters=True, weighting="none"),
-    "weight": Method(trains=True, filters=False, weighting="agreement"),
-    "inverse": Method(trains=True, filters=False, weighting="inverse"),
-    "scpo": Method(trains=True, filters=True, weighting="agreement"),
-    "pooled": Method(trains=True, filters=False, weighting="none", pools=True),
-    "group_dro": Method(trains=True, filters=False, weighting="none", pools=True, reweights=True),
-    "shared_offset": Method(trains=False, filters=False, weighting="none", heads="offset"),
-    "lore": Method(trains=False, filters=False, weighting="none", heads="low-rank"),
-    "gpo": Method(trains=False, filters=False, weighting="none", few_shot=True),
-}
-
-
-OWN_METHODS: tuple[MethodName, ...] = (
-    "global",
-    "finetune",
-    "filter",
-    "weight",
-    "inverse",
-    "scpo",
-)
-"""The paper's, which a comparison runs where its space names none; the others are rivals."""
-
-
-class SelectionConfig(Section):
-    filter_threshold: float | None = Field(0.7, gt=0, le=1)
-    """Keep a training pair where the global model's win probability is below it (tau), in the
-    methods that filter; null: no filter."""
-
-    weight_temperature: float = Field(1.10, gt=0)
-    """Reward units; lower weighs disagreement down more sharply (beta). The inverse ablation
-    has none (the paper's formula)."""
-
-    normalize_weights: bool = False
-    """Divide a step's loss by the sum of its pairs' weights instead of their number, so that
-    weighting does not shrink the step."""
-
-
-class GroupDroConfig(Section):
-    step_size: float = Field(0.01, gt=0)
-    """How fast the cultures' weights follow their losses (eta_q in the paper)."""
-
-
-class SharedOffsetConfig(Section):
-    shared_ridge: float = Field(1e-4, gt=0)
-    """Penalty on what all cultures share, as half of it times the squared length, in units of the
-    loss; pairs' features are scaled to a mean squared length of 1."""
-
-    offset_ridge: float = Field(1e-4, gt=0)
-    """The same for what a culture has of its own: higher keeps the cultures closer together."""
-
-    max_iterations: int = Field(1_000, ge=1)
-    """Iterations of the solver at most; it ends before where the gradient vanishes."""
-
-
-class LoreConfig(Section):
-    rank: int | None = Field(None, ge=1)
-    """Shared heads of which each culture is a mixture, at most as many as there are cultures;
-    null: one for every two cultures, at least 2."""
-
-    ridge: float = Field(1e-5, gt=0)
-    """Penalty on each shared head's distance from the global model's, as for shared_offset."""
-
-    max_iterations: int = Field(1_000, ge=1)
-    """Iterations of the solver at most; it ends before where the gradient vanishes."""
-
-
-class GpoConfig(Section):
-    num_learning_countries: int = Field(5, ge=1)
-    """Countries to learn from, drawn by the run's seed; a run's own country is never among them."""
-
-    learning_countries: list[str] | None = Field(None, min_length=1)
-    """The countries to learn from, in place of drawn ones."""
-
-    num_context_questions: int = Field(20, ge=1)
-    """Training questions whose answers are known of the country that is predicted."""
-
-    num_steps: int = Field(2_000, ge=1)
-    """Steps of the predictor; every learning country is in each. The paper makes 200,000."""
-
-    learning_rate: float = Field(3e-4, gt=0)
-    """Adam's, falling to zero in a cosine."""
-
-    min_questions: int = Field(10, ge=1)
-    """Questions that a learning country shows in a step, and that are asked of it, at least."""
-
-    max_questions: int = Field(100, ge=1)
-    """The same at most."""
-
-    @field_validator("learning_countries")
-    @classmethod
-    def countries_have_one_name(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else country_names(value, "learning_countries")
-
-    @model_validator(mode="after")
-    def settings_agree(self) -> Self:
-        if self.max_questions < self.min_questions:
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
             raise ValueError(
-                f"max_questions {self.max_questions} must not be below min_questions "
-                f"{self.min_questions}"
+                f"a method's name must be lower-case letters, digits and _, got {self.name!r}"
             )
-        return self
 
 
-class RivalsConfig(Section):
-    """Each method reads the section of its own name."""
+METHODS = Plugins("scpo_ray.methods", group="scpo_ray.methods", attribute="METHODS", kind=Method)
 
-    group_dro: GroupDroConfig = GroupDroConfig()
-    """One model for all cultures, the worst of which counts most."""
 
-    shared_offset: SharedOffsetConfig = SharedOffsetConfig()
-    """A score head for all cultures and an offset for each, on frozen features."""
+def method_names() -> list[str]:
+    """Every method's name: the paper's own, then the rivals, then those of other packages."""
+    own = own_methods()
+    return [*own, *(name for name in METHODS.names() if name not in own)]
 
-    lore: LoreConfig = LoreConfig()
-    """A few shared score heads, mixed for each culture, on frozen features."""
 
-    gpo: GpoConfig = GpoConfig()
-    """A country's answer shares, predicted from its answers to a few questions."""
+def own_methods() -> list[str]:
+    """The paper's, in its order."""
+    return [method.name for method in METHODS.own() if not method.is_rival]
+
+
+def usable_methods() -> list[Method]:
+    """All that can be had, in that order; another package's that cannot be imported is left out,
+    and refused where it is named."""
+    usable = []
+    for name in method_names():
+        try:
+            usable.append(METHODS[name])
+        except InputError as error:
+            log.debug("%s", error)
+    return usable
+
+
+def method_order(name: str) -> int:
+    """Where a method stands among others in a table; one that is not there any more comes last."""
+    names = method_names()
+    return names.index(name) if name in names else len(names)

@@ -68,8 +68,8 @@ def config_params(config: RunConfig) -> dict[str, str]:
     """
     return {
         name: _cut(printable(value))
-        for name, value in _flattened(config, "")
-        if not _is_execution(name)
+        for name, value in [*_flattened(config, ""), *_of_method(config)]
+        if name != "methods" and not _is_execution(name)
     }
 
 
@@ -159,6 +159,7 @@ def result_tags(result: RunResult) -> dict[str, str]:
     """What a run was made of, for its MLflow run: `scpo.` and the record's own words."""
     tags = {
         "scpo.run_id": result.run_id,
+        "scpo.evaluation_id": result.evaluation_id,
         "scpo.method": result.method,
         "scpo.seed": str(result.seed),
         "scpo.culture": ", ".join(trained_cultures(result.culture_weights)),
@@ -188,6 +189,11 @@ def printable(value: Any) -> str:
     """Text that any store can hold: lone surrogates and NUL are written as escapes."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def _of_method(config: RunConfig) -> list[tuple[str, Any]]:
+    own = config.own_settings
+    return [] if own is None else _flattened(own, f"methods.{config.method}.")
 
 
 def _is_execution(setting: str) -> bool:

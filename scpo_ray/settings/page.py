@@ -8,7 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
-from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
+from scpo_ray.settings.data import SOURCES
+from scpo_ray.settings.methods import METHODS, method_names
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section
@@ -38,17 +39,34 @@ says of each setting what it may be (docs/sweeps.md).
 
 def configuration_page() -> str:
     """The whole page as Markdown."""
-    return "\n".join([_INTRODUCTION, *_sections(), *_presets()]) + "\n"
+    return "\n".join([_INTRODUCTION, *_methods(), *_sections(), *_presets()]) + "\n"
+
+
+def _methods() -> Iterator[str]:
+    yield "\n## Methods\n"
+    yield "| `method` | what it is | its own settings |"
+    yield "|---|---|---|"
+    for name in method_names():
+        method = METHODS[name]
+        own = f"`methods.{name}`" if method.settings else ""
+        yield f"| `{name}` | {method.about} | {own} |"
 
 
 def _sections() -> Iterator[str]:
     pages: dict[str, tuple[str, Any]] = {"A run": ("", RunConfig)}
-    for source in (PrismConfig, PreferencesConfig, OpinionsConfig, SyntheticConfig):
-        name = get_args(source.model_fields["source"].annotation)[0]
-        pages[f"`data`, with `source: {name}`"] = ("data.", source)
-    pages |= _below("data.", PrismConfig) | _below("data.", PreferencesConfig)
+    for source in SOURCES.own():
+        pages[f"`data`, with `source: {source.name}`"] = ("data.", source.settings)
+    for source in SOURCES.own():
+        # A section that several sources have stands there once; one changes what `by` may be.
+        pages |= _below("data.", source.settings)
     for name, section in _below("", RunConfig).items():
-        pages |= {name: section} | _below(*section)
+        if name not in ("`data`", "`methods`"):  # sources' stand above, methods' below
+            pages |= {name: section} | _below(*section)
+    pages |= {
+        f"`methods.{method.name}`": (f"methods.{method.name}.", method.settings)
+        for method in METHODS.own()
+        if method.settings is not None
+    }
     pages["A comparison"] = ("", ComparisonConfig)
     pages |= {"`space` of a comparison": ("space.", SpaceConfig)}
     pages["A sweep"] = ("", SweepConfig)

@@ -2,26 +2,63 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    create_model,
+    model_validator,
+)
 
-from scpo_ray.settings.countries import country_names
-from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
+from scpo_ray.records import InputError
+from scpo_ray.settings.data import SOURCES, DataSection, section_of_source
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.launch import LaunchConfig
-from scpo_ray.settings.methods import (
-    METHOD_VERSION,
-    METHODS,
-    MethodName,
-    RivalsConfig,
-    SelectionConfig,
-)
+from scpo_ray.settings.methods import METHODS, Method
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.selection import SelectionConfig
+from scpo_ray.settings.spelling import Spell, keys_spelled_once, nearest_names, plain_name
 from scpo_ray.settings.tracking import TrackingConfig
 from scpo_ray.settings.train import TrainConfig
+
+
+def _known(name: str) -> str:
+    if name not in METHODS.names():
+        near = nearest_names(name, METHODS.names())
+        raise ValueError(f"there is no method {name!r}; nearest: {near}")
+    try:
+        METHODS[name]
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _method_sections(document: Any) -> Any:
+    """The sections of single methods, each checked by its method's own class."""
+    if not isinstance(document, dict):
+        return document
+    names = tuple(sorted(str(name) for name in document))
+    sections = _sections_of(names).model_validate(document)
+    return {name: getattr(sections, name) for name in names}
+
+
+@cache
+def _sections_of(names: tuple[str, ...]) -> type[Section]:
+    classes = {n: METHODS[n].settings for n in names if n in METHODS.names()}
+    fields: dict[str, Any] = {n: (each, each()) for n, each in classes.items() if each}
+    sections: type[Section] = create_model("MethodSections", __base__=Section, **fields)
+    return sections
+
+
+MethodName = Annotated[str, AfterValidator(_known)]
+MethodSections = Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_method_sections)]
 
 
 class RunConfig(Section):
@@ -29,8 +66,7 @@ class RunConfig(Section):
     """Groups runs: a folder below `output_dir` and an MLflow experiment."""
 
     method: MethodName = "scpo"
-    """global (no training), finetune (all pairs), filter, weight, inverse, scpo; or one of the
-    rivals pooled, group_dro, shared_offset, lore, gpo (opinions alone)."""
+    """How the model is made; docs/method.md says what each does."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
@@ -44,10 +80,9 @@ class RunConfig(Section):
     culture_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """How much each culture's pairs count in the mixture; null: every culture at 1."""
 
-    data: Annotated[
-        PrismConfig | PreferencesConfig | OpinionsConfig | SyntheticConfig,
-        Field(discriminator="source"),
-    ] = PrismConfig()
+    data: Annotated[SerializeAsAny[DataSection], BeforeValidator(section_of_source)] = Field(
+        default_factory=lambda: SOURCES["prism"].settings.model_validate({"source": "prism"})
+    )
     """Where the preferences come from."""
 
     model: ModelConfig = ModelConfig()
@@ -59,8 +94,8 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     """The optimisation."""
 
-    rivals: RivalsConfig = RivalsConfig()
-    """What the rival methods have of their own."""
+    methods: MethodSections = {}
+    """What single methods have of their own, each below its name."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """Layers, intervals, examples."""
@@ -73,11 +108,11 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def countries_have_one_name(cls, document: Any) -> Any:
-        if isinstance(document, dict) and is_opinions(document):
-            weights = document.get("culture_weights")
-            if isinstance(weights, dict):
-                return document | {"culture_weights": with_country_names(weights)}
+    def cultures_have_one_name(cls, document: Any) -> Any:
+        weights = document.get("culture_weights") if isinstance(document, dict) else None
+        if isinstance(weights, dict):
+            named = keys_spelled_once(weights, "culture_weights", spelling_of(document))
+            return document | {"culture_weights": named}
         return document
 
     @model_validator(mode="after")
@@ -86,7 +121,7 @@ class RunConfig(Section):
             raise ValueError("output_dir: a path cannot hold a NUL character")
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
-        _check_method(self.method, self)
+        check_method(self.method, self)
         if self.launch.storage and self.tracking.tracker == "mlflow" and not self.tracking.uri:
             raise ValueError(
                 "launch.storage is for machines without a common disk, and so without a common "
@@ -100,14 +135,42 @@ class RunConfig(Section):
         return self
 
     @property
+    def how(self) -> Method:
+        """The method that `method` names."""
+        return METHODS[self.method]
+
+    @property
+    def own_settings(self) -> Section | None:
+        """The method's own section, if it has one."""
+        section = self.how.settings
+        return None if section is None else self.methods.get(self.method, section())
+
+    @property
+    def cultures_learned_from(self) -> list[str] | None:
+        """As far as the settings name them; None: all of the data."""
+        if self.culture_weights is None or self.how.learns_from_all:
+            return self.data.cultures
+        return [culture for culture, weight in self.culture_weights.items() if weight > 0]
+
+    @property
     def run_id(self) -> str:
-        """Hash of what decides the result; who computes it and where it goes do not count."""
-        exclude = {"experiment": True, "rivals": True, **EXECUTION}
+        """Hash of what decides the model; who computes it, where it goes and how it is looked at
+        do not count."""
+        exclude = {"experiment": True, "methods": True, **merged(EXECUTION, OBSERVATION)}
         document = self.model_dump(mode="json", exclude=exclude)
-        if self.method in RivalsConfig.model_fields:
-            document["rivals"] = getattr(self.rivals, self.method).model_dump(mode="json")
-        document["method_version"] = METHOD_VERSION
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
+        learned = self.cultures_learned_from
+        document["data"]["cultures"] = None if learned is None else sorted(learned)
+        if self.culture_weights is not None:
+            document["culture_weights"] = {c: w for c, w in self.culture_weights.items() if w > 0}
+        own = self.own_settings
+        document["method"] = [self.method, self.how.version, own and own.model_dump(mode="json")]
+        return _hash_of(document)
+
+    @property
+    def evaluation_id(self) -> str:
+        """Hash of what decides the numbers that the model gets, but for what the data holds."""
+        looked_at = [self.data.cultures, self.evaluation.model_dump(mode="json")]
+        return _hash_of({"run": self.run_id, "evaluation": looked_at})
 
     @property
     def mlflow_uri(self) -> str:
@@ -124,28 +187,44 @@ EXECUTION: dict[str, Any] = {
     "train": {"num_workers", "engine", "zero_stage", "offload_optimizer", "deepspeed_config"},
 }
 
+# What is looked at, and how often, changes no number of the model.
+OBSERVATION: dict[str, Any] = {
+    "evaluation": True,
+    "train": {"log_every", "checkpoint_every", "keep_checkpoints"},
+    "model": {"inference_batch_tokens"},
+}
 
-def is_opinions(run: dict[str, Any]) -> bool:
-    """Whether a run's settings, not yet checked, read opinions: there countries have one name."""
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two sets of settings as one: section -> True for all of it, or names in it."""
+    both = {**one, **other}
+    for section in one.keys() & other.keys():
+        whole = one[section] is True or other[section] is True
+        both[section] = True if whole else one[section] | other[section]
+    return both
+
+
+def spelling_of(run: dict[str, Any]) -> Spell:
+    """How a run's data spells its cultures; the settings are not yet checked."""
     data = run.get("data")
-    source = data.get("source") if isinstance(data, dict) else getattr(data, "source", None)
-    return source == "opinions"
+    if isinstance(data, DataSection):
+        return data.culture_name
+    try:
+        return SOURCES[data["source"]].settings.culture_name  # type: ignore[index]
+    except (TypeError, LookupError, InputError):  # told where the section is checked
+        return plain_name
 
 
-def with_country_names(weights: dict[Any, Any]) -> dict[Any, Any]:
-    """Weights by the countries' one name. Raises: ValueError if two are the same country."""
-    names = country_names(list(weights), "culture_weights")
-    return dict(zip(names, weights.values(), strict=True))
-
-
-def _check_method(method: MethodName, run: RunConfig) -> None:
-    if METHODS[method].few_shot and run.data.source != "opinions":
+def check_method(name: str, run: RunConfig) -> None:
+    """Raises: ValueError if the method cannot be run with these settings."""
+    method = METHODS[name]
+    method.check_settings(run)
+    if run.model.new_head and (method.needs_global_model or not method.trains):
         raise ValueError(
-            f"method {method!r} predicts answers to survey questions: it needs data.source "
-            f'"opinions", got "{run.data.source}"'
-        )
-    if run.model.new_head and (method == "global" or METHODS[method].needs_global_model):
-        raise ValueError(
-            f"method {method!r} needs a trained global model, but model.new_head gives "
+            f"method {name!r} needs a trained global model, but model.new_head gives "
             'the model an untrained head; make one first with method "finetune"'
         )
+
+
+def _hash_of(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from scpo_ray.settings.countries import country_name, country_names
-from scpo_ray.settings.methods import RivalsConfig
-from scpo_ray.settings.run import EXECUTION, RunConfig, is_opinions, with_country_names
+from scpo_ray.settings.run import EXECUTION, RunConfig, spelling_of
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.spelling import Spell, keys_spelled_once, spelled_once
 
 CULTURE = "culture"
 POOLING = "pooling"
@@ -240,15 +239,15 @@ class SweepConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def countries_have_one_name(cls, document: Any) -> Any:
+    def cultures_have_one_name(cls, document: Any) -> Any:
         run, space, objective = (document.get(name) for name in ("run", "space", "objective"))
-        if not (isinstance(run, dict) and is_opinions(run)):
+        if not isinstance(run, dict):
             return document
-        named = {}
+        named, spell = {}, spelling_of(run)
         if isinstance(space, dict):
-            named["space"] = _with_country_names(space)
+            named["space"] = _with_cultures_spelled(space, spell)
         if isinstance(objective, dict) and isinstance(objective.get("culture"), str):
-            named["objective"] = objective | {"culture": country_name(objective["culture"])}
+            named["objective"] = objective | {"culture": spell(objective["culture"])}
         return document | named
 
     @model_validator(mode="after")
@@ -336,7 +335,7 @@ class SweepConfig(Section):
     @property
     def document(self) -> dict[str, Any]:
         """What decides the sweep's results: where and how fast it is computed does not count."""
-        document = self.model_dump(
+        return self.model_dump(
             mode="json",
             exclude={
                 "run": EXECUTION,
@@ -346,10 +345,6 @@ class SweepConfig(Section):
                 "budget": True,
             },
         )
-        if self.run.rivals == RivalsConfig():
-            # Sweeps begun before there were rivals go on.
-            del document["run"]["rivals"]
-        return document
 
     @property
     def digest(self) -> str:
@@ -357,40 +352,48 @@ class SweepConfig(Section):
         return hashlib.sha256(document.encode()).hexdigest()[:12]
 
 
-def _with_country_names(settings: dict[Any, Any]) -> dict[Any, Any]:
-    """A space's axes, or a bundle's settings, with the one name of every country in them."""
+def _with_cultures_spelled(settings: dict[Any, Any], spell: Spell) -> dict[Any, Any]:
+    """A space's axes, or a bundle's settings, with the one name of every culture in them."""
     named: dict[Any, Any] = {}
     for setting, value in settings.items():
         match str(setting).partition("."), value:
             case (("culture", _, ""), {"grid": list(cultures)}):
-                value = {**value, "grid": country_names(cultures, "space.culture")}
+                value = {**value, "grid": spelled_once(cultures, "space.culture", spell)}
             case (("culture_weights", _, ""), _):
-                value = _with_weights_named(value)
-            case (("culture_weights", _, country), _):
-                setting = f"culture_weights.{country_name(country)}"
+                value = _with_weights_spelled(value, spell)
+            case (("culture_weights", _, culture), _):
+                setting = f"culture_weights.{spell(culture)}"
             case (_, {"bundles": dict(bundles)}):
                 of_each = {
-                    name: _with_country_names(bundle) if isinstance(bundle, dict) else bundle
+                    name: _with_cultures_spelled(bundle, spell)
+                    if isinstance(bundle, dict)
+                    else bundle
                     for name, bundle in bundles.items()
                 }
                 value = {**value, "bundles": of_each}
         if setting in named:
-            raise ValueError(f"space.{setting}: must be set once, however its country is spelled")
+            raise ValueError(f"space.{setting}: must be set once, however its culture is spelled")
         named[setting] = value
     return named
 
 
-def _with_weights_named(value: Any) -> Any:
+def _with_weights_spelled(value: Any, spell: Spell) -> Any:
     """What `culture_weights` is set to, or the domain of it."""
     match value:
         case {"dirichlet": dict(concentrations)}:
-            return {**value, "dirichlet": with_country_names(concentrations)}
+            return {
+                **value,
+                "dirichlet": keys_spelled_once(concentrations, "culture_weights", spell),
+            }
         case {"grid": list(several)}:
-            return {**value, "grid": [_with_weights_named(weights) for weights in several]}
+            return {**value, "grid": [_with_weights_spelled(weights, spell) for weights in several]}
         case {"choice": list(several)}:
-            return {**value, "choice": [_with_weights_named(weights) for weights in several]}
+            return {
+                **value,
+                "choice": [_with_weights_spelled(weights, spell) for weights in several],
+            }
         case dict():
-            return with_country_names(value)
+            return keys_spelled_once(value, "culture_weights", spell)
     return value
 
 

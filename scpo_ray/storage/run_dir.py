@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from scpo_ray.records import ComparisonResult, InputError, RunResult
+from scpo_ray.records import ComparisonResult, InputError, RunResult, TrainingRecord
 from scpo_ray.storage.disk import (
     check_folder,
     clear_leftovers,
@@ -31,8 +31,10 @@ from scpo_ray.storage.stores import Stores
 
 log = logging.getLogger(__name__)
 
+TRAINING_FILE = "training.json"
 TEST_PAIRS_FILE = "test_pairs.parquet"
 TEST_OPINIONS_FILE = "test_opinions.parquet"
+_TRAINING: TypeAdapter[TrainingRecord] = TypeAdapter(TrainingRecord)
 _DIGEST = "sha256"
 _RESULT: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 _COMPARISON: TypeAdapter[ComparisonResult] = TypeAdapter(ComparisonResult)
@@ -131,6 +133,18 @@ class RunDir:
         for file in sorted(files, key=lambda file: file == self.result_path):
             if self.checkpoints_dir not in file.parents:
                 self.remote.upload(file, file.relative_to(self.path).as_posix())
+
+    def save_training_record(self, record: TrainingRecord) -> None:
+        """Says that the model is there, whole; what comes after it can be done again."""
+        write_json(self.path / TRAINING_FILE, asdict(record))
+
+    def training_record(self) -> TrainingRecord | None:
+        """What was kept of the fit, None before its end. Raises: InputError if it is damaged."""
+        path = self.path / TRAINING_FILE
+        record: TrainingRecord | None = None
+        if path.exists():
+            record = load_document(path, _TRAINING, _run_again(self.path))
+        return record
 
     def save_result(self, result: RunResult) -> None:
         write_json(self.result_path, asdict(result))

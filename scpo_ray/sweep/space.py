@@ -87,10 +87,10 @@ def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str
 
 
 def trial_id(config: RunConfig, fingerprints: Mapping[str, str], culture: str) -> str:
-    """Hash of the resolved run (its method's version included) and of its data and model; and of
+    """Hash of the resolved run, how it is evaluated, and of its data and model; and of
     the culture, where one run is the trial of several."""
-    parts = [config.run_id, fingerprints["data"], fingerprints["model"]]
-    document = json.dumps(parts + [culture] * METHODS[config.method].pools)
+    parts = [config.evaluation_id, fingerprints["data"], fingerprints["model"]]
+    document = json.dumps(parts + [culture] * config.how.pools)
     return hashlib.sha256(document.encode()).hexdigest()[:12]
 
 
@@ -333,9 +333,10 @@ def _resolved(
         of_sweep |= {"data.split.num_folds": sweep.repeat.num_folds, "data.split.fold": fold}
     for setting, chosen in of_sweep.items():
         _set(document, setting, chosen)
-    if culture and document["method"] in METHODS and METHODS[document["method"]].pools:
-        document["culture_weights"] = None
-    return validate(RunConfig, document, "run")
+    config = validate(RunConfig, document, "run")
+    if culture and config.how.pools:
+        return config.model_copy(update={"culture_weights": None})
+    return config
 
 
 def _set(document: dict[str, Any], setting: str, value: Any) -> None:

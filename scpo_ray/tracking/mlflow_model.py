@@ -15,7 +15,7 @@ class LoggedRewardModel(PythonModel):  # type: ignore[misc]  # mlflow comes with
     """Columns `prompt` and `response` (text, without history) in, column `reward` out."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        from scpo_ray.models.reward_model import load_exported
+        from scpo_ray.models.export import load_exported
 
         self.reward_model = load_exported(context.artifacts["model"], device="cpu")
 

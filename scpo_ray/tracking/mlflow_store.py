@@ -29,6 +29,7 @@ NOTE_FILE = "mlflow_run.json"
 """In a run's folder: the store and the id of its MLflow run."""
 CHAMPION = "champion"
 _PARENT = "mlflow.parentRunId"
+_EVALUATION = "scpo.evaluation_id"
 _DEFAULTS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -78,7 +79,7 @@ def open_run(
     with _opening(uri):
         client = _client(uri)
         experiment_id = _experiment_id(client, config, uri)
-        run = _known_run(client, note, shown, experiment_id, config.run_id)
+        run = _known_run(client, note, shown, experiment_id, config.evaluation_id)
         params = config_params(config)
         changed = [
             f"{name} = {value}: was {run.data.params[name]}"
@@ -92,11 +93,16 @@ def open_run(
                 experiment_id,
                 run_name=run_name(config),
                 start_time=started_ms,
-                tags={"scpo.run_id": config.run_id, "scpo.method": config.method}
+                tags={
+                    "scpo.run_id": config.run_id,
+                    _EVALUATION: config.evaluation_id,
+                    "scpo.method": config.method,
+                }
                 | ({_PARENT: parent_run_id} if parent_run_id else {}),
             )
         run_id = run.info.run_id
-        write_json(note, {"uri": shown, "run_id": run_id})
+        kept = {"uri": shown, "run_id": run_id, "evaluation_id": config.evaluation_id}
+        write_json(note, kept)
         client.update_run(run_id, status="RUNNING")
         log_batches(client, run_id, params=params)
         client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
@@ -157,7 +163,7 @@ def find_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any | None]:
         client = _client(uri)
         experiment_id = _experiment_id(client, config, uri)
         note = run_dir / NOTE_FILE
-        return client, _known_run(client, note, _shown(uri), experiment_id, config.run_id)
+        return client, _known_run(client, note, _shown(uri), experiment_id, config.evaluation_id)
 
 
 def forget_run(config: RunConfig, run_dir: Path) -> None:
@@ -168,11 +174,14 @@ def forget_run(config: RunConfig, run_dir: Path) -> None:
             _client(config.mlflow_uri).delete_run(run_id)
 
 
-def _known_run(client: Any, note: Path, uri: str, experiment_id: str, run_id: str) -> Any | None:
+def _known_run(
+    client: Any, note: Path, uri: str, experiment_id: str, evaluation_id: str
+) -> Any | None:
+    """The MLflow run of this evaluation of a model; another evaluation of it is another run."""
     from mlflow.exceptions import MlflowException
 
     known = _note(note)
-    if known.get("uri") == uri:
+    if (known.get("uri"), known.get("evaluation_id")) == (uri, evaluation_id):
         try:
             run = client.get_run(known["run_id"])
         except MlflowException as error:
@@ -181,7 +190,7 @@ def _known_run(client: Any, note: Path, uri: str, experiment_id: str, run_id: st
         else:
             if run.info.lifecycle_stage == "active":
                 return run
-    return _tagged_run(client, experiment_id, "scpo.run_id", run_id)
+    return _tagged_run(client, experiment_id, _EVALUATION, evaluation_id)
 
 
 def _tagged_run(client: Any, experiment_id: str, tag: str, value: str) -> Any | None:

@@ -172,18 +172,26 @@ class JsonLinesTracker:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last_steps: dict[str, int] = {}
+        self._last_values: dict[str, Any] = {}
         for line in read_json_lines(path):
             for name in line.keys() - {"step", "time"}:
                 self._last_steps[name] = max(line["step"], self._last_steps.get(name, -1))
+                self._last_values[name] = line[name]
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        new = _unseen(metrics, step, self._last_steps)
-        if new:
-            numbers = {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
-            append_json_lines(self._path, [{"step": step, "time": time.time(), **numbers}])
+        self._write(_unseen(metrics, step, self._last_steps), step)
 
     def log_result(self, result: RunResult, run_dir: Path) -> None:
-        self.log(result_metrics(result), step=result.num_steps)
+        # What another evaluation of the same model found is a new line.
+        metrics = result_metrics(result)
+        known = self._last_values
+        self._write({k: v for k, v in metrics.items() if known.get(k) != v}, result.num_steps)
+
+    def _write(self, metrics: Mapping[str, float], step: int) -> None:
+        if metrics:
+            numbers = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+            append_json_lines(self._path, [{"step": step, "time": time.time(), **numbers}])
+            self._last_values |= numbers
 
     def log_artifact(self, path: Path) -> None:
         pass

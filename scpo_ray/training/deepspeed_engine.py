@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from scpo_ray.models.reward_model import RewardModel
-from scpo_ray.models.scoring import forward
 from scpo_ray.records import Worker
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
@@ -61,7 +60,7 @@ class DeepSpeedEngine:
         join_group(worker)
         deepspeed = _import_deepspeed(model.device)
         self._engine, *_ = deepspeed.initialize(
-            model=model.network,
+            model=model.scored,
             model_parameters=list(self.parameters.values()),
             config=settings,
             dist_init_required=False,
@@ -69,7 +68,8 @@ class DeepSpeedEngine:
         self._deepspeed = deepspeed
 
     def rewards(self, inputs: dict[str, Tensor]) -> Tensor:
-        return forward(self._engine, inputs)
+        rewards: Tensor = self._engine(**inputs)
+        return rewards
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)

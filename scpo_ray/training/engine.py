@@ -9,7 +9,6 @@ import torch.distributed
 from torch import Tensor
 
 from scpo_ray.models.reward_model import RewardModel
-from scpo_ray.models.scoring import forward
 from scpo_ray.records import Worker
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.deepspeed_engine import DeepSpeedEngine
@@ -82,7 +81,7 @@ class TorchEngine:
         with torch.autocast(
             device_type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
         ):
-            return forward(self.model.network, inputs)
+            return self.model.rewards(inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

@@ -5,26 +5,25 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
-from scpo_ray.settings.naming import safe_name
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.tracking.trackers import Tracker
 from scpo_ray.training.checkpoints import CheckpointStore
 from scpo_ray.training.engine import Engine
-from scpo_ray.training.group_dro import Groups, follow_losses
-from scpo_ray.training.loss import bradley_terry_losses, weighted_bradley_terry_loss
+from scpo_ray.training.loss import Losses, bradley_terry_losses, pair_margins, weighted_loss
 from scpo_ray.training.optimization import StepStats
+from scpo_ray.training.pair_weights import PairWeights
 from scpo_ray.training.plan import Plan, Step
-from scpo_ray.workers import total, total_array
+from scpo_ray.workers import total
 
 log = logging.getLogger(__name__)
 
@@ -33,32 +32,33 @@ _PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the plan's rows stand for: the texts' tokens, (P,) weights, and the rows' names.
-
-    `groups`: theirs where group DRO weighs them besides, else None.
-    """
+    """What the plan's rows stand for: the texts' tokens, what pairs count, their loss by margin,
+    and the rows' names."""
 
     tokens: Tokens
-    weights: NDArray[np.float32]
+    pair_weights: PairWeights
     pair_ids: Callable[[NDArray[np.int64]], list[str]]
-    groups: Groups | None = None
+    losses: Losses = bradley_terry_losses
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """`seconds` of all attempts of the run that led to its end; `group_weights` at the end of
-    group DRO, by name."""
+    """`seconds` of all attempts of the run that led to its end."""
 
     num_steps: int
     num_pairs_seen: int
     seconds: float
     curve: TrainingCurve
-    group_weights: dict[str, float] = field(default_factory=dict)
+
+
+def nothing_trained() -> TrainingSummary:
+    return TrainingSummary(0, 0, 0.0, TrainingCurve())
 
 
 @dataclass(frozen=True)
 class StepLoss:
-    """One worker's part of a step's loss, and (B,) the losses of its rows before any weight."""
+    """One worker's part of a step's loss; the (B,) rows and their losses before any weight, empty
+    where nobody asked for them."""
 
     total: float
     rows: NDArray[np.int64]
@@ -69,14 +69,13 @@ class StepLoss:
 class _Progress:
     """Of the run so far; a checkpoint holds it beside the engine's state.
 
-    `batch_losses`: of the steps since the curve's last point. `group_weights`: (G,) for the next
-    step; none without group DRO.
+    `batch_losses`: of the steps since the curve's last point. `pair_weights`: their state.
     """
 
     curve: TrainingCurve = field(default_factory=TrainingCurve)
     batch_losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    group_weights: list[float] = field(default_factory=list)
+    pair_weights: dict[str, Any] = field(default_factory=dict)
 
 
 class DivergedError(InputError):
@@ -100,64 +99,60 @@ def train(
 
     Every worker calls it, and all return the same.
 
-    Ctrl-C and a kill leave the run resumable: the same call goes on at the last checkpoint and
-    ends with the same weights (bit for bit on a CPU).
+    A kill leaves the run resumable: the same call goes on at the last checkpoint and ends with
+    the same weights (bit for bit on a CPU).
 
     Args:
         after_step: told of each step made, once what belongs to it is saved; changes nothing.
 
     Raises: DivergedError naming step, pairs and the last good checkpoint if the loss or the
-    gradient is not finite.
+    gradient is not finite; InputError if the model knows not all of the data's tokens.
     """
+    engine.model.check_tokens(data.tokens)
     losses: list[float] = []
     progress = _resume(engine, checkpoints, worker)
-    curve, earlier_s, groups = progress.curve, progress.seconds, data.groups
-    if groups is not None and not progress.group_weights:
-        progress.group_weights = groups.start().tolist()
+    curve, earlier_s, pair_weights = progress.curve, progress.seconds, data.pair_weights
+    if progress.pair_weights:
+        pair_weights.restore(progress.pair_weights)
     started = time.monotonic()
     with _progress(plan, engine.steps_done) as bar:
         for step in plan.steps_from(engine.steps_done):
             # Dropout draws from torch's global stream: set per step, a resumed run draws the same.
             torch.manual_seed(_dropout_seed(seed, step.number, worker.rank))
-            weighed = _weighed(data, progress.group_weights)
-            mine = step_loss(engine, step, weighed, worker, normalize_weights=normalize_weights)
+            mine = step_loss(engine, step, data, worker, normalize_weights=normalize_weights)
             loss = total(mine.total, worker)
             try:
                 stats = _update(engine, loss)
             except FloatingPointError as error:
                 raise _diverged(error, step, data, checkpoints.newest(worker)) from None
-            if groups is not None:
-                found = _group_losses(groups, mine, data.weights, len(step.rows), worker)
-                progress.group_weights = follow_losses(
-                    np.array(progress.group_weights), found, step_size=groups.step_size
-                ).tolist()
+            if pair_weights.follows_losses:
+                size = len(step.rows)
+                pair_weights.after_step(mine.rows, mine.pair_losses, batch_size=size, worker=worker)
             progress.batch_losses.append(loss)
             losses.append(loss)
             bar.update(len(step.rows))
             if step.number % config.log_every == 0 or step.number == plan.num_steps:
-                weights = _by_name(groups, progress.group_weights)
-                _log_point(curve, tracker, step.number, progress.batch_losses, stats, weights)
+                point = stats, pair_weights.shown()
+                _log_point(curve, tracker, step.number, progress.batch_losses, *point)
                 bar.set_postfix(step=step.number, loss=f"{curve.loss[-1]:.4f}")
                 _log_line(bar, step, plan, curve)
                 progress.batch_losses = []
             if step.number % config.checkpoint_every == 0 and step.number < plan.num_steps:
                 progress.seconds = earlier_s + time.monotonic() - started
+                progress.pair_weights = pair_weights.state()
+                loss_since, losses = float(np.mean(losses)), []
+                keep = config.keep_checkpoints
                 with checkpoints.saving(
-                    step.number,
-                    float(np.mean(losses)),
-                    keep=config.keep_checkpoints,
-                    worker=worker,
+                    step.number, loss_since, keep=keep, worker=worker
                 ) as folder:
                     engine.save_checkpoint(folder)
                     (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
-                losses = []
             after_step(step.number)
     return TrainingSummary(
         num_steps=plan.num_steps,
         num_pairs_seen=plan.num_steps * plan.batch_size,
         seconds=earlier_s + time.monotonic() - started,
         curve=curve,
-        group_weights=_by_name(groups, progress.group_weights),
     )
 
 
@@ -170,45 +165,30 @@ def step_loss(
     normalize_weights: bool,
 ) -> StepLoss:
     """Forward and backward of the worker's micro-batches; the step's loss on this worker."""
+    pair_weights = data.pair_weights
     normalizer = float(len(step.rows))
     if normalize_weights:
-        normalizer = float(data.weights[step.rows].sum())
+        normalizer = float(pair_weights.of(step.rows).sum())
     step_total = 0.0
+    rows: list[NDArray[np.int64]] = []
     pair_losses: list[NDArray[np.float64]] = []
     micro_batches = step.micro_batches(worker.rank)
     for number, batch in enumerate(micro_batches, start=1):
-        inputs = pad_texts(data.tokens, batch.texts, engine.model.renderer.pad_id, worker.device)
-        rewards, pairs = engine.rewards(inputs), torch.from_numpy(batch.pairs).to(worker.device)
-        loss = weighted_bradley_terry_loss(
-            rewards,
-            pairs,
-            torch.from_numpy(data.weights[batch.rows]).to(worker.device),
-            normalizer=normalizer,
-        )
+        inputs = engine.model.batch(data.tokens, batch.texts)
+        pairs = torch.from_numpy(batch.pairs).to(worker.device)
+        losses = data.losses(pair_margins(engine.rewards(inputs), pairs))
+        weights = torch.from_numpy(pair_weights.of(batch.rows)).to(worker.device)
+        loss = weighted_loss(losses, weights, normalizer=normalizer)
         engine.backward(loss, last=number == len(micro_batches))
         step_total += loss.item()
-        pair_losses.append(bradley_terry_losses(rewards.detach(), pairs).double().cpu().numpy())
-    rows = np.concatenate([batch.rows for batch in micro_batches])
-    return StepLoss(step_total, rows, np.concatenate(pair_losses))
-
-
-def _weighed(data: TrainingData, group_weights: Sequence[float]) -> TrainingData:
-    """What the step trains on: with group DRO the pairs weigh as their groups do by now."""
-    if data.groups is None:
-        return data
-    return replace(data, weights=data.weights * data.groups.pair_weights(np.array(group_weights)))
-
-
-def _group_losses(
-    groups: Groups, mine: StepLoss, weights: NDArray[np.float32], batch_size: int, worker: Worker
-) -> NDArray[np.float64]:
-    """(G,) alike on every worker, so that all go on with the same weights."""
-    pair_losses = weights[mine.rows] * mine.pair_losses
-    return total_array(groups.losses(mine.rows, pair_losses, batch_size=batch_size), worker)
-
-
-def _by_name(groups: Groups | None, group_weights: Sequence[float]) -> dict[str, float]:
-    return {} if groups is None else dict(zip(groups.names, group_weights, strict=True))
+        if pair_weights.follows_losses:
+            rows.append(batch.rows)
+            pair_losses.append(losses.detach().double().cpu().numpy())
+    return StepLoss(
+        step_total,
+        np.concatenate([*rows, np.empty(0, np.int64)]),
+        np.concatenate([*pair_losses, np.empty(0)]),
+    )
 
 
 def _update(engine: Engine, loss: float) -> StepStats:
@@ -234,7 +214,7 @@ def _log_point(
     step: int,
     losses: Sequence[float],
     stats: StepStats,
-    group_weights: Mapping[str, float],
+    shown: Mapping[str, float],
 ) -> None:
     """One point of the curve: the mean loss of the steps since the last one."""
     loss = float(np.mean(losses))
@@ -243,7 +223,7 @@ def _log_point(
     curve.lr.append(stats.lr)
     curve.grad_norm.append(stats.grad_norm)
     metrics = {"train/loss": loss, "train/lr": stats.lr, "train/grad_norm": stats.grad_norm}
-    metrics |= {f"train/group_weight/{safe_name(n)}": w for n, w in group_weights.items()}
+    metrics |= {f"train/{name}": value for name, value in shown.items()}
     tracker.log(metrics, step=step)
 
 

@@ -2,12 +2,16 @@ import json
 import logging
 import multiprocessing
 import resource
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from scpo_ray.data.loading import load_preferences
+from scpo_ray.data.loading import load_preferences, read_preferences
+from scpo_ray.data.preferences import PreferencesConfig
 from scpo_ray.data.rows import Notes, Place
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.data.table import (
     SPLIT_LABELS,
     CorruptTableError,
@@ -16,7 +20,6 @@ from scpo_ray.data.table import (
     write_table,
 )
 from scpo_ray.records import InputError, Interaction
-from scpo_ray.settings.data import PreferencesConfig, SyntheticConfig
 
 SMALL = {"A": 12, "B": 8}
 
@@ -236,6 +239,70 @@ def test_an_unknown_culture_is_refused_with_the_nearest_names(tmp_path):
     config = _preferences(tmp_path, _people("Chile", 10), cultures=["Chili"])
     with pytest.raises(InputError, match="data.cultures: no culture 'Chili'.*nearest: 'Chile'"):
         load_preferences(config, tmp_path / "cache")
+
+
+def test_names_that_a_source_spells_in_several_ways_are_one(tmp_path):
+    path = tmp_path / "table"
+    rows = [
+        (Place("f", n), replace(_interaction(n), culture=culture, user=user, question=None))
+        for n, (culture, user) in enumerate([("A", "u1"), (" A", "u1 "), ("Me\u0301xico", "u2")])
+    ]
+    notes = Notes(users=["u2", "u2\n", "u1"], skipped=Counter({("A", "x"): 1, ("A ", "x"): 2}))
+
+    write_table(rows, path, notes)
+
+    table = open_table(path)
+    assert (table.cultures, table.users) == (("A", "M\u00e9xico"), ("u2", "u1"))
+    assert table.user_codes.tolist() == [1, 1, 0]
+    assert table.skipped == {"A": {"x": 3}}
+
+
+def test_names_that_differ_by_case_alone_are_warned_of(tmp_path):
+    rows = [*_people("Chile", 10), *_people("chile", 10)]
+    data = load_preferences(_preferences(tmp_path, rows, cultures=["Chile"]), tmp_path / "cache")
+    assert data.cultures == ("Chile",)
+    (warning,) = [each for each in data.warnings if each.startswith("cultures")]
+    assert warning.endswith("differ by case alone, and so count apart: 'Chile', 'chile'")
+
+
+def test_a_row_with_so_many_responses_that_its_pairs_fill_the_memory_is_named(tmp_path):
+    rows = [_row("A", f"u{n}") | {"r": ["x", "y"], "s": [1, 2]} for n in range(5)]
+    rows[3] |= {"r": [f"r{n}" for n in range(50_000)], "s": list(range(50_000))}
+    config = _preferences(tmp_path, rows, columns={"responses": "r", "scores": "s"})
+    with pytest.raises(InputError) as error:
+        load_preferences(config, tmp_path / "cache")
+    what = "50000 responses make 1249975000 pairs: must be at most 256"
+    assert error.value.problems == (f"{tmp_path / 'data.jsonl'}, line 4: {what}",)
+
+
+def test_a_text_says_where_it_was_read(tmp_path):
+    rows = [_row("A", f"u{n}", f"good {n}") for n in range(10)]
+    data = load_preferences(_preferences(tmp_path, rows), tmp_path / "cache")
+    places = {data.texts[t].response: data.texts.place(t) for t in range(len(data.texts))}
+    assert places["good 7"] == "data.jsonl, line 8"
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "refusal"),
+    [
+        ([("A", 20), ("B", 1)], {}, "B: 1 training pairs of 1 users (or questions), 0 test pairs"),
+        ([("A", 1)], {}, "data.split: one user only, cannot be split into train and test"),
+        ([("A", 2)], {"split": {"test_size": 0.9}}, "data.split: test_size 0.9 of 2 leaves none"),
+        ([("A", 20)], {"split": {"by": "question"}, "columns": {"question": "q"}}, "data.split: o"),
+        ([("A", 20)], {"cultures": ["A", "Atlantis"]}, "data.cultures: no culture 'Atlantis' in"),
+    ],
+)
+def test_data_is_shown_whatever_a_training_would_refuse(tmp_path, rows, settings, refusal):
+    people = [row | {"q": "one"} for culture, num in rows for row in _people(culture, num)]
+    config = _preferences(tmp_path, people, **settings)
+
+    data = read_preferences(config, tmp_path / "cache")
+
+    assert data.refusals[0].startswith(refusal)
+    assert [data.counts[culture].interactions for culture, _ in rows] == [num for _, num in rows]
+    with pytest.raises(InputError) as error:
+        load_preferences(config, tmp_path / "cache")
+    assert error.value.problems == data.refusals
 
 
 def test_one_user_cannot_be_split(tmp_path):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.data.opinions import is_refusal, open_opinions
+from scpo_ray.data.opinions import OpinionsConfig, is_refusal, open_opinions
 from scpo_ray.data.rows import Notes
 from scpo_ray.records import InputError
 from scpo_ray.settings.countries import country_name
-from scpo_ray.settings.data import OpinionsConfig
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("SCPO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "goqa"
@@ -273,8 +272,7 @@ def test_a_csv_with_other_columns_is_named_with_its_own(tmp_path):
         read(path)
 
     assert error.value.problems == (
-        f"{path}: no column 'selections'; it has 'question', 'answer'",
-        f"{path}: no column 'options'; it has 'question', 'answer'",
+        f"{path}: no columns 'selections', 'options'; it has 'question', 'answer'",
     )
 
 

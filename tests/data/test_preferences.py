@@ -2,6 +2,8 @@ import csv
 import gzip
 import json
 import os
+import re
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.data.preferences import open_preferences
+from scpo_ray.data.preferences import PreferencesConfig, open_preferences
 from scpo_ray.data.rows import MAX_PROBLEMS, Notes
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PreferencesConfig
 
 ROOT = Path(__file__).parents[2]
 BLEND = Path(os.environ.get("SCPO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "blend"
@@ -109,6 +110,108 @@ def test_every_shape_reads_alike_from_every_kind_of_file(tmp_path, name, texts, 
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+@pytest.mark.parametrize("as_text", [json.dumps, partial(json.dumps, indent=1), repr])
+def test_messages_as_text_read_as_messages_from_every_kind_of_file(tmp_path, name, as_text):
+    row = {"culture": "Chile", "user": "u0", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}
+    pairs = row | {"chosen": as_text(row["chosen"]), "rejected": as_text(row["rejected"])}
+    prompted = pairs | {"prompt": as_text([ASK])}
+    without = pairs | {"prompt": ""}
+    scored = row | {"responses": as_text([[ASK, GOOD], [ASK, BAD]]), "scores": as_text([2, 1])}
+
+    read = [
+        _read(_write(tmp_path / name, [each]), columns=columns)
+        for each, columns in ((pairs, {}), (prompted, {}), (without, {}), (scored, SCORED))
+    ]
+
+    for (interaction,), notes in read:
+        assert not notes.num_problems
+        assert (interaction.prompt, interaction.responses) == ("p", ("good", "bad"))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+def test_messages_as_text_that_cannot_be_read_are_refused_with_the_row(tmp_path, name):
+    broken = str([ASK, GOOD]).replace("}, {", "}\n {")  # as a printed array of NumPy
+    path = _write(tmp_path / name, [PLAIN | {"chosen": broken}])
+    (found,) = _problems(path)
+    assert re.match(rf"{path}, (line|row) \d: chosen = ", found)
+    assert found.endswith(
+        "begins as a list of messages and cannot be read as one: write it as JSON"
+    )
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+def test_dialogues_as_in_hh_rlhf_are_read(tmp_path, name):
+    before = "\n\nHuman: a\n\nAssistant: b\n\nHuman: p\n\nAssistant:"
+    row = {"culture": "Chile", "user": "u0"}
+    whole = row | {"chosen": f"{before} good", "rejected": f"{before} bad"}
+    prompted = row | {"prompt": before, "chosen": " good", "rejected": " bad"}
+
+    for each in (whole, prompted, whole | {"prompt": before}):
+        (interaction,), notes = _read(_write(tmp_path / name, [each]))
+        assert not notes.num_problems
+        assert interaction.history == (("user", "a"), ("assistant", "b"))
+        assert interaction.prompt == "p"
+        assert [response.strip() for response in interaction.responses] == ["good", "bad"]
+
+
+def test_a_reply_that_is_a_dialogue_of_its_own_stays_one(tmp_path):
+    play = "Human: hello\n\nAssistant: hi"
+    (interaction,), _ = _read(_write(tmp_path / "d.jsonl", [PLAIN | {"chosen": play}]))
+    assert interaction.responses == (play, "bad")
+
+
+def test_dialogues_that_part_before_the_last_reply_are_refused(tmp_path):
+    row = {"culture": "Chile", "user": "u0", "chosen": "Human: p\n\nAssistant: good"}
+    row |= {"rejected": "Human: q\n\nAssistant: bad"}
+    (found,) = _problems(_write(tmp_path / "d.jsonl", [row]))
+    assert "conversations must share their turns up to a user's message" in found
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+def test_names_are_one_whatever_their_blanks_and_accents(tmp_path, name):
+    rows = [
+        PLAIN | {"culture": culture, "user": user, "q": user}
+        for culture, user in (("México", "u 1"), (" Me\u0301xico", "u 1 "), ("México\n", "u  1"))
+    ]
+    interactions, notes = _read(_write(tmp_path / name, rows), columns={"question": "q"})
+    assert not notes.num_problems
+    assert {(i.culture, i.user, i.question) for i in interactions} == {("México", "u 1", "u 1")}
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+@pytest.mark.parametrize(
+    "scores", ["[1, 1e999]", "[1, NaN]", "[1, -Infinity]", "[1, nan]", "[1, " + "9" * 400 + "]"]
+)
+def test_numbers_of_any_size_are_refused_with_the_row(tmp_path, name, scores):
+    row = {"culture": "C", "user": "u", "prompt": "p", "responses": '["x", "y"]', "scores": scores}
+    (found,) = _problems(_write(tmp_path / name, [row]), columns=SCORED)
+    assert "scores = " in found and found.endswith(": must be finite")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps(PLAIN)[:-1] + ', "x": ' + "9" * 5_000 + "}",
+        json.dumps(PLAIN | {"prompt": 0})[:-1] + ', "prompt": ' + "[" * 900 + "]" * 900 + "}",
+        json.dumps(PLAIN | {"prompt": 0})[:-1] + ', "prompt": ' + '{"a":' * 900 + "1" + "}" * 901,
+    ],
+)
+def test_a_row_beyond_all_bounds_is_named(tmp_path, line):
+    (found,) = _problems(_write(tmp_path / "d.jsonl", [line]))
+    assert found.startswith(f"{tmp_path / 'd.jsonl'}, line 1: ")
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
+def test_a_packed_row_that_would_fill_the_memory_is_refused(tmp_path, name, monkeypatch):
+    # The bound itself, 64 MB, takes seconds to pack.
+    monkeypatch.setattr("scpo_ray.data.rows.MAX_ROW_BYTES", 10_000)
+    path = _write(tmp_path / name, [PLAIN, PLAIN | {"prompt": "0" * 20_000}])
+    interactions, notes = _read(path)
+    assert len(interactions) == 1
+    assert len(notes.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
 @pytest.mark.parametrize(
     "texts",
     [
@@ -184,8 +287,14 @@ def test_rows_of_train_and_test_files_are_labelled(tmp_path):
             {"culture": "Chile", "user": "u0", "chosen": [GOOD], "rejected": [BAD]},
             "conversations must share their turns up to a user's message",
         ),
-        ({k: v for k, v in PLAIN.items() if k != "rejected"}, "rejected = null: missing"),
-        ({k: v for k, v in PLAIN.items() if k != "culture"}, "culture = null: missing"),
+        (
+            {k: v for k, v in PLAIN.items() if k != "rejected"},
+            "no column 'rejected'; it has 'culture', 'user',",
+        ),
+        (
+            {k: v for k, v in PLAIN.items() if k != "culture"},
+            "no column 'culture'; it has 'user', 'prompt',",
+        ),
     ],
 )
 def test_a_bad_row_is_named_with_file_line_field_value_and_rule(tmp_path, row, problem):
@@ -220,7 +329,10 @@ def test_bad_scores_and_responses_are_named(tmp_path, responses, scores, problem
 def test_scores_in_csv_that_are_no_json_are_named(tmp_path):
     row = {"culture": "C", "user": "u", "prompt": "p", "responses": ["x", "y"], "scores": "good"}
     (found,) = _problems(_write(tmp_path / "d.csv", [row]), columns=SCORED)
-    assert found == f"{tmp_path / 'd.csv'}, line 2: scores = 'good': must be a list as JSON text"
+    assert (
+        found
+        == f"{tmp_path / 'd.csv'}, line 2: scores = 'good': must be a list, or one as JSON text"
+    )
 
 
 def test_many_problems_are_counted_and_the_first_shown(tmp_path):
@@ -269,13 +381,13 @@ def test_a_parquet_file_cut_short_is_a_problem(tmp_path):
     assert "not a whole Parquet file" in _problems(path)[0]
 
 
-@pytest.mark.parametrize("name", ["d.csv", "d.parquet"])
-def test_a_missing_column_is_named_once_with_those_there_are(tmp_path, name):
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
+def test_missing_columns_are_named_once_with_those_there_are(tmp_path, name):
     path = _write(tmp_path / name, [PLAIN] * 3)
-    (found,) = _problems(path, columns={"culture": "land"})
-    assert found == (
-        f"{path}: no column 'land'; it has 'culture', 'user', 'prompt', 'chosen', 'rejected'"
-    )
+    where = f"{path}, line 1" if name == "d.jsonl" else path
+    (found,) = _problems(path, columns={"culture": "land", "user": "who"})
+    has = "it has 'culture', 'user', 'prompt', 'chosen', 'rejected'"
+    assert found == f"{where}: no columns 'land', 'who'; {has}"
 
 
 def test_a_csv_line_with_too_few_cells_is_named_after_a_text_of_several_lines(tmp_path):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.data.prism import open_prism
+from scpo_ray.data.prism import PrismConfig, open_prism
 from scpo_ray.data.rows import Notes
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PAPER_CULTURES, PrismConfig
+from scpo_ray.settings.data import PAPER_CULTURES
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(os.environ.get("SCPO_SHARED_DATA", ROOT.parent / "shared" / "data")) / "prism_like"
@@ -144,14 +144,16 @@ def test_a_missing_field_is_named(tmp_path):
     row = _utterance(0)
     del row["score"]
     _, notes = _read(_write(tmp_path, [_user("u0")], [row]))
-    assert notes.problems == [f"{tmp_path / 'utterances.jsonl.gz'}, line 1: score = null: missing"]
+    (problem,) = notes.problems
+    file = tmp_path / "utterances.jsonl.gz"
+    assert problem.startswith(f"{file}, line 1: no column 'score'; it has 'utterance_id',")
 
 
 @pytest.mark.parametrize(
     ("survey", "problem"),
     [
         ([_user("u0"), _user("u0")], "line 2: duplicate user_id 'u0', also at"),
-        ([{"user_id": "u0"}], "line 1: location = null: missing"),
+        ([{"user_id": "u0"}], "line 1: no column 'location'; it has 'user_id'"),
         ([{"user_id": "u0", "location": "Chile"}], "line 1: location = 'Chile': must be an object"),
         ([_user(None)], "line 1: user_id = null: must be text"),
         ([], "the file is empty: it has no rows"),

@@ -6,6 +6,7 @@ import pytest
 
 from scpo_ray.data.rows import Notes
 from scpo_ray.data.synthetic import (
+    SyntheticConfig,
     best_accuracy,
     culture_tastes,
     margins_of_culture,
@@ -13,7 +14,6 @@ from scpo_ray.data.synthetic import (
     open_synthetic,
     vocabulary,
 )
-from scpo_ray.settings.data import SyntheticConfig
 
 
 def _config(**settings):

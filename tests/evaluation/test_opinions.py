@@ -366,4 +366,4 @@ def test_a_country_named_twice_is_refused(tmp_path, document, setting):
         load_comparison(path)
 
     names = "['S. Africa', 'South Africa']"
-    assert error.value.problems == (f"{setting} must name each country once, got {names}",)
+    assert error.value.problems == (f"{setting} must name each culture once, got {names}",)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.training.group_dro import Groups, follow_losses
+from scpo_ray.methods.group_dro import Groups, follow_losses
 
 THREE_OF_NORTH_ONE_OF_SOUTH = Groups(np.array([0, 0, 1, 0]), ("North", "South"), 0.1)
 
@@ -55,7 +55,7 @@ def test_the_mean_of_all_weighed_pairs_is_the_weighted_sum_of_the_groups_means(d
     found = groups.losses(np.arange(len(codes)), losses, batch_size=len(codes))
 
     np.testing.assert_allclose(found, means, atol=1e-9)
-    weighed = (groups.pair_weights(weights) * losses).mean()
+    weighed = (groups.pair_weights(weights, np.arange(len(codes))) * losses).mean()
     assert weighed == pytest.approx(weights @ means, rel=1e-4, abs=1e-4)
 
 
@@ -78,7 +78,9 @@ def test_pairs_of_a_rare_group_weigh_more():
     groups = THREE_OF_NORTH_ONE_OF_SOUTH
 
     # Half the weight each, over a share of 3/4 and 1/4 of the pairs.
-    np.testing.assert_allclose(groups.pair_weights(groups.start()), [2 / 3, 2 / 3, 2, 2 / 3])
+    np.testing.assert_allclose(
+        groups.pair_weights(groups.start(), np.arange(4)), [2 / 3, 2 / 3, 2, 2 / 3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,4 +98,6 @@ def test_bad_input_is_told(weights, losses, step_size, problem):
 
 def test_a_group_without_a_pair_is_told():
     with pytest.raises(ValueError, match=r"every group must have a pair, got \[1, 0\]"):
-        Groups(np.array([0]), ("North", "South"), 0.1).pair_weights(np.array([0.5, 0.5]))
+        Groups(np.array([0]), ("North", "South"), 0.1).pair_weights(
+            np.array([0.5, 0.5]), np.array([0])
+        )

@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from scpo_ray.methods.heads import (
-    TaughtPairs,
-    check_pairs,
-    low_rank_heads,
-    rank_of,
-    shared_offset_heads,
-)
-from scpo_ray.settings.methods import LoreConfig, SharedOffsetConfig
+from scpo_ray.methods.heads import TaughtPairs, check_pairs
+from scpo_ray.methods.lore import Settings as LoreSettings
+from scpo_ray.methods.lore import low_rank_heads, rank_of
+from scpo_ray.methods.shared_offset import Settings as OffsetSettings
+from scpo_ray.methods.shared_offset import shared_offset_heads
 
 NOTHING = 1e-10
 """A penalty too small to matter."""
@@ -35,7 +32,7 @@ def one_feature(right: int, wrong: int) -> TaughtPairs:
 
 
 def offset(cultures, *, shared=NOTHING, own=NOTHING) -> np.ndarray:
-    config = SharedOffsetConfig(shared_ridge=shared, offset_ridge=own)
+    config = OffsetSettings(shared_ridge=shared, offset_ridge=own)
     return shared_offset_heads(cultures, config).changes
 
 
@@ -83,14 +80,14 @@ def test_the_scale_of_the_features_changes_no_reward():
     np.testing.assert_allclose(large * 100, small, rtol=1e-5, atol=1e-8)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1_000), st.integers(2, 4), st.floats(1e-3, 1), st.floats(1e-3, 1))
 def test_the_shared_head_is_the_offsets_mean_in_the_ratio_of_the_penalties(
     seed, num_cultures, shared, own
 ):
     rng = np.random.default_rng(seed)
     cultures = [taught(rng.normal(size=(rng.integers(5, 30), 3))) for _ in range(num_cultures)]
-    config = SharedOffsetConfig(shared_ridge=shared, offset_ridge=own)
+    config = OffsetSettings(shared_ridge=shared, offset_ridge=own)
 
     found = shared_offset_heads(cultures, config)
 
@@ -137,7 +134,7 @@ def test_lore_finds_planted_mixtures_better_than_one_head_or_heads_apart():
     heads = shares * basis[0] + (1 - shares) * basis[1]
     cultures = planted(rng, heads, 60)
 
-    mixed = low_rank_heads(cultures, LoreConfig(rank=2), seed=0).changes
+    mixed = low_rank_heads(cultures, LoreSettings(rank=2), seed=0).changes
 
     assert np.linalg.matrix_rank(mixed, tol=1e-6) == 2
     assert agreement(mixed, heads) > max(best_rivals(cultures, heads)) + 0.05
@@ -157,8 +154,8 @@ def test_lore_is_the_same_for_one_seed_and_mixes_within_the_basis():
     rng = np.random.default_rng(2)
     cultures = planted(rng, rng.normal(size=(3, 5)), 40)
 
-    first = low_rank_heads(cultures, LoreConfig(), seed=4)
-    again = low_rank_heads(cultures, LoreConfig(), seed=4)
+    first = low_rank_heads(cultures, LoreSettings(), seed=4)
+    again = low_rank_heads(cultures, LoreSettings(), seed=4)
 
     np.testing.assert_array_equal(first.changes, again.changes)
     assert first.num_evaluations == again.num_evaluations
@@ -168,13 +165,13 @@ def test_lore_is_the_same_for_one_seed_and_mixes_within_the_basis():
 
 @pytest.mark.parametrize(("cultures", "rank"), [(2, 2), (3, 2), (4, 2), (5, 3), (7, 4)])
 def test_lore_mixes_one_head_for_every_two_cultures(cultures, rank):
-    assert rank_of(LoreConfig(), cultures) == rank
-    assert rank_of(LoreConfig(rank=1), cultures) == 1
+    assert rank_of(LoreSettings(), cultures) == rank
+    assert rank_of(LoreSettings(rank=1), cultures) == 1
 
 
 def test_more_heads_than_cultures_are_refused():
     with pytest.raises(ValueError, match="rank must be at most the 3 cultures, got 4"):
-        rank_of(LoreConfig(rank=4), 3)
+        rank_of(LoreSettings(rank=4), 3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,10 +12,14 @@ from scpo_ray.methods.selection import (
     inverse_weights,
     select_pairs,
 )
-from scpo_ray.records import InputError
-from scpo_ray.settings.methods import METHODS, SelectionConfig
+from scpo_ray.methods.task import Task
+from scpo_ray.records import ALONE, InputError, Pairs
+from scpo_ray.settings.methods import METHODS, method_names
+from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.selection import SelectionConfig
 
 NAN = math.nan
+GPO = RunConfig.model_validate({"method": "gpo", "data": {"source": "opinions"}})
 margins = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20)
 temperatures = st.floats(0.01, 100)
 thresholds = st.floats(0.01, 1.0)
@@ -24,6 +29,25 @@ def sides(values):
     """Chosen and rejected rewards with these margins."""
     chosen = torch.tensor(values, dtype=torch.float32)
     return chosen, torch.zeros_like(chosen)
+
+
+def task(method, chosen, rejected):
+    """P pairs of one culture, with the global model's rewards of both sides or without it."""
+    size = 2 if chosen is None else len(chosen)
+    codes = np.arange(size)
+    pairs = Pairs(
+        codes, codes, codes + size, *[np.zeros(size, np.int16)] * 2, *[codes * 0] * 2, "C"
+    )
+    return Task(
+        config=RunConfig(method=method) if method != "gpo" else GPO,
+        data=None,
+        tokens=None,
+        base=None,
+        worker=ALONE,
+        ref_rewards=None if chosen is None else torch.cat([chosen, rejected]).numpy(),
+        culture_weights={"C": 1.0},
+        train_pairs=pairs,
+    )
 
 
 def test_a_pair_is_kept_where_the_reference_model_doubts_it():
@@ -48,13 +72,9 @@ def test_a_threshold_of_one_drops_the_sure_pairs_and_no_threshold_none():
     chosen, rejected = sides([30.0, 40.0])
 
     def keep(threshold):
-        return select_pairs(
-            chosen,
-            rejected,
-            2,
-            method=METHODS["filter"],
-            config=SelectionConfig(filter_threshold=threshold),
-        ).keep.tolist()
+        config = SelectionConfig(filter_threshold=threshold)
+        selection = select_pairs(chosen, rejected, filters=True, weighting="none", config=config)
+        return selection.keep.tolist()
 
     # sigmoid(30) < 1 in float64, sigmoid(40) is 1.
     assert keep(1.0) == [True, False]
@@ -179,25 +199,22 @@ def test_rewards_of_two_shapes_are_refused(function):
     ],
 )
 def test_each_method_keeps_and_weighs_as_the_paper_says(method, keep, weights):
-    selection = select_pairs(
-        *sides([2.0, -1.1]), 2, method=METHODS[method], config=SelectionConfig()
-    )
+    selection = METHODS[method].select(task(method, *sides([2.0, -1.1])))
 
     assert selection.keep.tolist() == keep
     torch.testing.assert_close(selection.weights, torch.tensor(weights))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_only_methods_that_select_need_the_global_models_rewards(method):
-    def select():
-        return select_pairs(None, None, 3, method=METHODS[method], config=SelectionConfig())
-
-    if METHODS[method].needs_global_model:
-        with pytest.raises(ValueError, match="by a global model's rewards, and there are none"):
-            select()
+@pytest.mark.parametrize("method", method_names())
+def test_only_methods_that_need_the_global_model_select_by_its_rewards(method):
+    try:
+        selection = METHODS[method].select(task(method, None, None))
+    except ValueError as error:
+        assert "by a global model's rewards, and there are none" in str(error)
+        assert METHODS[method].needs_global_model
     else:
-        assert select().keep.tolist() == [True] * 3
-        assert select().weights.tolist() == [1.0] * 3
+        assert selection.keep.tolist() == [True] * 2
+        assert selection.weights.tolist() == [1.0] * 2
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
@@ -206,4 +223,4 @@ def test_a_global_model_that_gives_no_numbers_stops_the_selection(method, bad):
     chosen, rejected = torch.tensor([0.0, bad, 1.0]), torch.tensor([bad, 1.0, 0.0])
 
     with pytest.raises(InputError, match="rewards that are not finite\n  in 2 of 3 training pairs"):
-        select_pairs(chosen, rejected, 3, method=METHODS[method], config=SelectionConfig())
+        METHODS[method].select(task(method, chosen, rejected))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scpo_ray.models.reward_model import load_exported, merged_adapters
+from scpo_ray.models.adapters import merged_adapters
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_texts
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import LoraConfig

@@ -11,22 +11,17 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from scpo_ray.data.synthetic import vocabulary
+from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
-from scpo_ray.models.reward_model import (
-    RewardModel,
-    load_exported,
-    load_reward_model,
-    model_fingerprint,
-    resolve_device,
-    resolve_model_dir,
-    save_reward_model,
-)
-from scpo_ray.models.scoring import pad_texts, score_texts, score_tokens
+from scpo_ray.models.reward_model import RewardModel, resolve_device
+from scpo_ray.models.scoring import score_texts, score_tokens
 from scpo_ray.records import ALONE, InputError, Text
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.engine import TorchEngine
-from scpo_ray.training.loss import weighted_bradley_terry_loss
+from scpo_ray.training.loss import bradley_terry_losses, pair_margins, weighted_loss
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 
 TEXTS = [
@@ -158,14 +153,11 @@ def train_a_little(model: RewardModel, steps: int = 3) -> None:
     """A few large optimizer steps, so that what is not saved shows."""
     config = TrainConfig(learning_rate=1e-2, max_steps=steps, dropout=False)
     engine = TorchEngine(model, config, ALONE)
-    inputs = pad_texts(
-        model.renderer.encode(TEXTS), np.arange(len(TEXTS)), model.renderer.pad_id, "cpu"
-    )
+    inputs = model.batch(model.renderer.encode(TEXTS), np.arange(len(TEXTS)))
     pairs = torch.tensor([[0, 1], [2, 3], [4, 5]])
     for _ in range(steps):
-        loss = weighted_bradley_terry_loss(
-            engine.rewards(inputs), pairs, torch.ones(3), normalizer=3.0
-        )
+        losses = bradley_terry_losses(pair_margins(engine.rewards(inputs), pairs))
+        loss = weighted_loss(losses, torch.ones(3), normalizer=3.0)
         engine.backward(loss, last=True)
         engine.step()
 

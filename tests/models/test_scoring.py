@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.models.reward_model import load_exported
-from scpo_ray.models.scoring import length_batches, pad_texts, score_texts, score_tokens
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.reading import pad_texts
+from scpo_ray.models.scoring import length_batches, score_texts, score_tokens
 from scpo_ray.records import Text, Tokens
 
 TEXTS = [

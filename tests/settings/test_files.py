@@ -4,18 +4,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scpo_ray.data.prism import PrismConfig
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import PAPER_CULTURES, PrismConfig, SyntheticConfig
+from scpo_ray.settings.data import PAPER_CULTURES
 from scpo_ray.settings.files import (
     check_culture_names,
     load_comparison,
     load_config,
     load_header,
     load_sweep,
-    nearest_names,
 )
-from scpo_ray.settings.methods import OWN_METHODS
+from scpo_ray.settings.methods import own_methods
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.spelling import nearest_names
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.yaml"))
@@ -76,22 +78,48 @@ run:
         ("data: prism", "data = prism: must be a section of settings"),
         ("experiment: a/b", "experiment = a/b: must be"),
         ("experiment: ..", "experiment = ..: must be"),
-        ("method: scop", "method = scop: must be 'global', 'finetune', 'filter', 'weight'"),
+        ("method: scop", "method: there is no method 'scop'; nearest: 'scpo'"),
         ("culture_weights: {Chile: -1}", "culture_weights.Chile = -1: must be greater than or"),
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
         (
             "data: {path: x}",
-            "data.source: must be set, to one of prism, preferences, opinions, synthetic",
+            "data.source = null: must be set, to one of opinions, preferences, prism, synthetic",
         ),
         (
-            "data: {source: x}",
-            "data.source = x: must be one of prism, preferences, opinions, synthetic",
+            "data: {source: prizm}",
+            "data.source = prizm: there is none of this name; nearest: 'prism'; all: opinions, ",
         ),
         ("data: {source: prism, history: maybe}", "data.history = maybe: must be a valid boolean"),
         ("data: {source: synthetic, history: true}", "data.history = true: no such setting"),
-        ("data: {source: synthetic, users: {A: 0}}", "data: users must name cultures with at"),
-        ("data: {source: prism, cultures: []}", "data: cultures must be named once each, got []"),
-        ("data: {source: prism, cultures: [A, A]}", "data: cultures must be named once each, got"),
+        (
+            "data: {source: synthetic, users: {A: 1000000000}}",
+            "data.users.A = 1000000000: must be less than or equal to 100000000",
+        ),
+        (
+            "data: {source: synthetic, users: {A: 90000000}}",
+            "data: users x interactions_per_user x responses_per_interaction must be at most 1",
+        ),
+        (
+            "data: {source: synthetic, split: {num_folds: 1000000000000}}",
+            "data.split.num_folds = 1000000000000: must be less than or equal to 1000",
+        ),
+        (
+            "data: {source: prism, cultures: [Chile, 'Chile ']}",
+            "data.cultures: cultures must name each culture once, got ['Chile', 'Chile ']",
+        ),
+        (
+            'culture_weights: {Chile: 1, " Chile": 2}',
+            "culture_weights must name each culture once, got ['Chile', ' Chile']",
+        ),
+        ("data: {source: synthetic, users: {A: 0}}", "data.users: must name cultures with at"),
+        (
+            "data: {source: prism, cultures: []}",
+            "data.cultures: cultures must name one at least; null: all",
+        ),
+        (
+            "data: {source: prism, cultures: [A, A]}",
+            "data.cultures: cultures must name each culture once, got",
+        ),
         ("data: {source: prism, path: null}", "data.path = null: must be a valid string"),
         ("data: {source: preferences}", "data: set either train_files or hub"),
         (
@@ -298,9 +326,18 @@ def test_a_run_alone_is_compared_over_all_methods_and_one_seed(tmp_path):
     assert comparison.run == load_config(
         write(tmp_path, "train: {max_steps: 9}"), ["train.batch_size=2"]
     )
-    assert comparison.space.method == list(OWN_METHODS)
+    assert comparison.space.method == own_methods()
     assert comparison.space.culture is None
     assert comparison.space.seed == [0]
+
+
+def test_a_run_alone_is_compared_over_the_space_that_the_command_names(tmp_path):
+    path = write(tmp_path, "train: {max_steps: 9}")
+
+    comparison = load_comparison(path, ["space.method=[finetune, lore]", "train.batch_size=2"])
+
+    assert comparison.space.method == ["finetune", "lore"]
+    assert (comparison.run.train.max_steps, comparison.run.train.batch_size) == (9, 2)
 
 
 @pytest.mark.parametrize(
@@ -360,19 +397,6 @@ def test_an_unknown_culture_is_told_with_the_nearest_names():
         f"data.cultures: no culture 'Korea' in the data; nearest: {nearest_names('Korea', known)}",
     )
     assert "'Korea, Republic of'" in error.value.problems[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "known", "shown"),
-    [
-        ("CHILE", ["Chile", "Peru"], "'Chile'"),
-        ("xyz", ["Peru", "Chile"], "'Chile', 'Peru'"),
-        ("xyz", list("hgfedcba"), "'a', 'b', 'c', 'd', 'e'"),
-        ("xyz", [], "none"),
-    ],
-)
-def test_nearest_names_ignore_case_and_never_leave_the_reader_without_any(name, known, shown):
-    assert nearest_names(name, known) == shown
 
 
 def test_known_cultures_are_no_problem():

@@ -1,15 +1,13 @@
 import pytest
 
+from scpo_ray.data.opinions import OpinionsConfig
+from scpo_ray.data.preferences import PreferencesConfig
+from scpo_ray.data.prism import PrismConfig
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import (
-    PAPER_CULTURES,
-    OpinionsConfig,
-    PreferencesConfig,
-    PrismConfig,
-    SyntheticConfig,
-)
+from scpo_ray.settings.data import PAPER_CULTURES
 from scpo_ray.settings.files import load_config
-from scpo_ray.settings.methods import METHODS, OWN_METHODS
+from scpo_ray.settings.methods import METHODS, method_names, own_methods
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section
 
@@ -55,13 +53,18 @@ KEPT = [
     "train.num_workers=2",
     "train={engine: deepspeed, zero_stage: 3, offload_optimizer: true}",
     "train={engine: deepspeed, deepspeed_config: more.json}",
+    # What is looked at, and how often.
+    "evaluation.distinctive_threshold=0.4",
+    "evaluation.bootstrap_samples=100",
+    "train={log_every: 7, checkpoint_every: 9, keep_checkpoints: 1}",
+    "model.inference_batch_tokens=2048",
     # What another method reads.
-    "rivals={lore: {rank: 3}, group_dro: {step_size: 0.5}}",
+    "methods={lore: {rank: 3}, group_dro: {step_size: 0.5}}",
 ]
 
 
 @pytest.mark.parametrize("override", KEPT)
-def test_run_id_does_not_depend_on_where_a_run_is_kept(override):
+def test_run_id_does_not_depend_on_where_a_run_is_kept_or_how_it_is_looked_at(override):
     assert load_config("paper", [override]).run_id == load_config("paper").run_id
 
 
@@ -81,7 +84,7 @@ DECIDING = [
     "train.batch_size=16",
     "train.max_steps=3",
     "train.learning_rate=2e-6",
-    "evaluation.distinctive_threshold=0.4",
+    "train.weight_decay=0.3",
 ]
 
 
@@ -90,11 +93,32 @@ def test_run_id_depends_on_what_decides_the_result(override):
     assert load_config("paper", [override]).run_id != load_config("paper").run_id
 
 
+def test_cultures_that_are_only_tested_on_make_another_evaluation_and_not_another_run():
+    chile = ["culture_weights={Chile: 1.0}"]
+    seven = load_config("paper", chile)
+    two = load_config("paper", [*chile, "data.cultures=[Chile, Israel]"])
+    zero = load_config("paper", ["culture_weights={Chile: 1.0, Israel: 0.0}"])
+
+    assert seven.run_id == two.run_id == zero.run_id
+    assert seven.evaluation_id != two.evaluation_id
+    # Heads are learned from all cultures of the data.
+    lore = [
+        load_config("paper", [*chile, "method=lore", *more])
+        for more in ([], ["data.cultures=[Chile, Israel]"])
+    ]
+    assert lore[0].run_id != lore[1].run_id
+
+
+@pytest.mark.parametrize("override", ["evaluation.num_examples=9", "train.max_steps=3", "seed=1"])
+def test_evaluation_id_depends_on_the_model_and_on_how_it_is_evaluated(override):
+    assert load_config("paper", [override]).evaluation_id != load_config("paper").evaluation_id
+
+
 def test_run_id_of_a_rival_depends_on_its_own_settings_alone():
     lore = load_config("paper", ["method=lore"])
 
-    more = load_config("paper", ["method=lore", "rivals.lore.rank=3"])
-    other = load_config("paper", ["method=lore", "rivals.group_dro.step_size=0.5"])
+    more = load_config("paper", ["method=lore", "methods.lore.rank=3"])
+    other = load_config("paper", ["method=lore", "methods.group_dro.step_size=0.5"])
 
     assert more.run_id != lore.run_id == other.run_id
 
@@ -146,24 +170,15 @@ def test_every_source_has_the_settings_of_all(section):
     assert {"source", "cultures", "data_fraction", "split"} <= set(section.model_fields)
 
 
-def test_the_methods_are_the_papers_points_of_the_settings():
-    table = {
-        name: (METHODS[name].trains, METHODS[name].filters, METHODS[name].weighting)
-        for name in OWN_METHODS
-    }
-
-    assert table == {
-        "global": (False, False, "none"),
-        "finetune": (True, False, "none"),
-        "filter": (True, True, "none"),
-        "weight": (True, False, "agreement"),
-        "inverse": (True, False, "inverse"),
-        "scpo": (True, True, "agreement"),
-    }
-    assert [name for name, method in METHODS.items() if method.needs_global_model] == [
+def test_the_papers_methods_come_first_and_what_they_need_is_said():
+    assert own_methods() == ["global", "finetune", "filter", "weight", "inverse", "scpo"]
+    assert method_names()[:6] == own_methods()
+    assert {name for name in method_names() if METHODS[name].needs_global_model} == {
         *("filter", "weight", "inverse", "scpo", "shared_offset", "lore", "gpo")
-    ]
-    assert list(METHODS)[: len(OWN_METHODS)] == list(OWN_METHODS)
+    }
+    assert {name for name in method_names() if not METHODS[name].trains} == {
+        *("global", "shared_offset", "lore", "gpo")
+    }
 
 
 @pytest.mark.parametrize(

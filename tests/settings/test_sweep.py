@@ -5,7 +5,6 @@ import pytest
 
 from scpo_ray.records import InputError
 from scpo_ray.settings.files import load_header, load_sweep
-from scpo_ray.settings.methods import METHODS
 from scpo_ray.settings.sweep import SweepConfig
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
 
@@ -51,15 +50,13 @@ search: {by: random, num_draws: 2}
     with pytest.raises(InputError) as error:
         check_space(load_sweep(path), path)
 
-    *first, last = (f"'{method}'" for method in METHODS)
-    methods = f"{', '.join(first)} or {last}"
     assert str(error.value) == (
         f"{path}: 6 problems\n"
         "  space.selection.filter_threshold = 1.7: must be less than or equal to 1\n"
         "  space.selection.filter_threshold = -1: must be greater than 0\n"
         "  space.selection.filter_treshold = 0.6: no such setting\n"
         "  space.train.batch_size = 0: must be greater than or equal to 1\n"
-        f"  space.arm.theirs: method = scop: must be {methods}\n"
+        "  space.arm.theirs: method: there is no method 'scop'; nearest: 'scpo'\n"
         "  space.arm.theirs: train.max_stps = 3: no such setting"
     )
 
@@ -310,19 +307,19 @@ def test_a_sweep_over_opinions_takes_both_spellings_of_a_country(tmp_path, space
     [
         (
             "culture: {grid: [S. Africa, South Africa]}",
-            "space.culture must name each country once, got ['S. Africa', 'South Africa']",
+            "space.culture must name each culture once, got ['S. Africa', 'South Africa']",
         ),
         (
             "culture_weights: {grid: [{S. Africa: 1, South Africa: 2}]}",
-            "culture_weights must name each country once, got ['S. Africa', 'South Africa']",
+            "culture_weights must name each culture once, got ['S. Africa', 'South Africa']",
         ),
         (
             "culture_weights: {dirichlet: {S. Africa: 1, South Africa: 2}}",
-            "culture_weights must name each country once, got ['S. Africa', 'South Africa']",
+            "culture_weights must name each culture once, got ['S. Africa', 'South Africa']",
         ),
         (
             "culture_weights.S. Africa: {grid: [1]}, culture_weights.South Africa: {grid: [0]}",
-            "space.culture_weights.South Africa: must be set once, however its country is spelled",
+            "space.culture_weights.South Africa: must be set once, however its culture is spelled",
         ),
         ("culture: {grid: [Chile, 3]}", "space.culture: must name cultures, got 3"),
         ("culture_weights: {grid: 3}", "space.culture_weights.grid = 3: must be a valid list"),

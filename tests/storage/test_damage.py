@@ -10,9 +10,9 @@ import pytest
 from filelock import FileLock
 
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.models.reward_model import load_exported, save_reward_model
+from scpo_ray.data.synthetic import SyntheticConfig
+from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.records import InputError
-from scpo_ray.settings.data import SyntheticConfig
 from scpo_ray.storage.disk import whole_folder, write_json
 from scpo_ray.storage.run_dir import (
     load_comparison_result,

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.records import ALONE, InputError
-from scpo_ray.settings.data import SyntheticConfig
 from scpo_ray.storage.disk import read_json, whole_file, whole_folder, write_json
 from scpo_ray.storage.stores import ScoreStore, TokenStore
 from scpo_ray.training.checkpoints import open_checkpoints

@@ -58,7 +58,7 @@ def assert_tokens_of(found: Tokens, renderer: Renderer) -> None:
 lists = st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(asked=st.lists(lists, min_size=1, max_size=5), types=st.booleans(), chunk=st.integers(1, 9))
 def test_any_list_of_texts_gets_its_tokens_and_none_is_rendered_twice(
     tmp_path_factory, asked, types, chunk
@@ -172,7 +172,7 @@ def test_scores_are_read_back_for_the_same_texts(tmp_path, small_parts, number, 
     assert len(store.missing("other", hashes_of(texts))) == -(-number // 40)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(asked=st.lists(lists, min_size=1, max_size=5))
 def test_any_list_of_texts_gets_its_scores_and_none_is_computed_twice(tmp_path_factory, asked):
     store, computed = ScoreStore(tmp_path_factory.mktemp("scores")), []

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scpo_ray.records import InputError
-from scpo_ray.settings import run as config_module
 from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.evaluation import EvaluationConfig
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig, RandInt, SweepConfig, Uniform
 from scpo_ray.sweep.records import Setting
@@ -95,16 +97,6 @@ def test_a_sweeps_trials_of_a_method_that_pools_share_a_run():
         ("Mexico", "group_dro", None),
     ]
     assert trials[2].config.run_id == trials[3].config.run_id
-
-
-def test_a_sweep_begun_before_there_were_rivals_goes_on():
-    space = {"method": {"grid": ["scpo"]}}
-    plain = SweepConfig.model_validate({"run": {}, "space": space})
-    changed = {"rivals": {"lore": {"rank": 3}}}
-
-    assert "rivals" not in plain.document["run"]
-    of_rivals = SweepConfig.model_validate({"run": changed, "space": space})
-    assert of_rivals.document["run"]["rivals"]["lore"]["rank"] == 3
 
 
 def test_no_two_trials_share_a_run_id():
@@ -199,7 +191,7 @@ def test_draws_that_are_alike_are_one_setting():
     assert [s.number for s in planned] == [0, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), low=st.floats(1e-12, 1e3), factor=st.floats(1.000001, 1e9))
 def test_a_draw_lies_between_the_ends_and_is_short(seed, low, factor):
     high = low * factor
@@ -229,7 +221,7 @@ def test_logarithms_are_drawn_evenly():
     assert 165 <= sum(s.values["a"] < 1e-4 for s in planned) <= 235
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     concentrations=st.lists(st.floats(1e-3, 100), min_size=2, max_size=8),
@@ -410,9 +402,12 @@ def test_a_trial_is_another_with_other_settings_data_or_model(monkeypatch):
         trial_id(config, {**FINGERPRINTS, "model": "m2"}, "Chile"),
         trial_id(config, {"data": "m1", "model": "d1"}, "Chile"),
     ]
-    monkeypatch.setattr(config_module, "METHOD_VERSION", config_module.METHOD_VERSION + 1)
+    with_more = config.model_copy(update={"evaluation": EvaluationConfig(num_examples=9)})
+    others.append(trial_id(with_more, FINGERPRINTS, "Chile"))
+    newer = replace(METHODS["scpo"], version=METHODS["scpo"].version + 1)
+    monkeypatch.setitem(METHODS._own, "scpo", newer)
     others.append(trial_id(config, FINGERPRINTS, "Chile"))
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 7
 
 
 def test_trials_of_a_method_that_pools_share_a_run_and_not_a_name():
@@ -530,7 +525,7 @@ def test_what_it_chooses_becomes_a_settings_values():
     assert suggested_values(sweep(SPACE, search=TPE), {**suggestion, TAU: 0.71239})[TAU] == 0.7124
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_suggestion_is_a_setting_that_a_run_can_have(data):
     of = sweep({**SPACE, "mix": {"bundles": {"a": {}}}}, search=TPE)
@@ -551,7 +546,7 @@ def test_every_suggestion_is_a_setting_that_a_run_can_have(data):
     assert {t.config.train.max_steps for t in trials} <= {5, 50}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_suggested_shares_add_up_to_one_however_small_the_concentration(data):
     quantiles = st.floats(1e-6, 1 - 1e-6)
@@ -591,7 +586,7 @@ def test_changes_name_each_place_with_what_was_and_is():
     assert changes({"a": "b"}, {"a": {"b": True}}) == ["a: was b, now {b: true}"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.recursive(
         st.integers() | st.text() | st.booleans(),

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
-from scpo_ray.models.reward_model import load_reward_model
-from scpo_ray.models.scoring import pad_texts
 from scpo_ray.records import ALONE, Text
 from scpo_ray.settings.model import LoraConfig, ModelConfig
 from scpo_ray.settings.train import TrainConfig
@@ -27,8 +26,8 @@ def engine_on(folder, *, lora=None, **settings) -> TorchEngine:
 
 
 def inputs_of(engine: TorchEngine) -> dict[str, torch.Tensor]:
-    renderer = engine.model.renderer
-    return pad_texts(renderer.encode(TEXTS), np.arange(len(TEXTS)), renderer.pad_id, "cpu")
+    model = engine.model
+    return model.batch(model.renderer.encode(TEXTS), np.arange(len(TEXTS)))
 
 
 def backward(engine: TorchEngine) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
+from scpo_ray.methods.group_dro import Groups, GroupWeights
 from scpo_ray.records import Worker
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.training.checkpoints import Checkpoints
 from scpo_ray.training.engine import TorchEngine
-from scpo_ray.training.group_dro import Groups
 from scpo_ray.training.loop import DivergedError, TrainingData, TrainingSummary, step_loss, train
+from scpo_ray.training.pair_weights import FixedWeights, PairWeights
 from tests.tiny import tiny_config
 
 WORKER = Worker(rank=0, world_size=1, device="cpu")
@@ -77,7 +78,7 @@ def config(tiny_reward_model, tmp_path_factory) -> RunConfig:
 @pytest.fixture(scope="module")
 def prepared(config) -> PreparedRun:
     run_dir = open_run_dir(config)
-    return prepare_run(config, load_inputs(config, run_dir), WORKER, run_dir)
+    return prepare_run(config, load_inputs(config, run_dir), WORKER)
 
 
 def attempt(
@@ -87,12 +88,11 @@ def attempt(
     *,
     tracker: RecordingTracker | None = None,
     prepare: Callable[[StoppingEngine], None] = lambda engine: None,
-    weights: np.ndarray | None = None,
-    groups: Groups | None = None,
+    weights: PairWeights | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingSummary]:
     """One process's try at the run in `folder`: the weights and the summary it ends with."""
-    reference = prepared.inputs
-    model = reference.global_model.trainable(config.seed)
+    task = prepared.task
+    model = task.base.trainable(config.seed)
     engine = StoppingEngine(model, config.train, WORKER)
     prepare(engine)
     assert prepared.plan is not None
@@ -100,10 +100,9 @@ def attempt(
         engine,
         prepared.plan,
         TrainingData(
-            reference.tokens,
-            prepared.weights if weights is None else weights,
+            task.tokens,
+            weights or FixedWeights(prepared.weights),
             lambda rows: [f"pair {row}" for row in rows],
-            groups,
         ),
         config.train,
         tracker or RecordingTracker(),
@@ -149,7 +148,7 @@ def test_the_curve_has_the_mean_loss_rate_and_norm_of_every_logged_step(
         )
     }
     assert (summary.num_steps, summary.num_pairs_seen) == (12, 12 * 8)
-    start = prepared.inputs.global_model.trainable(seed=0)
+    start = prepared.task.base.trainable(seed=0)
     assert any(not p.equal(weights[n]) for n, p in start.network.named_parameters())
 
 
@@ -176,21 +175,23 @@ def test_group_dro_stopped_at_any_step_ends_as_an_undisturbed_one(
     halves = (np.arange(len(prepared.rows)) % 3 == 0).astype(np.int64)
     groups = Groups(halves, ("two thirds", "a third"), 0.5)
     tracker = RecordingTracker()
-    whole = attempt(config, prepared, tmp_path / "whole", tracker=tracker, groups=groups)
+    of_whole, of_cut = (GroupWeights(prepared.weights, groups) for _ in range(2))
+    whole = attempt(config, prepared, tmp_path / "whole", tracker=tracker, weights=of_whole)
 
     def prepare(engine):
         engine.stop_after = stop_after
 
     with pytest.raises(Stopped):
-        attempt(config, prepared, tmp_path / "cut", prepare=prepare, groups=groups)
-    end = attempt(config, prepared, tmp_path / "cut", groups=groups)
+        stopped = GroupWeights(prepared.weights, groups)
+        attempt(config, prepared, tmp_path / "cut", prepare=prepare, weights=stopped)
+    end = attempt(config, prepared, tmp_path / "cut", weights=of_cut)
 
     assert_same_end(end, whole)
-    assert end[1].group_weights == whole[1].group_weights
+    assert of_cut.state() == of_whole.state()
     last = {n: v for n, v in tracker.points[12].items() if n.startswith("train/group_weight/")}
     assert last == {
-        "train/group_weight/two_thirds": whole[1].group_weights["two thirds"],
-        "train/group_weight/a_third": whole[1].group_weights["a third"],
+        "train/group_weight/two_thirds": of_whole.group_weights[0],
+        "train/group_weight/a_third": of_whole.group_weights[1],
     }
     assert sum(last.values()) == pytest.approx(1)
     assert len(set(last.values())) == 2
@@ -200,21 +201,24 @@ def test_group_dro_weighs_the_second_step_by_the_losses_of_the_first(config, pre
     once = config.model_copy(
         update={"train": config.train.model_copy(update={"max_steps": 1, "dropout": False})}
     )
-    assert prepared.plan is not None and prepared.ref_rewards is not None
+    assert prepared.plan is not None and prepared.task.ref_rewards is not None
     first = replace(prepared, plan=replace(prepared.plan, num_steps=1))
     step = next(prepared.plan.steps_from(0))
     codes = np.zeros(len(prepared.rows), np.int64)
     codes[step.rows[:2]] = 1
 
-    _, summary = attempt(once, first, tmp_path, groups=Groups(codes, ("most", "two"), 0.5))
+    weights = GroupWeights(prepared.weights, Groups(codes, ("most", "two"), 0.5))
+    attempt(once, first, tmp_path, weights=weights)
 
     # The model starts as the global one, whose rewards are known.
-    chosen, rejected = prepared.ref_rewards[prepared.plan.pairs[step.rows]].T.astype(np.float64)
+    chosen, rejected = prepared.task.ref_rewards[prepared.plan.pairs[step.rows]].T.astype(
+        np.float64
+    )
     losses = prepared.weights[step.rows] * np.log1p(np.exp(rejected - chosen)) / len(step.rows)
     two = losses[:2].sum() * len(codes) / 2
     most = losses[2:].sum() * len(codes) / (len(codes) - 2)
     odds = math.exp(0.5 * (two - most))
-    assert summary.group_weights["two"] == pytest.approx(odds / (1 + odds), rel=1e-4)
+    assert weights.group_weights[1] == pytest.approx(odds / (1 + odds), rel=1e-4)
 
 
 @pytest.mark.parametrize("stop_at", [3, 6, 12])
@@ -301,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_pairs_and_checkpoint(config, 
     weights[bad] = np.nan
 
     with pytest.raises(DivergedError) as caught:
-        attempt(config, prepared, tmp_path, weights=weights)
+        attempt(config, prepared, tmp_path, weights=FixedWeights(weights))
 
     assert caught.value.title == "training stopped at step 7: the loss is nan"
     pairs, checkpoint, _ = caught.value.problems
@@ -324,8 +328,8 @@ def test_a_learning_rate_that_leaves_the_numbers_stops_the_run(config, prepared,
 def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepared):
     def gradient(micro_batch_tokens: int) -> dict[str, torch.Tensor]:
         assert prepared.plan is not None
-        reference = prepared.inputs
-        model = reference.global_model.trainable(seed=0)
+        task = prepared.task
+        model = task.base.trainable(seed=0)
         engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
         plan = replace(prepared.plan, micro_batch_tokens=micro_batch_tokens)
         step = next(plan.steps_from(0))
@@ -333,7 +337,7 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
             step_loss(
                 engine,
                 step,
-                TrainingData(reference.tokens, prepared.weights, lambda rows: []),
+                TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: []),
                 WORKER,
                 normalize_weights=False,
             ).total
@@ -355,17 +359,19 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
 @pytest.mark.parametrize("normalize_weights", [False, True])
 def test_a_steps_loss_is_over_its_pairs_or_over_their_weights(config, prepared, normalize_weights):
     assert prepared.plan is not None
-    reference = prepared.inputs
-    model = reference.global_model.trainable(seed=0)
+    task = prepared.task
+    model = task.base.trainable(seed=0)
     engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
     step = next(prepared.plan.steps_from(0))
-    data = TrainingData(reference.tokens, prepared.weights, lambda rows: [])
+    data = TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: [])
 
     loss = step_loss(engine, step, data, WORKER, normalize_weights=normalize_weights).total
 
     # The model starts as the global one, whose rewards are known.
-    assert prepared.ref_rewards is not None
-    chosen, rejected = prepared.ref_rewards[prepared.plan.pairs[step.rows]].T.astype(np.float64)
+    assert prepared.task.ref_rewards is not None
+    chosen, rejected = prepared.task.ref_rewards[prepared.plan.pairs[step.rows]].T.astype(
+        np.float64
+    )
     weights = prepared.weights[step.rows].astype(np.float64)
     divisor = weights.sum() if normalize_weights else len(step.rows)
     expected = (weights * np.log1p(np.exp(rejected - chosen))).sum() / divisor

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.training.loss import weighted_bradley_terry_loss
+from scpo_ray.training.loss import bradley_terry_losses, pair_margins, weighted_loss
+
+
+def loss_of(rewards, pairs, weights, *, normalizer):
+    """As a training step puts the pieces together."""
+    losses = bradley_terry_losses(pair_margins(rewards, pairs))
+    return weighted_loss(losses, weights, normalizer=normalizer)
 
 
 def plain_loss(chosen, rejected, weights, normalizer):
@@ -22,7 +28,7 @@ def test_loss_is_the_weighted_mean_of_minus_log_sigmoid():
     pairs = torch.tensor([[0, 1], [2, 0]])
     weights = torch.tensor([1.0, 0.25])
 
-    loss = weighted_bradley_terry_loss(rewards, pairs, weights, normalizer=2)
+    loss = loss_of(rewards, pairs, weights, normalizer=2)
 
     # margins 1 and -1.5: (1 * 0.31326 + 0.25 * 1.70141) / 2
     assert loss.item() == pytest.approx((0.31326 + 0.25 * 1.70141) / 2, abs=1e-5)
@@ -34,7 +40,7 @@ def test_loss_is_divided_by_the_normalizer_and_not_by_the_weights():
 
     def loss(weight, normalizer):
         weights = torch.tensor([weight])
-        return weighted_bradley_terry_loss(rewards, pairs, weights, normalizer=normalizer).item()
+        return loss_of(rewards, pairs, weights, normalizer=normalizer).item()
 
     assert loss(1.0, 1) == pytest.approx(math.log(2))
     assert loss(0.5, 1) == pytest.approx(math.log(2) / 2)
@@ -54,7 +60,7 @@ def test_parts_of_any_division_add_up_to_the_loss_and_gradient_of_the_whole(data
     weights = torch.rand(size, generator=generator)
 
     def loss(rows):
-        return weighted_bradley_terry_loss(rewards, pairs[rows], weights[rows], normalizer=size)
+        return loss_of(rewards, pairs[rows], weights[rows], normalizer=size)
 
     edges = [0, *sorted(cuts), size]
     parts = [loss(slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
@@ -70,7 +76,7 @@ def test_parts_of_any_division_add_up_to_the_loss_and_gradient_of_the_whole(data
 def test_loss_and_gradient_are_finite_at_huge_margins(margin):
     rewards = torch.tensor([margin, 0.0], requires_grad=True)
 
-    loss = weighted_bradley_terry_loss(rewards, torch.tensor([[0, 1]]), torch.ones(1), normalizer=1)
+    loss = loss_of(rewards, torch.tensor([[0, 1]]), torch.ones(1), normalizer=1)
     loss.backward()
 
     # The loss is the margin's negative part, the gradient -sigmoid(-margin) on the chosen one.
@@ -83,7 +89,7 @@ def test_the_gradient_raises_the_chosen_reward_in_proportion_to_the_weight():
     rewards = torch.zeros(4, requires_grad=True)
     pairs, weights = torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 0.5])
 
-    weighted_bradley_terry_loss(rewards, pairs, weights, normalizer=2).backward()
+    loss_of(rewards, pairs, weights, normalizer=2).backward()
 
     # w * sigmoid(0) / 2
     torch.testing.assert_close(rewards.grad, torch.tensor([-0.25, 0.25, -0.125, 0.125]))
@@ -92,7 +98,7 @@ def test_the_gradient_raises_the_chosen_reward_in_proportion_to_the_weight():
 def test_loss_is_float32_whatever_the_forward_pass_was_in():
     rewards = torch.tensor([1.0, 0.0], dtype=torch.bfloat16)
 
-    loss = weighted_bradley_terry_loss(rewards, torch.tensor([[0, 1]]), torch.ones(1), normalizer=1)
+    loss = loss_of(rewards, torch.tensor([[0, 1]]), torch.ones(1), normalizer=1)
 
     assert loss.dtype == torch.float32
     assert loss.shape == ()
@@ -101,7 +107,7 @@ def test_loss_is_float32_whatever_the_forward_pass_was_in():
 def test_a_nan_reward_stays_visible():
     rewards = torch.tensor([math.nan, 0.0])
 
-    loss = weighted_bradley_terry_loss(rewards, torch.tensor([[0, 1]]), torch.ones(1), normalizer=1)
+    loss = loss_of(rewards, torch.tensor([[0, 1]]), torch.ones(1), normalizer=1)
 
     assert loss.isnan()
 
@@ -109,24 +115,22 @@ def test_a_nan_reward_stays_visible():
 @pytest.mark.parametrize("normalizer", [0, -1.0, math.nan])
 def test_normalizer_must_be_positive(normalizer):
     with pytest.raises(ValueError, match=f"normalizer must be > 0, got {normalizer}"):
-        weighted_bradley_terry_loss(
-            torch.zeros(2), torch.tensor([[0, 1]]), torch.ones(1), normalizer=normalizer
-        )
+        loss_of(torch.zeros(2), torch.tensor([[0, 1]]), torch.ones(1), normalizer=normalizer)
 
 
 @pytest.mark.parametrize(
     ("rewards", "pairs", "weights", "message"),
     [
         ((2, 1), (1, 2), (1,), r"rewards must be \(R,\), got \(2, 1\)"),
-        ((2,), (2,), (2,), r"pairs must be \(B, 2\) and weights \(B,\), got \(2,\) and \(2,\)"),
-        ((2,), (1, 3), (1,), r"got \(1, 3\) and \(1,\)"),
-        ((2,), (1, 2), (2,), r"got \(1, 2\) and \(2,\)"),
-        ((2,), (1, 2), (1, 1), r"got \(1, 2\) and \(1, 1\)"),
+        ((2,), (2,), (2,), r"pairs must be \(B, 2\), got \(2,\)"),
+        ((2,), (1, 3), (1,), r"pairs must be \(B, 2\), got \(1, 3\)"),
+        ((2,), (1, 2), (2,), r"weights must be \(B,\) alike, got \(1,\) and \(2,\)"),
+        ((2,), (1, 2), (1, 1), r"weights must be \(B,\) alike, got \(1,\) and \(1, 1\)"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(rewards, pairs, weights, message):
     with pytest.raises(ValueError, match=message):
-        weighted_bradley_terry_loss(
+        loss_of(
             torch.zeros(rewards),
             torch.zeros(pairs, dtype=torch.int64),
             torch.ones(weights),

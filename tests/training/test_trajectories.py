@@ -1,6 +1,6 @@
 """One plan, one trajectory: whichever engine computes it, on however many workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
-from scpo_ray.models.reward_model import load_exported
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import OpinionScores, RunResult, Worker
 from scpo_ray.settings.run import RunConfig
@@ -22,8 +22,6 @@ from scpo_ray.workers import first_worker_first
 from tests.evaluation.test_opinions import opinions_document
 from tests.group import Groups
 from tests.tiny import tiny_document
-
-pytestmark = pytest.mark.slow
 
 TORCH = {"engine": "torch"}
 ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in range(4)]
@@ -87,16 +85,10 @@ def ended(worker: Worker, config: RunConfig) -> tuple[RunResult | None, Plan | N
     with first_worker_first(worker):
         run_dir.path.mkdir(parents=True, exist_ok=True)
         inputs = load_inputs(config, run_dir)
-    prepared = prepare_run(config, inputs, worker, run_dir)
+    prepared = prepare_run(config, inputs, worker)
     result = run_experiment(config, prepared, worker, SilentTracker(), run_dir)
     assert result is None or result.num_workers == worker.world_size
     return result, prepared.plan
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    with Groups() as groups:
-        yield groups
 
 
 @pytest.fixture
@@ -228,7 +220,7 @@ def test_group_dro_follows_one_trajectory_on_any_number_of_workers(follow):
     settings = {
         "method": "group_dro",
         "culture_weights": {"North": 1.0, "South": 1.0},
-        "rivals": {"group_dro": {"step_size": 0.5}},
+        "methods": {"group_dro": {"step_size": 0.5}},
         "train": SHORT,
     }
     [alone] = follow(1, [TORCH], **settings)
@@ -245,7 +237,7 @@ def test_answer_shares_are_the_same_on_two_workers_by_every_kind_of_method(
         "scpo": {"train": {"max_steps": 6, "dropout": False, "learning_rate": 3e-3}},
         "shared_offset": {},
         "lore": {},
-        "gpo": {"rivals": {"gpo": few_shot}},
+        "gpo": {"methods": {"gpo": few_shot}},
     }
 
     def on(workers: int) -> list[list[OpinionScores]]:

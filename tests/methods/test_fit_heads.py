@@ -9,13 +9,13 @@ import torch
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.launch.worker import work
-from scpo_ray.models.reward_model import load_exported, score_head, without_head
-from scpo_ray.models.scoring import forward, pad_texts, score_tokens
+from scpo_ray.models.export import load_exported
+from scpo_ray.models.reading import score_head
+from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import ALONE, InputError, Worker
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_test_pairs
-from tests.group import in_group
 from tests.tiny import tiny_config, tiny_document
 
 HEADS = ["shared_offset", "lore"]
@@ -42,7 +42,7 @@ def test_features_times_head_are_the_rewards_and_are_stored(tiny_reward_model, t
 
     inputs, _ = run_inputs(config)
     model = load_exported(tiny_reward_model, device="cpu")
-    _, head = score_head(model)
+    _, head = score_head(model.network)
     rewards = score_tokens(model, inputs.tokens)
     assert features.shape == (len(inputs.data.texts), 64)
     weight, bias = head.weight[0].detach().numpy(), head.bias[0].item()
@@ -97,7 +97,7 @@ def test_a_mixture_of_cultures_has_the_weighted_mean_of_their_rewards(
 def test_a_run_has_one_models_name_whatever_the_other_methods_settings(tiny_reward_model, tmp_path):
     config = tiny_config(tiny_reward_model, tmp_path, method="lore")
     other = tiny_config(
-        tiny_reward_model, tmp_path, method="lore", rivals={"shared_offset": {"offset_ridge": 1.0}}
+        tiny_reward_model, tmp_path, method="lore", methods={"shared_offset": {"offset_ridge": 1.0}}
     )
 
     assert other.run_id == config.run_id
@@ -109,17 +109,17 @@ def test_one_culture_alone_is_refused(tiny_reward_model, tmp_path, method):
     inputs, run_dir = run_inputs(config)
 
     with pytest.raises(InputError, match=f"method = {method}: learns from several cultures") as e:
-        prepare_run(config, inputs, ALONE, run_dir)
+        prepare_run(config, inputs, ALONE)
 
     assert "got ['North']" in str(e.value)
 
 
 def test_more_mixed_heads_than_cultures_are_refused(tiny_reward_model, tmp_path):
-    config = tiny_config(tiny_reward_model, tmp_path, method="lore", rivals={"lore": {"rank": 3}})
+    config = tiny_config(tiny_reward_model, tmp_path, method="lore", methods={"lore": {"rank": 3}})
     inputs, run_dir = run_inputs(config)
 
-    with pytest.raises(InputError, match="rivals.lore: rank must be at most the 2 cultures, got 3"):
-        prepare_run(config, inputs, ALONE, run_dir)
+    with pytest.raises(InputError, match="lore: rank must be at most the 2 cultures, got 3"):
+        prepare_run(config, inputs, ALONE)
 
 
 @pytest.mark.parametrize("method", HEADS)
@@ -133,17 +133,9 @@ def test_a_network_with_two_score_layers_is_refused(tiny_reward_model):
     model.network.second = torch.nn.Linear(64, 1)
 
     with pytest.raises(InputError, match="no single linear score head") as caught:
-        without_head(model)
+        score_head(model.network)
 
     assert caught.value.problems[0] == "layers with one output: classifier, second"
-
-
-def test_a_network_without_its_head_gives_features(tiny_reward_model, tmp_path):
-    inputs, _ = run_inputs(tiny_config(tiny_reward_model, tmp_path))
-    model = without_head(load_exported(tiny_reward_model, device="cpu"))
-    batch = pad_texts(inputs.tokens, np.arange(3), model.renderer.pad_id, "cpu")
-
-    assert forward(model.network, batch).shape == (3, 64)
 
 
 def test_all_rivals_are_compared_and_what_is_pooled_is_trained_once(tiny_reward_model, tmp_path):
@@ -172,14 +164,15 @@ def run_on(worker: Worker, document: dict[str, Any]) -> None:
     work(RunConfig.model_validate(document), worker)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", HEADS)
-def test_two_workers_share_the_features_and_find_the_same_head(tiny_reward_model, tmp_path, method):
+def test_two_workers_share_the_features_and_find_the_same_head(
+    groups, tiny_reward_model, tmp_path, method
+):
     margins = []
     for workers in (1, 2):
         # An output folder each, so that neither finds the other's features.
         document = tiny_document(tiny_reward_model, tmp_path / str(workers), method=method)
-        in_group(workers, run_on, document)
+        groups.run(workers, run_on, document)
         folder = open_run_dir(RunConfig.model_validate(document)).path
         margins.append(load_test_pairs(folder)["margin"])
 

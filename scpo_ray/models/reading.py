@@ -1,0 +1,189 @@
+"""Where a network's reward is read: the one forward pass of scoring, training and evaluation."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scpo_ray.records import InputError, Tokens
+
+# Decoders that score every token and keep the last one's; all others call that layer `score`.
+_LAST_TOKEN_HEADS = {
+    "CTRLForSequenceClassification": ("classifier",),
+    "ModernBertDecoderForSequenceClassification": ("head", "drop", "classifier"),
+    "XLNetForSequenceClassification": ("sequence_summary", "logits_proj"),
+}
+_END_TOKEN_HEAD = "classification_head"
+
+
+class ScoredNetwork(nn.Module):
+    """A classification network from transformers whose output is the (R,) float32 rewards.
+
+    Its weights and their names stay the network's own. A decoder of transformers looks for the
+    end of a text by the pad token's id, so that what it reads depends on what a batch is padded
+    with. Here the attention mask says where a text ends, and the reward is what the network
+    itself gives to that text alone, with its config as it was saved.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def plain(self) -> Any:
+        """The network that transformers made, without the adapters' wrapping."""
+        unwrap: Callable[[], nn.Module] | None = getattr(self.network, "get_base_model", None)
+        return self.network if unwrap is None else unwrap()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        plain = self.plain
+        if token_type_ids is not None and _takes(plain, "token_type_ids"):
+            inputs["token_type_ids"] = token_type_ids
+        layers = _head_layers(plain)
+        if not layers:
+            rewards: Tensor = self.network(**inputs).logits
+            return rewards.float().squeeze(-1)
+        hidden = _hidden_states(plain, inputs)
+        places = _places(plain.config, layers, input_ids, attention_mask)
+        read = hidden[torch.arange(len(places), device=places.device), places]
+        # A margin is a small difference of large rewards: the head computes it unrounded.
+        with torch.autocast(read.device.type, enabled=False):
+            # XLNet's summary takes the last of a sequence, which here has one token.
+            read = read.to(_dtype(plain))[:, None]
+            for name in layers:
+                read = getattr(plain, name)(read)
+            return read.float().reshape(len(places), -1).squeeze(-1)
+
+
+def _head_layers(plain: Any) -> tuple[str, ...]:
+    """What stands behind the hidden state of one token; none where the network reads by itself."""
+    named = _LAST_TOKEN_HEADS.get(type(plain).__name__)
+    if named is not None:
+        return named if getattr(plain.config, "summary_type", "last") == "last" else ()
+    if isinstance(getattr(plain, _END_TOKEN_HEAD, None), nn.Module):
+        return (_END_TOKEN_HEAD,)
+    score = getattr(plain, "score", None)
+    # Adapters wrap the head they train, and keep it inside.
+    score = getattr(score, "original_module", score)
+    return ("score",) if isinstance(score, nn.Linear) else ()
+
+
+def _hidden_states(plain: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """(R, T, D) of the network below its head."""
+    backbone, more = plain.base_model, {}
+    if _takes(backbone, "use_cache"):
+        more["use_cache"] = False
+    if hasattr(plain, "_shift_right"):
+        more["decoder_input_ids"] = plain._shift_right(inputs["input_ids"])
+    hidden: Tensor = backbone(**inputs, **more)[0]
+    return hidden
+
+
+def _places(config: Any, layers: tuple[str, ...], input_ids: Tensor, mask: Tensor) -> Tensor:
+    """(R,) where transformers reads a text alone. Raises: InputError if it has no end token."""
+    read, pad_id = mask.bool(), config.get_text_config().pad_token_id
+    if layers == (_END_TOKEN_HEAD,):
+        read = read & (input_ids == config.eos_token_id)
+        if not read.any(dim=1).all():
+            raise InputError(
+                f"the model reads its reward at the end token (id {config.eos_token_id}), and a "
+                "text has none",
+                ["use the tokenizer that belongs to the model"],
+            )
+    elif "sequence_summary" not in layers and pad_id is not None:
+        # Alone, too, a text is read at its last token that is not the config's pad token.
+        read = read & (input_ids != pad_id)
+    return (torch.arange(read.shape[1], device=read.device) * read).argmax(dim=1)
+
+
+def _takes(module: nn.Module, name: str) -> bool:
+    return name in inspect.signature(type(module).forward).parameters
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype
+
+
+def score_head(network: nn.Module) -> tuple[str, nn.Linear]:
+    """The last layer, and its name: what turns features into one score.
+
+    Raises: InputError if the network has no such layer, or several.
+    """
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    if len(layers) != 1:
+        names = ", ".join(name for name, _ in layers) or "none"
+        raise InputError(
+            "the global model has no single linear score head, which heads on frozen features need",
+            [f"layers with one output: {names}", "export a model with adapters merged first"],
+        )
+    return layers[0]
+
+
+def filler_id(plain: Any) -> int:
+    """What fills the batch behind a text: any token does, for it is masked out and never read."""
+    pad_id = plain.config.get_text_config().pad_token_id
+    num_rows = num_token_rows(plain)
+    return pad_id if pad_id is not None and 0 <= pad_id < (num_rows or pad_id + 1) else 0
+
+
+def num_token_rows(plain: Any) -> int | None:
+    """Tokens that the network knows; None where it has no table of them."""
+    try:
+        rows: int | None = getattr(plain.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:
+        return None
+    return rows
+
+
+def check_tokens(plain: Any, tokens: Tokens) -> None:
+    """Raises: InputError if a token or a token type is none of the network's."""
+    problems = []
+    num_rows = num_token_rows(plain)
+    largest = int(tokens.input_ids.max(initial=0))
+    if num_rows is not None and largest >= num_rows:
+        problems.append(f"token {largest}; the model has {num_rows}, from 0 on")
+    if tokens.token_type_ids is not None and _takes(plain, "token_type_ids"):
+        tables = [
+            module.num_embeddings
+            for name, module in plain.named_modules()
+            if name.endswith("token_type_embeddings") and isinstance(module, nn.Embedding)
+        ]
+        largest = int(tokens.token_type_ids.max(initial=0))
+        if tables and largest >= min(tables):
+            problems.append(
+                f"token type {largest}; the model has {min(tables)}, from 0 on "
+                "(model_input_names in tokenizer_config.json says whether types are given)"
+            )
+    if problems:
+        raise InputError("the tokenizer does not fit the model: it gives", problems)
+
+
+def pad_texts(
+    tokens: Tokens, text_ids: NDArray[np.int64], filler: int, device: str
+) -> dict[str, Tensor]:
+    """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks."""
+    starts, ends = tokens.offsets[text_ids], tokens.offsets[text_ids + 1]
+    width = int((ends - starts).max())
+    input_ids = np.full((len(text_ids), width), filler, dtype=np.int64)
+    mask = np.zeros((len(text_ids), width), dtype=np.int64)
+    types = None if tokens.token_type_ids is None else np.zeros_like(mask)
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        input_ids[row, : end - start] = tokens.input_ids[start:end]
+        mask[row, : end - start] = 1
+        if types is not None and tokens.token_type_ids is not None:
+            types[row, : end - start] = tokens.token_type_ids[start:end]
+    arrays = {"input_ids": input_ids, "attention_mask": mask}
+    if types is not None:
+        arrays["token_type_ids"] = types
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
