@@ -31,7 +31,6 @@ from scpo_ray.data.rows import (
     hub_source,
     id_field,
     name_field,
-    usable,
 )
 from scpo_ray.records import InputError, Interaction
 from scpo_ray.settings.data import DataSection, Source
@@ -190,13 +189,9 @@ def _read(
                     missing = [name for name in _needed(columns) if name not in row]
                     raise MissingColumns(missing, row)
                 name = f"{source.label}:{place.number}"
-                interaction = _interaction(row, columns, name, side)
+                yield place, _interaction(row, columns, name, side)
             except BadField as error:
                 notes.problem(place, error)
-                continue
-            kept = usable(interaction, notes)
-            if kept is not None:
-                yield place, kept
 
 
 def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | None) -> Interaction:

@@ -21,7 +21,6 @@ from scpo_ray.data.rows import (
     id_field,
     name_field,
     text_field,
-    usable,
 )
 from scpo_ray.records import Interaction
 from scpo_ray.settings.data import PAPER_CULTURES, DataSection, Source
@@ -153,9 +152,7 @@ def _interactions(
                 human_scores=tuple(u.score for u in turn),
                 history=before,
             )
-            kept = usable(interaction, notes)
-            if kept is not None:
-                yield first.place, kept
+            yield first.place, interaction
 
 
 def _conversations(

@@ -237,6 +237,8 @@ def usable(interaction: Interaction, notes: Notes) -> Interaction | None:
         interaction,
         responses=tuple(interaction.responses[i] for i in keep),
         human_scores=tuple(interaction.human_scores[i] for i in keep),
+        option_numbers=tuple(interaction.option_numbers[i] for i in keep if interaction.refusals),
+        refusals=tuple(interaction.refusals[i] for i in keep if interaction.refusals),
     )
 
 

@@ -1,6 +1,7 @@
 """Interactions in columns on disk: written as a stream, memory-mapped when read."""
 
 import json
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from scpo_ray.data.rows import Notes, Place
+from scpo_ray.data.rows import Notes, Place, shown, usable
 from scpo_ray.records import InputError, Interaction, Text, TextSource
 from scpo_ray.settings.spelling import plain_name, same_but_for_case
 from scpo_ray.storage.disk import LEFT_BEHIND_S, clear_leftovers, remove, sign, signed_content, sync
@@ -197,6 +198,9 @@ class TableIds(Sequence[str]):
 def write_table(rows: Iterable[tuple[Place, Interaction]], path: Path, notes: Notes) -> None:
     """Writes interactions as they come, under `path` once they are whole.
 
+    Whatever their source is: unusable texts are left out and counted, and each name has one
+    spelling.
+
     `notes` are the reader's: read after the last row, for it writes them on the way; its `users`
     and `questions` (in file order) stand before those met in the rows.
 
@@ -210,7 +214,9 @@ def write_table(rows: Iterable[tuple[Place, Interaction]], path: Path, notes: No
         with temporary.open("xb") as sink:
             writer = _Writer(sink, notes)
             for place, interaction in rows:
-                writer.add(place, interaction)
+                kept = usable(interaction, notes)
+                if kept is not None:
+                    writer.add(place, kept)
             writer.finish()
         sign(temporary)
         sync(temporary)
@@ -289,7 +295,11 @@ class _Writer:
             what = f"{num_responses} responses make {pairs} pairs: must be at most {MAX_RESPONSES}"
             self.notes.problem(place, what)
             return
-        # Whatever the source is and however it reads names: the same name is one.
+        scores = interaction.human_scores
+        if len(scores) != num_responses or not all(map(math.isfinite, scores)):
+            rule = f"must be finite, one for each of {num_responses} responses"
+            self.notes.problem(place, f"scores = {shown(list(scores))}: {rule}")
+            return
         culture = self.cultures.setdefault(plain_name(interaction.culture), len(self.cultures))
         user = question = -1
         if interaction.user is not None:

@@ -265,6 +265,14 @@ def test_names_that_differ_by_case_alone_are_warned_of(tmp_path):
     assert warning.endswith("differ by case alone, and so count apart: 'Chile', 'chile'")
 
 
+@pytest.mark.parametrize("scores", [(1.0,), (1.0, 2.0, 3.0), (1.0, float("nan"))])
+def test_scores_of_any_source_are_finite_and_one_for_each_response(tmp_path, scores):
+    with pytest.raises(InputError) as error:
+        write_table(_placed(_interaction(1, human_scores=scores)), tmp_path / "table", Notes())
+    rule = "must be finite, one for each of 2 responses"
+    assert error.value.problems == (f"file, line 1: scores = {list(scores)}: {rule}",)
+
+
 def test_a_row_with_so_many_responses_that_its_pairs_fill_the_memory_is_named(tmp_path):
     rows = [_row("A", f"u{n}") | {"r": ["x", "y"], "s": [1, 2]} for n in range(5)]
     rows[3] |= {"r": [f"r{n}" for n in range(50_000)], "s": list(range(50_000))}

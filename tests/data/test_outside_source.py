@@ -23,7 +23,7 @@ from tests.tiny import write_tiny_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-SECTION = PAGE.partition("## A data source of your own")[2].partition("\n## ")[0]
+SECTION = PAGE.partition("## A data source")[2].partition("\n## ")[0]
 
 
 def example(language: str) -> str:
@@ -138,6 +138,13 @@ def test_bad_lines_of_it_are_told_at_once(installed, config, tmp_path):
         f"{file}, line 21: 1 columns: must be 2, parted by a tab",
         f"{file}, line 22: 3 columns: must be 2, parted by a tab",
     )
+
+
+def test_lines_of_it_that_are_of_no_use_are_left_out_and_counted(installed, config, tmp_path):
+    file = tmp_path / "north.txt"
+    file.write_text(file.read_text() + "good\t \n")
+    data = load_preferences(load_config(config).data, tmp_path / "cache")
+    assert data.counts["North"].skipped == {"empty response": 1, "fewer than 2 responses": 1}
 
 
 def test_the_page_of_settings_knows_this_packages_own_sources_alone(installed):

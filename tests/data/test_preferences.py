@@ -12,7 +12,7 @@ import pytest
 
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.data.preferences import PreferencesConfig, open_preferences
-from scpo_ray.data.rows import MAX_PROBLEMS, Notes
+from scpo_ray.data.rows import MAX_PROBLEMS, Notes, usable
 from scpo_ray.records import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,8 @@ def _write(path, rows):
 def _read(*paths, **settings):
     notes = Notes()
     source = open_preferences(_config(*paths, **settings))
-    return [interaction for _, interaction in source.read(notes)], notes
+    interactions = (usable(interaction, notes) for _, interaction in source.read(notes))
+    return [interaction for interaction in interactions if interaction], notes
 
 
 def _problems(*paths, **settings):
