@@ -30,7 +30,10 @@ from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
 from scpo_ray.models.adapters import merged_adapters
-from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.export import load_exported, model_section, save_reward_model
+from scpo_ray.models.files import resolve_model_dir
+from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.scoring import score_tokens, tokenize
 from scpo_ray.records import (
     ComparisonResult,
@@ -239,7 +242,7 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     """A trained model on the config's test pairs and opinions, beside the config's global model.
 
     Args:
-        path: a run's folder or an exported model's.
+        path: a run's folder, that of any reward model, or a reward model's name on the hub.
         config: its `culture_weights` say which countries count as trained on.
     """
     model_dir = path / "model" if (path / "model").is_dir() else path
@@ -247,8 +250,11 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     inputs = load_inputs(config, run_dir)
     data = inputs.data
     culture_weights = culture_weights_of(config, data)
-    model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
+    section = model_section(model_dir, config.model)
+    folder = resolve_model_dir(section, run_dir.cache)
+    renderer = load_renderer(folder, section)
+    model = load_reward_model(folder, section, renderer, device=worker.device, seed=0)
+    tokens = tokenize(renderer, data.texts, run_dir.token_store)
     rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
     texts = evaluated_texts(data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)

@@ -37,7 +37,8 @@ from scpo_ray.methods.heads import rank_of
 from scpo_ray.methods.selection import Selection, select_pairs
 from scpo_ray.models.export import save_reward_model
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
-from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.loading import check_recomputes, load_reward_model
+from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import (
@@ -147,7 +148,7 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     Raises: InputError for whatever is wrong with the data or the model's folder.
     """
     data = load_preferences(config.data, run_dir.cache / "data")
-    model_dir = resolve_model_dir(config.model)
+    model_dir = resolve_model_dir(config.model, run_dir.cache)
     renderer = load_renderer(model_dir, config.model)
     tokens = tokenize(renderer, data.texts, run_dir.token_store)
     if tokens.truncated.any():
@@ -162,6 +163,8 @@ def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
         "model": model_fingerprint(model_dir, config.model),
         "scores": score_key(model_dir, config.model, renderer, data.texts),
     }
+    # Of weights that were pickles: what they were, and what was made of them.
+    fingerprints |= conversion_record(model_dir)
     return RunInputs(data, model_dir, renderer, tokens, fingerprints)
 
 
@@ -173,6 +176,8 @@ def prepare_run(
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
     culture_weights = culture_weights_of(config, inputs.data)
+    if config.train.gradient_checkpointing and METHODS[config.method].trains:
+        check_recomputes(inputs.model_dir, config.model)
     ref_rewards = global_rewards(config, inputs, worker, run_dir)
     _check_several_cultures(config, inputs.data, culture_weights)
     learned = culture_weights
