@@ -271,10 +271,12 @@ class WeightStore:
 
 
 class Stores:
-    """Everything that runs share, below one folder; `data` is the data tables'."""
+    """Everything that runs share, below one folder; `data` has the data tables, `converted` the
+    models whose weights came as pickles."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
+        self.converted = folder / "converted"
         self.tokens = TokenStore(folder / "tokens")
         self.scores = ScoreStore(folder / "scores")
         self.features = ScoreStore(folder / "features")
