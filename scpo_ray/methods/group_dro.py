@@ -132,7 +132,8 @@ class GroupWeights:
         return {"group_weights": self.group_weights.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.group_weights = np.array(state["group_weights"], dtype=np.float64)
+        if state:
+            self.group_weights = np.array(state["group_weights"], dtype=np.float64)
 
     def shown(self) -> dict[str, float]:
         named = zip(self.groups.names, self.group_weights.tolist(), strict=True)

@@ -1,6 +1,7 @@
 """The network, trained by the plan: the way to fit that most methods share."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from scpo_ray.training.loop import TrainingData, train
 from scpo_ray.training.loss import Losses, bradley_terry_losses
 from scpo_ray.training.pair_weights import FixedWeights, PairWeights
 from scpo_ray.workers import together
+
+Rewards = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 def fixed_weights(prepared: PreparedRun) -> PairWeights:
@@ -54,18 +57,6 @@ def train_network(
         def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
             return score_tokens(model, task.tokens, text_ids=texts, worker=worker)
 
-        def look(step: int) -> None:
-            if context.midway is None or step not in context.midway.steps:
-                return
-            found = np.full(len(data.texts), np.nan, dtype=np.float32)
-            texts = np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
-            found[texts] = rewards(texts)
-            threshold = config.evaluation.distinctive_threshold
-            accuracies = plain_accuracies(
-                data.test, found, task.ref_rewards, distinctive_threshold=threshold
-            )
-            context.midway.tell(step, accuracies)
-
         summary = train(
             engine,
             plan,
@@ -81,7 +72,7 @@ def train_network(
             worker,
             seed=config.seed,
             normalize_weights=config.selection.normalize_weights,
-            after_step=look,
+            after_step=partial(_look, prepared, context, rewards),
         )
         whole_weights = engine.whole_weights()
         with together(worker):
@@ -91,3 +82,18 @@ def train_network(
         return Fitted(rewards, summary, tell(weights))
 
     return fit
+
+
+def _look(prepared: PreparedRun, context: FitContext, rewards: Rewards, step: int) -> None:
+    """Tells who wants to know midway how test pairs are ranked."""
+    if context.midway is None or step not in context.midway.steps:
+        return
+    task, data = prepared.task, prepared.task.data
+    found = np.full(len(data.texts), np.nan, dtype=np.float32)
+    texts = np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+    found[texts] = rewards(texts)
+    threshold = task.config.evaluation.distinctive_threshold
+    accuracies = plain_accuracies(
+        data.test, found, task.ref_rewards, distinctive_threshold=threshold
+    )
+    context.midway.tell(step, accuracies)

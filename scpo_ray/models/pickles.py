@@ -61,7 +61,7 @@ def converted(folder: Path, pickles: list[Path], cache: Path, *, with_code: bool
     hashes = {path.name: _digest(path) for path in weights}
     rest = {path.name: _digest(path) for path in small}
     key = hashlib.sha256(json.dumps([hashes, rest], sort_keys=True).encode()).hexdigest()[:32]
-    place = cache / "models" / key
+    place = cache / key
     if _is_whole(place, hashes):
         return place
     log.info("%s: %s read into %s", folder, ", ".join(hashes), place / _WEIGHTS)

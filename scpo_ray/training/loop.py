@@ -113,10 +113,9 @@ def train(
     losses: list[float] = []
     progress = _resume(engine, checkpoints, worker)
     curve, earlier_s, pair_weights = progress.curve, progress.seconds, data.pair_weights
-    if progress.pair_weights:
-        pair_weights.restore(progress.pair_weights)
+    pair_weights.restore(progress.pair_weights)
     started = time.monotonic()
-    with _own_random_stream(worker.device), _progress(plan, engine.steps_done) as bar:
+    with _own_random_stream(worker.device), _progress_bar(plan, engine.steps_done) as bar:
         for step in plan.steps_from(engine.steps_done):
             # Dropout draws from torch's global stream: set per step, a resumed run draws the same.
             torch.manual_seed(_dropout_seed(seed, step.number, worker.rank))
@@ -126,35 +125,27 @@ def train(
                 stats = _update(engine, loss)
             except FloatingPointError as error:
                 raise _diverged(error, step, data, checkpoints.newest(worker)) from None
-            if pair_weights.follows_losses:
-                size = len(step.rows)
-                pair_weights.after_step(mine.rows, mine.pair_losses, batch_size=size, worker=worker)
+            _tell_weights(pair_weights, mine, step, worker)
             progress.batch_losses.append(loss)
             losses.append(loss)
             bar.update(len(step.rows))
             if step.number % config.log_every == 0 or step.number == plan.num_steps:
                 point = stats, pair_weights.shown()
                 _log_point(curve, tracker, step.number, progress.batch_losses, *point)
-                bar.set_postfix(step=step.number, loss=f"{curve.loss[-1]:.4f}")
                 _log_line(bar, step, plan, curve)
                 progress.batch_losses = []
             if step.number % config.checkpoint_every == 0 and step.number < plan.num_steps:
                 progress.seconds = earlier_s + time.monotonic() - started
                 progress.pair_weights = pair_weights.state()
-                loss_since, losses = float(np.mean(losses)), []
-                keep = config.keep_checkpoints
+                keep, loss_since, losses = config.keep_checkpoints, float(np.mean(losses)), []
                 with checkpoints.saving(
                     step.number, loss_since, keep=keep, worker=worker
                 ) as folder:
                     engine.save_checkpoint(folder)
                     (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
             after_step(step.number)
-    return TrainingSummary(
-        num_steps=plan.num_steps,
-        num_pairs_seen=plan.num_steps * plan.batch_size,
-        seconds=earlier_s + time.monotonic() - started,
-        curve=curve,
-    )
+    seconds = earlier_s + time.monotonic() - started
+    return TrainingSummary(plan.num_steps, plan.num_steps * plan.batch_size, seconds, curve)
 
 
 @contextmanager
@@ -199,6 +190,12 @@ def step_loss(
     )
 
 
+def _tell_weights(weights: PairWeights, mine: StepLoss, step: Step, worker: Worker) -> None:
+    if weights.follows_losses:
+        size = len(step.rows)
+        weights.after_step(mine.rows, mine.pair_losses, batch_size=size, worker=worker)
+
+
 def _update(engine: Engine, loss: float) -> StepStats:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss}")
@@ -235,7 +232,7 @@ def _log_point(
     tracker.log(metrics, step=step)
 
 
-def _progress(plan: Plan, steps_done: int) -> "tqdm[int]":
+def _progress_bar(plan: Plan, steps_done: int) -> "tqdm[int]":
     return tqdm(
         total=plan.num_steps * plan.batch_size,
         initial=steps_done * plan.batch_size,
@@ -247,6 +244,7 @@ def _progress(plan: Plan, steps_done: int) -> "tqdm[int]":
 
 
 def _log_line(bar: "tqdm[int]", step: Step, plan: Plan, curve: TrainingCurve) -> None:
+    bar.set_postfix(step=step.number, loss=f"{curve.loss[-1]:.4f}")
     # Where no bar is drawn (a log file), lines at each tenth of the way.
     tenth = max(1, plan.num_steps // 10)
     if bar.disable and (step.number % tenth == 0 or step.number == plan.num_steps):

@@ -36,9 +36,10 @@ class PairWeights(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON; what `restore` takes up again."""
+        """What a checkpoint keeps, as JSON."""
 
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint kept; without one, an empty state changes nothing."""
 
     def shown(self) -> dict[str, float]:
         """Numbers for the training curve, by name."""
