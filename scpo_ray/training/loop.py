@@ -96,12 +96,10 @@ def train(
     normalize_weights: bool,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> TrainingSummary:
-    """Makes the plan's steps, from the newest whole checkpoint on if there is one.
+    """Makes the plan's steps, from the newest whole checkpoint on. All workers call it alike.
 
-    Every worker calls it, and all return the same.
-
-    A kill leaves the run resumable: the same call goes on at the last checkpoint and ends with
-    the same weights (bit for bit on a CPU).
+    After a kill the same call goes on at the last checkpoint, to the same weights (bit for bit on
+    a CPU).
 
     Args:
         after_step: told of each step made, once what belongs to it is saved; changes nothing.
