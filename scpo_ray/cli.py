@@ -116,7 +116,9 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run's folder or an exported model.")],
+    model: Annotated[
+        Path, typer.Argument(help="A run's folder, or any reward model: a folder or a hub name.")
+    ],
     config: ConfigArgument,
     overrides: SetOption = None,
     as_json: JsonOption = False,

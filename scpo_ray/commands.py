@@ -32,8 +32,11 @@ from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.selection import disagreement_mask
 from scpo_ray.methods.task import PreparedRun
 from scpo_ray.models.adapters import merged_adapters
-from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.export import load_exported, model_section, save_reward_model
+from scpo_ray.models.files import resolve_model_dir
 from scpo_ray.models.global_model import tokenize
+from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     ComparisonResult,
@@ -258,15 +261,18 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     """A trained model on the config's test pairs and opinions, beside the config's global model.
 
     Args:
-        path: a run's folder or an exported model's.
+        path: a run's folder, that of any reward model, or a reward model's name on the hub.
         config: its `culture_weights` say which countries count as trained on.
     """
     model_dir = trained_model_dir(path) if (path / "model").exists() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
     task = task_of(config, inputs, worker)
-    model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, task.data.texts, run_dir.stores.tokens)
+    section = model_section(model_dir, config.model)
+    folder = resolve_model_dir(section, run_dir.stores.converted)
+    renderer = load_renderer(folder, section)
+    model = load_reward_model(folder, section, renderer, device=worker.device, seed=0)
+    tokens = tokenize(renderer, task.data.texts, run_dir.stores.tokens)
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
     texts = evaluated_texts(task.data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)

@@ -26,6 +26,8 @@ from scpo_ray.evaluation.opinions import (
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.global_model import GlobalModel, open_global_model
+from scpo_ray.models.loading import check_recomputes
+from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     CultureEvaluation,
@@ -124,6 +126,8 @@ def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> Run
         "model": global_model.fingerprint,
         "scores": global_model.score_key,
     }
+    # Of weights that were pickles: what they were, and what was made of them.
+    fingerprints |= conversion_record(global_model.model_dir)
     return RunInputs(data, global_model, tokens, fingerprints)
 
 
@@ -132,6 +136,8 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
 
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
+    if config.train.gradient_checkpointing and config.how.trains:
+        check_recomputes(inputs.global_model.model_dir, config.model)
     task = task_of(config, inputs, worker)
     config.how.check(task)
     selection: Selection = config.how.select(task)
@@ -388,6 +394,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
             "data": data.fingerprint,
             "model": task.base.fingerprint,
             "scores": task.base.score_key,
+            **conversion_record(task.base.model_dir),
         },
         data=data.counts,
         warnings=list(data.warnings),

@@ -372,7 +372,8 @@ class RunResult:
     culture_weights: dict[str, float]
     config: dict[str, Any]
     fingerprints: dict[str, str]
-    """"data", "model" (the weights started from), "scores" (the score store's key)."""
+    """"data", "model" (the weights started from), "scores" (the score store's key); of weights that
+    were pickles the hash of the "pickle" and of the "safetensors" made of it."""
     data: dict[str, CultureCounts]
     warnings: list[str]
     truncated_texts: dict[str, int]

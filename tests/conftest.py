@@ -1,6 +1,7 @@
 """What the tests share: an environment, processes and stores made once, how they are spread."""
 
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -106,3 +107,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs real data: set SCPO_SHARED_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The method of docs/extending.md, its file and entry point, as an installed package has it."""
+    from scpo_ray.settings.methods import METHODS
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+    code = re.search(r"```python\n# smoothed.py\n(.*?)```", page, re.DOTALL)
+    entry = re.search(r'"scpo_ray.methods"\]\n(.*?)\n```', page, re.DOTALL)
+    assert code is not None and entry is not None
+    folder = tmp_path / "installed"
+    info = folder / "smoothed-1.dist-info"
+    info.mkdir(parents=True)
+    (folder / "smoothed.py").write_text(code[1])
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smoothed\nVersion: 1\n")
+    lines = ["[scpo_ray.methods]", *(line.replace('"', "") for line in entry[1].splitlines())]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(folder))
+    METHODS.__dict__.pop("_outside", None)
+    yield code[1]
+    METHODS.__dict__.pop("_outside", None)

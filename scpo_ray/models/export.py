@@ -1,6 +1,7 @@
 """A trained model as a Hugging Face folder, and back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,64 @@ def save_reward_model(
 ) -> None:
     """Writes a Hugging Face folder: safetensors weights (or adapters), tokenizer, renderer.
 
+    Older versions of transformers read it too (4.45 was tried).
+
     Args:
         weights: all the network's weights by name, where the network itself holds but a part.
     """
     model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-    model.renderer.tokenizer.save_pretrained(folder)
+    # Of the template's two places the older one is read by every version.
+    model.renderer.tokenizer.save_pretrained(folder, save_jinja_files=False)
+    _rewrite(folder / "tokenizer_config.json", _tokenizer_settings)
+    _rewrite(folder / "tokenizer.json", lambda d: d | {"truncation": None, "padding": None})
+    _rewrite(folder / "config.json", _with_older_names)
     settings: Any = model.network.config
     document = {
         "renderer": model.renderer.style,
         "max_length": model.renderer.max_length,
-        "num_layers": settings.num_hidden_layers,
+        "num_layers": settings.get_text_config().num_hidden_layers,
     }
     (folder / MODEL_FILE).write_text(json.dumps(document) + "\n")
+
+
+def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    if file.is_file():
+        document = change(json.loads(file.read_text(encoding="utf-8")))
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8")
+
+
+def _tokenizer_settings(document: dict[str, Any]) -> dict[str, Any]:
+    """Without what only the newest transformers knows, and without how this copy was loaded."""
+    settings = {k: v for k, v in document.items() if k not in ("is_local", "local_files_only")}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return settings
+
+
+def _with_older_names(document: dict[str, Any]) -> dict[str, Any]:
+    """With the names that versions before 5 read rotary positions and the dtype from."""
+    older: dict[str, Any] = {}
+    if "dtype" in document:
+        older["torch_dtype"] = document["dtype"]
+    rope = document.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        kind = rope.get("rope_type", "default")
+        scaling = {
+            k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")
+        }
+        older |= {
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": None if kind == "default" else scaling,
+        }
+        if "partial_rotary_factor" in rope:
+            older["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        if document.get("model_type") == "gpt_neox":
+            older["rotary_emb_base"] = rope["rope_theta"]
+            older["rotary_pct"] = rope.get("partial_rotary_factor", 0.25)
+    return {**document, **{name: value for name, value in older.items() if name not in document}}
 
 
 def exported_config(folder: Path) -> ModelConfig:
@@ -43,6 +90,18 @@ def exported_config(folder: Path) -> ModelConfig:
         return ModelConfig(path=str(folder), **document)
     except (OSError, ValueError, TypeError):
         raise InputError(f"{folder}: not a model saved here: no readable {MODEL_FILE}") from None
+
+
+def model_section(model: Path, config: ModelConfig) -> ModelConfig:
+    """The model section for a reward model that is not the config's own.
+
+    One that was saved here says how it was trained; any other (a folder, or a model on the hub) is
+    read with the config's length and style.
+    """
+    if (model / MODEL_FILE).is_file():
+        return exported_config(model)
+    other = {"path": str(model), "revision": None, "num_layers": None}
+    return config.model_copy(update={**other, "new_head": False, "lora": None})
 
 
 def load_exported(folder: Path | str, *, device: str) -> RewardModel:

@@ -3,17 +3,34 @@
 import hashlib
 import json
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from scpo_ray.models.pickles import converted, pickle_files
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import MANIFEST, check_folder
 
 MODEL_FILE = "scpo_model.json"
 
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+_WEIGHTS, _INDEX, _ADAPTERS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+)
+# Counts up when the same files would give other rewards: stored ones are then void.
+_READING_RULES = 2
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
-def resolve_model_dir(config: ModelConfig) -> Path:
+
+def resolve_model_dir(config: ModelConfig, cache: Path | None = None) -> Path:
     """The folder with the model's files; a hub model is downloaded (or found in the hub's cache).
+
+    Args:
+        cache: where weights that are pickles are kept as safetensors, if `config.convert_pickle`.
 
     Raises: InputError if there is no such model or its weights are not safetensors.
     """
@@ -21,34 +38,34 @@ def resolve_model_dir(config: ModelConfig) -> Path:
     folder = Path(config.path).absolute()
     if not folder.is_dir():
         folder = _download(config)
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"model.path = {config.path}: no config.json in it")
     if (folder / MODEL_FILE).is_file() and (folder / MANIFEST).exists():
         remedy = f"export or train it again; delete its {MANIFEST} if you changed it on purpose"
         check_folder(folder, remedy)
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        found = (
-            f"only pickle files ({', '.join(pickles)}), which can run code" if pickles else "none"
-        )
-        raise InputError(
-            f"model.path = {config.path}: weights must be safetensors, found {found}",
-            ["convert them, or name a model.revision that has *.safetensors"],
-        )
-    return folder
+    if weight_files(folder):
+        return folder
+    pickles = pickle_files(folder)
+    if pickles and config.convert_pickle and cache is not None:
+        return converted(folder, pickles, cache, with_code=config.trust_remote_code)
+    found = ", ".join(p.name for p in pickles)
+    found = f"only pickle files ({found}), which can run code" if found else "none"
+    remedies = ["convert them, or name a model.revision that has *.safetensors"]
+    if pickles and cache is not None:
+        remedies.append("or set model.convert_pickle to true: tensors alone are read from them")
+    raise InputError(
+        f"model.path = {config.path}: weights must be safetensors, found {found}", remedies
+    )
 
 
 def _download(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = [*_PATTERNS, "*.bin"] if config.convert_pickle else _PATTERNS
     try:
         return Path(
-            snapshot_download(
-                config.path,
-                revision=config.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"],
-            )
+            snapshot_download(config.path, revision=config.revision, allow_patterns=patterns)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -58,15 +75,64 @@ def _download(config: ModelConfig) -> Path:
         ) from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model or its adapters, and no others; none if none.
+
+    Raises: InputError if the index cannot be read, points out of the folder or to no file.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        return [path for path in [folder / _ADAPTERS] if path.is_file()]
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    index = folder / _INDEX
+    if not index.is_file():
+        return []
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{index}: not an index of weights") from None
+    # By the names, not where links lead: the hub's cache keeps its files as links.
+    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]
+    if outside:
+        raise InputError(f"{index}: points out of its folder", outside[:5])
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise InputError(f"{index}: names files that are not there", absent[:5])
+    return [folder / name for name in names]
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight in the folder's files, read from their headers.
+
+    Raises: InputError if a file cannot be read.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"model.path = {folder}: the weights cannot be loaded", [f"{path.name}: {reason}"]
+            ) from None
+    return shapes
+
+
 def model_fingerprint(folder: Path, config: ModelConfig) -> str:
-    """Hash of what decides the rewards besides the renderer: weight files, config, layers kept."""
-    digest = hashlib.sha256(f"num_layers={config.num_layers}".encode())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
-        if path.name == "tokenizer_config.json":
-            continue
+    """Hash of what decides the rewards besides the renderer.
+
+    That is the weight files wherever an index points, config.json, the layers kept, the dtype of
+    the computation and, of adapters, their own files and their base model's fingerprint.
+    """
+    decided = {"rules": _READING_RULES, "num_layers": config.num_layers, "dtype": "float32"}
+    digest = hashlib.sha256(json.dumps(decided).encode())
+    settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
+    for path in [*settings, *weight_files(folder)]:
         state = path.stat()
-        digest.update(path.name.encode() + _file_digest(path, state.st_size, state.st_mtime_ns))
-    if (folder / "adapter_config.json").is_file():
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(_file_digest(path, state.st_size, state.st_mtime_ns))
+    if (folder / ADAPTER_CONFIG).is_file():
         base = adapter_base(folder, config)
         digest.update(model_fingerprint(resolve_model_dir(base), base).encode())
     return digest.hexdigest()
@@ -80,9 +146,21 @@ def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
 
 
 def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:
+    """Settings of the model that saved adapters belong to. Raises: InputError if none is named."""
+    document = adapter_settings(folder)
+    path = document.get("base_model_name_or_path")
+    if not isinstance(path, str) or not path:
+        raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model")
+    changed = {"path": path, "revision": document.get("revision"), "lora": None}
+    return config.model_copy(update=changed)
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What adapter_config.json says. Raises: InputError if it cannot be read."""
     try:
-        document = json.loads((folder / "adapter_config.json").read_text())
-        path = str(document["base_model_name_or_path"])
-    except (ValueError, KeyError):
-        raise InputError(f"{folder / 'adapter_config.json'}: names no base model") from None
-    return config.model_copy(update={"path": path, "lora": None})
+        document = json.loads((folder / ADAPTER_CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / ADAPTER_CONFIG}: cannot be read", [str(error)]) from None
+    if not isinstance(document, dict):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: must be an object")
+    return document

@@ -149,7 +149,7 @@ def open_global_model(config: ModelConfig, stores: Stores) -> GlobalModel:
 
     Raises: InputError for whatever is wrong with its folder or its tokenizer.
     """
-    model_dir = resolve_model_dir(config)
+    model_dir = resolve_model_dir(config, stores.converted)
     return GlobalModel(model_dir, config, load_renderer(model_dir, config), stores)
 
 

@@ -1,15 +1,29 @@
-"""From a model's folder to a reward model."""
+"""From a model's folder to a reward model: what is read, what is drawn, and what is refused."""
 
-import re
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from scpo_ray.models.adapters import add_adapters, quiet_peft
-from scpo_ray.models.files import adapter_base, resolve_model_dir
-from scpo_ray.models.heads import check_head
+from scpo_ray.models.adapters import add_adapters, brought_weights, check_adapters, load_adapters
+from scpo_ray.models.files import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    resolve_model_dir,
+    weight_shapes,
+)
+from scpo_ray.models.heads import (
+    check_all_read,
+    check_head,
+    draw_head,
+    has_head,
+    head_of,
+    renamed_head,
+)
+from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError
@@ -22,57 +36,95 @@ def load_reward_model(
     """The network in `folder` with its score head, in float32, in evaluation mode.
 
     With `config.lora` the adapters and the score head are what can be trained. `seed` decides a
-    new head's and new adapters' first weights.
+    new head's and new adapters' first weights; torch's own random stream is left as it was.
 
     Raises: InputError if the model has no single-score head and `config.new_head` is off, if
-    weights are missing, of another shape or unreadable.
+    weights are missing, left over, of another shape or unreadable, or if padding would change
+    a reward.
     """
-    torch.manual_seed(seed)  # transformers and peft draw first weights from the global stream
-    adapter = folder / "adapter_config.json"
-    missing: list[str] = []
-    if adapter.is_file():
-        network = _load_adapter(folder, config)
-    else:
-        network, missing = _load_network(folder, config, head_follows=False)
-    _check_positions(network, config)
-    if config.lora is not None:
-        if adapter.is_file():
-            raise InputError(
-                f"model.path = {config.path}: has adapters already; export it merged first"
-            )
-        network = add_adapters(network, config.lora, missing)
-    network.eval()
-    return RewardModel(network.to(device), renderer, device, config.inference_batch_tokens)
+    with drawn_by(seed):
+        missing: list[str] = []
+        if (folder / ADAPTER_CONFIG).is_file():
+            network = _load_with_adapters(folder, config)
+        else:
+            network, missing = _load_network(folder, config, _outline(folder, config))
+        _check_positions(network, config)
+        if config.lora is not None:
+            network = add_adapters(network, config.lora, missing)
+    model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
+    try:
+        check_reading(model.scored)
+    except InputError as error:
+        raise InputError(f"model.path = {config.path}: {error.title}", error.problems) from None
+    return model
 
 
-def _load_network(
-    folder: Path, config: ModelConfig, *, head_follows: bool
-) -> tuple[Any, list[str]]:
-    """The network, and the names of the weights that are drawn and not read.
+def check_recomputes(folder: Path, config: ModelConfig) -> None:
+    """Raises: InputError if the model cannot compute activations again in the backward pass."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        config = adapter_base(folder, config)
+        folder = resolve_model_dir(config)
+    outline = _outline(folder, config)
+    try:
+        outline.activation_checkpointing_enable()
+    except ValueError as error:
+        raise InputError(
+            f"train.gradient_checkpointing = true: the model of {config.path} cannot",
+            reasons(error),
+        ) from None
 
-    `head_follows`: the head is in the adapters that are loaded next.
-    """
+
+@contextmanager
+def drawn_by(seed: int) -> Iterator[None]:
+    """What transformers and peft draw from torch's global stream comes from `seed`; the stream
+    goes on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _outline(folder: Path, config: ModelConfig) -> Any:
+    """The network that config.json describes, with one score and without weights."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     quiet_transformers()
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except Exception as error:
+        settings.num_labels = 1
+        # Otherwise inference pipelines put a sigmoid over the reward.
+        settings.problem_type = "regression"
+        num_layers = settings.get_text_config().num_hidden_layers
+        with torch.device("meta"):
+            network = AutoModelForSequenceClassification.from_config(
+                settings, trust_remote_code=config.trust_remote_code
+            )
+    except Exception as error:  # the library raises whatever its parsers raise
         raise InputError(
             f"model.path = {config.path}: config.json cannot be used", reasons(error)
         ) from None
-    if not head_follows:
-        check_head(settings, config)
-    settings.num_labels = 1
-    # Otherwise inference pipelines put a sigmoid over the reward.
-    settings.problem_type = "regression"
+    if config.num_layers is not None and config.num_layers > num_layers:
+        raise InputError(
+            f"model.num_layers = {config.num_layers}: {config.path} has {num_layers} layers"
+        )
+    return network
+
+
+def _load_network(
+    folder: Path, config: ModelConfig, outline: Any, brought: Set[str] = frozenset()
+) -> tuple[Any, list[str]]:
+    """The network, and the names of the weights that are drawn and not read.
+
+    `brought`: weights that come with the adapters that are loaded next.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    head, settings = head_of(outline), outline.config
+    architecture = (settings.architectures or ["it"])[0]
+    shapes = weight_shapes(folder)
+    check_head(head, shapes, architecture, config, head_follows=f"{head.final}.weight" in brought)
+    renames = renamed_head(head, shapes)
     if config.num_layers is not None:
-        if config.num_layers > settings.num_hidden_layers:
-            raise InputError(
-                f"model.num_layers = {config.num_layers}: {config.path} has "
-                f"{settings.num_hidden_layers} layers"
-            )
-        settings.num_hidden_layers = config.num_layers
+        settings.get_text_config().num_hidden_layers = config.num_layers
     try:
         network, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -81,35 +133,39 @@ def _load_network(
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
+            key_mapping=renames or None,
+            # They are told with their names, and a head that is replaced may have more rows.
+            ignore_mismatched_sizes=True,
         )
     except Exception as error:
         raise InputError(
             f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
         ) from None
-    missing = sorted(info["missing_keys"])
-    if missing and not config.new_head and not head_follows:
-        raise InputError(
-            f"model.path = {config.path}: weights are missing from the files",
-            [", ".join(missing[:5]) + (f" (+{len(missing) - 5} more)" if missing[5:] else "")],
-        )
-    body = [name for name in missing if not re.match(r"(score|classifier|pooler)\b", name)]
-    body = [name for name in body if ".pooler." not in name]
-    if body:
-        raise InputError(
-            f"model.path = {config.path}: more than the score head is missing from the files",
-            [", ".join(body[:5])],
-        )
-    return network, missing
+    check_all_read(head, info, config, brought=brought)
+    if renames:
+        # Or the library would save the weights under their old names.
+        network._weight_conversions = None
+    drawn = set(info["missing_keys"])
+    if config.new_head:
+        drawn |= set(draw_head(network, head))
+    return network, sorted(drawn)
 
 
-def _load_adapter(folder: Path, config: ModelConfig) -> Any:
+def _load_with_adapters(folder: Path, config: ModelConfig) -> Any:
     """A base model under saved adapters, the adapters and the head trainable."""
-    import peft
-
+    check_adapters(folder, config)
     base = adapter_base(folder, config)
-    base_network, _ = _load_network(resolve_model_dir(base), base, head_follows=True)
-    with quiet_peft():
-        return peft.PeftModel.from_pretrained(base_network, folder, is_trainable=True)
+    base_dir = resolve_model_dir(base)
+    outline = _outline(base_dir, base)
+    final, brought = head_of(outline).final, brought_weights(folder)
+    if f"{final}.weight" not in brought and not has_head(weight_shapes(base_dir), final):
+        raise InputError(
+            f"model.path = {config.path}: no score head, neither in the adapters nor in their base "
+            f"model {base.path}, so it is not a reward model",
+            ["merge the adapters into the base model; model.new_head trains a new head on that"],
+        )
+    network, _ = _load_network(base_dir, base, outline, brought)
+    return load_adapters(network, folder, config, final)
 
 
 def _check_positions(network: nn.Module, config: ModelConfig) -> None:

@@ -18,6 +18,7 @@ _LAST_TOKEN_HEADS = {
     "XLNetForSequenceClassification": ("sequence_summary", "logits_proj"),
 }
 _END_TOKEN_HEAD = "classification_head"
+_ROUNDING, _PADDING_TOLERANCE = 3e-5, 1e-3
 
 
 class ScoredNetwork(nn.Module):
@@ -116,10 +117,14 @@ def score_head(network: nn.Module) -> tuple[str, nn.Linear]:
 
     Raises: InputError if the network has no such layer, or several.
     """
+    body: nn.Module | None = getattr(network, "base_model", None)
+    # What has one output in the backbone (an expert's gate) is no score.
+    inside = set(body.modules()) if body is not None and body is not network else set()
     layers = [
         (name, module)
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == 1
+        if module not in inside or hasattr(network, "peft_config")
     ]
     if len(layers) != 1:
         names = ", ".join(name for name, _ in layers) or "none"
@@ -167,6 +172,45 @@ def check_tokens(plain: Any, tokens: Tokens) -> None:
             )
     if problems:
         raise InputError("the tokenizer does not fit the model: it gives", problems)
+
+
+@torch.no_grad()
+def check_reading(scored: ScoredNetwork) -> None:
+    """Compares short texts in a padded batch with each alone in the network's own forward pass.
+
+    Raises: InputError if padding changes the rewards of this network.
+    """
+    plain = scored.plain
+    num_rows = num_token_rows(plain)
+    if num_rows is None:
+        return
+    settings = plain.config.get_text_config()
+    special = {getattr(settings, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    ids = [token for token in range(min(num_rows, 64)) if token not in special][-9:]
+    end = getattr(settings, "eos_token_id", None)
+    last = [end] if isinstance(end, int) and 0 <= end < num_rows else ids[-1:]
+    texts = [[*ids[: len(ids) // 2], *last], [*ids, *last]]
+    tokens = Tokens(
+        input_ids=np.concatenate(texts).astype(np.int32),
+        token_type_ids=None,
+        offsets=np.cumsum([0, *map(len, texts)]).astype(np.int64),
+        truncated=np.zeros(len(texts), dtype=np.bool_),
+    )
+    device = str(next(plain.parameters()).device)
+    together = scored(**pad_texts(tokens, np.arange(2), filler_id(plain), device))
+    alone = torch.stack(
+        [
+            scored.network(**pad_texts(tokens, np.array([row]), 0, device)).logits.float().squeeze()
+            for row in range(2)
+        ]
+    )
+    error = float((together - alone).abs().max())
+    if error > _ROUNDING + _PADDING_TOLERANCE * float(alone.abs().max()):
+        raise InputError(
+            f"{type(plain).__name__} gives a text another reward when it is padded, which is not "
+            "supported",
+            [f"rewards of a short text differ by {error:.3g}"],
+        )
 
 
 def pad_texts(

@@ -1,5 +1,7 @@
 """The reward model: a network with one score per text, and the renderer that belongs to it."""
 
+import copy
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -85,10 +87,31 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
 
 
 def turn_off_dropout(network: nn.Module) -> None:
-    """Sets every dropout rate of the network to 0, in layers and in attention functions."""
+    """Sets every rate of chance in the network's layers to 0: dropout of any kind, router jitter.
+
+    The network's own config, which is saved with it, keeps its rates.
+    """
+    still: dict[int, Any] = {}
+    outermost = (network, ScoredNetwork(network).plain)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        for name in [name for name in vars(module) if _is_rate(name, getattr(module, name))]:
+            setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        # Some layers look their rates up in the config each time.
+        if config is not None and module not in outermost and not hasattr(module, "peft_config"):
+            if id(config) not in still:
+                still[id(config)] = _without_rates(config)
+            object.__setattr__(module, "config", still[id(config)])
+
+
+def _without_rates(config: Any) -> Any:
+    still = copy.copy(config)
+    for name in [name for name in vars(still) if _is_rate(name, getattr(still, name))]:
+        setattr(still, name, 0.0)
+    return still
+
+
+def _is_rate(name: str, value: object) -> bool:
+    return isinstance(value, float) and re.search("drop|jitter", name) is not None

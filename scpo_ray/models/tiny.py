@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from scpo_ray.models.loading import drawn_by
 from scpo_ray.models.rendering import quiet_transformers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -42,14 +41,14 @@ def make_tiny_backbone(folder: Path, words: Sequence[str], *, seed: int) -> None
         sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
-    torch.manual_seed(seed)  # transformers draws first weights from the global stream
-    BertModel(
-        BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            max_position_embeddings=128,
-        )
-    ).save_pretrained(folder)
+    with drawn_by(seed):
+        BertModel(
+            BertConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=128,
+                max_position_embeddings=128,
+            )
+        ).save_pretrained(folder)

@@ -28,6 +28,10 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of the hub model."""
 
+    convert_pickle: bool = False
+    """Read weights that are there as pickles alone, once, into safetensors in the cache. Tensors
+    are all that is read: no code in them runs."""
+
     max_length: int = Field(512, ge=8)
     """Tokens per text; what is longer is cut and counted."""
 

@@ -9,7 +9,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": "scpo",
         "seed": 0,
         "data": {"source": "prism", "cultures": list(PAPER_CULTURES), "history": False},
-        "model": {"path": "OpenAssistant/reward-model-deberta-v3-base", "max_length": 512},
+        # On the hub this model's weights are pickles alone.
+        "model": {
+            "path": "OpenAssistant/reward-model-deberta-v3-base",
+            "convert_pickle": True,
+            "max_length": 512,
+        },
         "selection": {"filter_threshold": 0.7, "weight_temperature": 1.10},
         "train": {
             "batch_size": 8,

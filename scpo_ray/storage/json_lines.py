@@ -12,8 +12,6 @@ from scpo_ray.records import InputError
 
 log = logging.getLogger(__name__)
 
-_CHECKSUM = "crc32"
-
 
 def read_json_lines(path: Path, *, mend: bool = True, remedy: str = "") -> list[dict[str, Any]]:
     """The objects in a file, one a line; those that are not what was written are left out.
@@ -50,26 +48,25 @@ def append_json_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Adds a line for each object. Raises: InputError if the file cannot be written."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            for line in lines:
-                # A checksum that stands in the object already speaks of another line.
-                text = json.dumps({k: v for k, v in line.items() if k != _CHECKSUM})
-                comma = ", " if len(text) > 2 else ""
-                file.write(f'{text[:-1]}{comma}"{_CHECKSUM}": "{_checksum(text)}"}}\n')
+            file.writelines(f"{_signed(json.dumps(line))}\n" for line in lines)
     except OSError as error:
         raise InputError(f"{path}: cannot be written", [error.strerror or str(error)]) from error
 
 
+def _signed(text: str) -> str:
+    """An object with the checksum of its text as its last member."""
+    comma = ", " if len(text) > len("{}") else ""
+    return f'{text[:-1]}{comma}"crc32": "{zlib.crc32(text.encode()):08x}"}}'
+
+
 def _written(line: bytes) -> dict[str, Any] | None:
     """The object that a line was written from; None if it was written from none."""
+    signed = line.decode(errors="replace")
+    text = signed[: -len('"crc32": "01234567"}')].removesuffix(", ") + "}"
+    if _signed(text) != signed:
+        return None
     try:
-        parsed = json.loads(line)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(parsed, dict):
-        return None
-    checksum = parsed.pop(_CHECKSUM, None)
-    return parsed if checksum == _checksum(json.dumps(parsed)) else None
-
-
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
+    return parsed if isinstance(parsed, dict) else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
@@ -61,6 +61,7 @@ class TokenStore:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{path.name}.lock")):
+                _clear_abandoned(path.parent)
                 tokens = self.get(key, hashes)
                 if tokens is None:
                     remove(path)
@@ -270,10 +271,12 @@ class WeightStore:
 
 
 class Stores:
-    """Everything that runs share, below one folder; `data` is the data tables'."""
+    """Everything that runs share, below one folder; `data` has the data tables, `converted` the
+    models whose weights came as pickles."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
+        self.converted = folder / "converted"
         self.tokens = TokenStore(folder / "tokens")
         self.scores = ScoreStore(folder / "scores")
         self.features = ScoreStore(folder / "features")
@@ -299,6 +302,16 @@ class _Wanted:
         places = np.minimum(np.searchsorted(self.hashes, stored), len(self.hashes) - 1)
         rows = np.flatnonzero(self.hashes[places] == stored)
         return self.order[places[rows]], rows
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Removes what writers left half-written whose locks are free: they are gone."""
+    for part in folder.glob(".*.part"):
+        try:
+            with FileLock(part.with_suffix(".lock"), timeout=0):
+                remove(part)
+        except Timeout:
+            continue
 
 
 def _is_whole(path: Path, what: str, doing: str) -> bool:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from scpo_ray.records import InputError
-from scpo_ray.storage.disk import disk_errors, read_json, write_json
+from scpo_ray.storage.disk import clear_leftovers, disk_errors, read_json, write_json
 from scpo_ray.storage.json_lines import append_json_lines, read_json_lines
 from scpo_ray.storage.run_dir import load_document
 from scpo_ray.sweep.records import Setting, SweepResult, TrialRecord
@@ -62,6 +62,8 @@ class SweepDir:
                     f"{self.path}: another process is running this sweep",
                     ["wait for it, or stop it: what it has finished is kept"],
                 ) from None
+        # Whoever wrote these is gone, or the sweep would not be free.
+        clear_leftovers(self.path, ".*.part")
         self._is_held = True
         try:
             yield

@@ -21,7 +21,7 @@ from filelock import FileLock
 from scpo_ray.records import InputError, RunResult
 from scpo_ray.settings.naming import config_params, model_name, run_name, version_tags
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.storage.disk import write_json
+from scpo_ray.storage.disk import read_json, write_json
 from scpo_ray.storage.run_dir import TEST_PAIRS_FILE
 
 CANDIDATE = "candidate"
@@ -150,8 +150,8 @@ def noted_run_id(run_dir: Path) -> str:
 
 def _note(path: Path) -> dict[str, Any]:
     try:
-        note: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        note: dict[str, Any] = json.loads(read_json(path, "the run is found again by its tag"))
+    except InputError:
         return {}
     return note
 

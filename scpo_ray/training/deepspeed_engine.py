@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import Worker
@@ -113,8 +113,15 @@ class DeepSpeedEngine:
         if self.config.zero_stage < 3:
             return None
         weights: dict[str, Tensor] = {}
+        names: dict[nn.Parameter, str] = {}
         # One weight at a time: the whole model need not fit beside the parts.
-        for name, parameter in self.model.network.named_parameters():
+        for name, parameter in self.model.network.named_parameters(remove_duplicate=False):
+            if parameter in names:
+                # One weight under two names is saved once: a copy would be another weight.
+                if self.worker.rank == 0:
+                    weights[name] = weights[names[parameter]]
+                continue
+            names[parameter] = name
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 if self.worker.rank == 0:
                     weights[name] = parameter.detach().cpu().clone()

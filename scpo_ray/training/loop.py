@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def train(
     if progress.pair_weights:
         pair_weights.restore(progress.pair_weights)
     started = time.monotonic()
-    with _progress(plan, engine.steps_done) as bar:
+    with _own_random_stream(worker.device), _progress(plan, engine.steps_done) as bar:
         for step in plan.steps_from(engine.steps_done):
             # Dropout draws from torch's global stream: set per step, a resumed run draws the same.
             torch.manual_seed(_dropout_seed(seed, step.number, worker.rank))
@@ -154,6 +155,13 @@ def train(
         seconds=earlier_s + time.monotonic() - started,
         curve=curve,
     )
+
+
+@contextmanager
+def _own_random_stream(device: str) -> Iterator[None]:
+    """What is drawn and seeded within leaves torch's global stream as it was."""
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        yield
 
 
 def step_loss(

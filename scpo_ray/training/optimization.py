@@ -38,7 +38,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def prepare_network(model: RewardModel, config: TrainConfig) -> dict[str, nn.Parameter]:
     """Puts the network in training mode as the settings say; its weights that can be trained.
 
-    Raises: InputError if the device cannot compute in the precision asked for.
+    Raises: InputError if the device cannot compute in the precision asked for, or the network
+    cannot compute its activations again.
     """
     if config.precision == "bf16" and model.device.startswith("cuda"):
         name = torch.cuda.get_device_name(model.device)
@@ -47,9 +48,12 @@ def prepare_network(model: RewardModel, config: TrainConfig) -> dict[str, nn.Par
     if not config.dropout:
         turn_off_dropout(model.network)
     if config.gradient_checkpointing:
-        model.network.activation_checkpointing_enable(  # type: ignore[operator]
-            activation_checkpointing_kwargs={"use_reentrant": False}
-        )
+        try:
+            model.network.activation_checkpointing_enable(  # type: ignore[operator]
+                activation_checkpointing_kwargs={"use_reentrant": False}
+            )
+        except ValueError as error:
+            raise InputError("train.gradient_checkpointing = true", [str(error)]) from None
     model.network.train()
     return {n: p for n, p in model.network.named_parameters() if p.requires_grad}
 

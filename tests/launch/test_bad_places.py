@@ -126,6 +126,49 @@ def test_a_damaged_result_is_refused(scpo, place):
     assert not (place.folder / "page.html").exists()
 
 
+def test_a_damaged_model_is_neither_evaluated_nor_exported(scpo, place):
+    config = place.write()
+    assert scpo("train", config).code == 0
+    run = run_folder(place.output_dir)
+    weights = bytearray((run / "model" / "model.safetensors").read_bytes())
+    weights[-5] ^= 64
+    (run / "model" / "model.safetensors").write_bytes(weights)
+
+    for outcome in (
+        scpo("evaluate", run, config),
+        scpo("export", run, place.folder / "exported"),
+    ):
+        assert outcome.code == 2
+        assert f"{run / 'model'}: damaged\n  model.safetensors is not what" in outcome.err
+        assert f"delete {run}, and the command that made it makes it again" in outcome.err
+    assert not (place.folder / "exported").exists()
+
+
+def test_a_result_that_a_folder_stands_for_is_refused_before_any_work(scpo, place):
+    config = place.write()
+    assert scpo("train", config).code == 0
+    result = run_folder(place.output_dir) / "result.json"
+    result.unlink()
+    result.mkdir()
+
+    outcome = scpo("train", config)
+
+    assert outcome.code == 2
+    assert f"{result}: cannot be read\n  Is a directory\n  delete {result.parent}" in outcome.err
+
+
+def test_a_part_of_the_data_needs_nothing_scored_or_rendered_anew(scpo, place, caplog):
+    config = place.write()
+    assert scpo("score", config).code == 0
+    caplog.clear()
+
+    assert scpo("score", config, "--set", "data.data_fraction=0.5").code == 0
+
+    # 30 of 72 training texts go with half of the training users.
+    assert "tokens: 48 of 48 texts known" in caplog.messages
+    assert any(line.startswith("scores: 48 texts read from") for line in caplog.messages)
+
+
 def test_a_score_store_that_a_crash_damaged_is_made_anew(scpo, place):
     config = place.write()
     folder = Path(json.loads(scpo("score", config, "--json").out)["path"])

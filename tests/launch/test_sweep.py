@@ -1,6 +1,7 @@
 """A sweep in this process, on the Ray it shares: what is run, what is not, what is found out."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,29 @@ def test_rerun_runs_again_what_has_ended(tiny_reward_model, tmp_path):
     after = stamps(result)
     assert before.keys() == after.keys()
     assert all(after[trial] > before[trial] for trial in before)
+
+
+def test_a_damaged_result_costs_its_trial_alone_until_it_is_deleted(tiny_reward_model, tmp_path):
+    file = sweep_file(tmp_path, tiny_reward_model)
+    trials = run_sweep(file)[0].trials
+    result_damaged, pairs_damaged = (Path(trial.path) for trial in trials[:2])
+    (result_damaged / "result.json").write_text("{")
+    pairs = pairs_damaged / "test_pairs.parquet"
+    pairs.write_bytes(pairs.read_bytes()[:-100])
+
+    result, _ = run_sweep(file)
+
+    assert states(result) == ["failed", "failed", "finished", "finished"]
+    errors = {Path(trial.path): trial.error for trial in result.trials if trial.error}
+    assert f"{result_damaged / 'result.json'}: damaged" in errors[result_damaged]
+    assert f"delete {result_damaged}, and the command" in errors[result_damaged]
+    assert str(pairs) in errors[pairs_damaged]
+
+    shutil.rmtree(result_damaged)
+    shutil.rmtree(pairs_damaged)
+    again = run_sweep(file)[0]
+
+    assert states(again) == ["finished"] * 4
 
 
 def test_a_trial_that_fails_is_shown_and_the_others_go_on(tiny_reward_model, tmp_path):

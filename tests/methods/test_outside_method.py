@@ -1,8 +1,5 @@
 """The method of docs/extending.md, installed as another package has it, from config to report."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 from scpo_ray.launch.runs import start_run
@@ -10,27 +7,6 @@ from scpo_ray.records import InputError
 from scpo_ray.settings.methods import METHODS, method_names
 from scpo_ray.settings.run import RunConfig
 from tests.tiny import tiny_document
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
-
-
-@pytest.fixture
-def smoothed(tmp_path, monkeypatch):
-    """The page's file and entry point on the import path, and nothing else of it anywhere."""
-    code = re.search(r"```python\n# smoothed.py\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    entry = re.search(r'"scpo_ray.methods"\]\n(.*?)\n```', PAGE.read_text(), re.DOTALL)
-    assert code is not None and entry is not None
-    folder = tmp_path / "installed"
-    info = folder / "smoothed-1.dist-info"
-    info.mkdir(parents=True)
-    (folder / "smoothed.py").write_text(code[1])
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smoothed\nVersion: 1\n")
-    lines = ["[scpo_ray.methods]", *(line.replace('"', "") for line in entry[1].splitlines())]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(str(folder))
-    METHODS.__dict__.pop("_outside", None)
-    yield code[1]
-    METHODS.__dict__.pop("_outside", None)
 
 
 def test_a_method_of_another_package_is_one_short_file(smoothed):

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.records import InputError
-from scpo_ray.storage.disk import whole_folder
+from scpo_ray.storage.disk import whole_folder, write_json
 from scpo_ray.storage.run_dir import (
     load_comparison_result,
     load_result,
@@ -23,6 +24,7 @@ from scpo_ray.storage.run_dir import (
 )
 from scpo_ray.storage.stores import ScoreStore, TokenStore, WeightStore
 from scpo_ray.sweep.store import SweepDir, load_sweep_result
+from scpo_ray.tracking.mlflow_store import NOTE_FILE, noted_run_id
 from tests.results import comparison, run_result
 from tests.storage.test_run_dir import run_dir
 from tests.storage.test_stores import Renderer, complete, hashes_of
@@ -193,14 +195,21 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", KEPT)
+# Where there is no such file, there was no run and no sweep.
+BEGINS = ["run", "sweep"]
+REFUSED = [
+    (name, damage)
+    for name in KEPT
+    for damage in DAMAGES
+    if not (name in BEGINS and damage is remove)
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), REFUSED)
 def test_a_damaged_record_is_refused_by_name_with_the_remedy(tmp_path, name, damage):
     kept, run = KEPT[name], run_dir(tmp_path)
     kept.write(run)
     kept.read(run.path)
-    if damage is remove and name in ("run", "sweep"):
-        pytest.skip("where there is none, there was no run")
 
     damage(run.path / kept.file)
 
@@ -227,6 +236,17 @@ def test_no_single_byte_of_a_record_can_change_what_is_read(tmp_path, name):
             continue
         # In a table, a byte that says nothing of its values.
         assert found == expected and name == "test pairs"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_note_of_the_mlflow_run_names_none(tmp_path, damage):
+    note = tmp_path / NOTE_FILE
+    write_json(note, {"uri": "sqlite:///mlflow.db", "run_id": "0123"})
+    assert noted_run_id(tmp_path) == "0123"
+
+    damage(note)
+
+    assert noted_run_id(tmp_path) == ""
 
 
 MODEL_FILES = ["model.safetensors", "config.json", "tokenizer.json", "scpo_model.json"]
@@ -294,3 +314,15 @@ def test_what_a_killed_writer_left_goes_when_the_run_is_held_again(tmp_path):
 
     with run.locked(wait_s=0):
         assert [path.name for path in run.path.iterdir()] == [".lock"]
+
+
+def test_tokens_that_a_killed_writer_left_go_and_those_of_a_living_one_stay(tmp_path):
+    store = TokenStore(tmp_path)
+    folder = tmp_path / "key"
+    for name in ("dead", "alive"):
+        (folder / f".{name}.part").mkdir(parents=True)
+
+    with FileLock(folder / ".alive.lock"):
+        Renderer([1, 2]).into(store)
+
+    assert [path.name for path in folder.glob(".*.part")] == [".alive.part"]

@@ -83,6 +83,8 @@ def test_a_line_with_any_byte_changed_is_another_line_or_the_same_object(tmp_pat
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(InputError, match=r"x\.jsonl: cannot be written\n  No such file"):
         append_json_lines(tmp_path / "none" / "x.jsonl", LINES)
+    with pytest.raises(InputError, match=r"cannot be written\n  Is a directory"):
+        append_json_lines(tmp_path, LINES)
 
 
 @settings(max_examples=50)
