@@ -58,21 +58,10 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     cultures, unknown = _cultures(table, config)
     culture_codes = np.full(len(table.cultures), -1, dtype=np.int32)
     culture_codes[[table.cultures.index(culture) for culture in cultures]] = range(len(cultures))
-    no_split = []
-    try:
-        sides = _sides(table, config)
-    except InputError as error:
-        sides = np.full(len(table), TRAIN, dtype=np.int8)
-        no_split = [": ".join([error.title, *error.problems])]
+    sides, no_split = _sides_or_why_not(table, config)
 
     rows = np.flatnonzero(culture_codes[table.culture_codes] >= 0)
-    gap = config.min_score_gap
-    try:
-        indices = make_pairs(
-            table.offsets, table.human_scores, table.text_hashes, rows, min_gap=gap
-        )
-    except ValueError as error:
-        raise InputError("the data cannot be paired", [str(error)]) from None
+    indices = _paired(table, rows, config.min_score_gap)
     used = sides[indices.interactions] != UNUSED
     # An option in no pair has a share all the same.
     opinion_rows = rows[sides[rows] != UNUSED] if config.holds_opinions else rows[:0]
@@ -175,6 +164,26 @@ def _sides(table: InteractionTable, config: DataSection) -> NDArray[np.int8]:
         )
         sides[train[~kept]] = UNUSED
     return sides
+
+
+def _sides_or_why_not(
+    table: InteractionTable, config: DataSection
+) -> tuple[NDArray[np.int8], list[str]]:
+    """As `_sides`; all TRAIN, and a line that says why, where the data cannot be split."""
+    try:
+        return _sides(table, config), []
+    except InputError as error:
+        why = ": ".join([error.title, *error.problems])
+        return np.full(len(table), TRAIN, dtype=np.int8), [why]
+
+
+def _paired(table: InteractionTable, rows: NDArray[np.int64], min_gap: float) -> IndexPairs:
+    try:
+        return make_pairs(
+            table.offsets, table.human_scores, table.text_hashes, rows, min_gap=min_gap
+        )
+    except ValueError as error:
+        raise InputError("the data cannot be paired", [str(error)]) from None
 
 
 def _labelled_test(table: InteractionTable, split: SplitConfig) -> NDArray[np.bool_]:

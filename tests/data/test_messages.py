@@ -1,6 +1,7 @@
 """Messages are read in whatever shape they stand, and no other text is taken for messages."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -92,3 +93,11 @@ def test_a_transcript_is_its_turns(text, turns):
 @pytest.mark.parametrize("text", ["", "Human: a", "Assistant: b", "I am Human: \n\nAssistant: b"])
 def test_other_texts_are_no_transcript(text):
     assert transcript(text) is None
+
+
+@pytest.mark.parametrize("text", [" " * 10**6, "Human:" + "\n" * 10**6, "\t'" + " " * 10**6 + "x"])
+def test_a_million_blanks_are_read_in_no_time(text):
+    started = time.process_time()
+    assert messages_read("chosen", text) is text
+    assert transcript(text) is None
+    assert time.process_time() - started < 5

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +68,12 @@ def test_a_gap_at_the_smallest_makes_no_pair_however_it_was_rounded():
     assert pairs.ties.tolist() == [1, 1]
     wider = make_pairs(offsets, scores, hashes, np.arange(2), min_gap=0.049)
     assert wider.chosen_responses.tolist() == [0, 0]
+
+
+def test_more_pairs_than_any_memory_holds_are_refused_before_one_is_made():
+    # 20,000 interactions of 256 responses: 256 x 255 / 2 = 32,640 pairs each
+    offsets = np.arange(20_001, dtype=np.int64) * 256
+    scores, hashes = np.zeros(offsets[-1]), np.zeros(offsets[-1], dtype=np.uint64)
+
+    with pytest.raises(ValueError, match="652800000 response pairs: must be at most 500000000"):
+        make_pairs(offsets, scores, hashes, np.arange(20_000), min_gap=0)
