@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from scpo_ray.models.rendering import Renderer
+from scpo_ray.models.rendering import RefusedTexts, Renderer
 from scpo_ray.models.reward_model import (
     RewardModel,
     load_reward_model,
@@ -32,7 +32,10 @@ _TEXTS_PER_CHUNK = 2_000
 def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:
     """Tokens of T texts, memory-mapped; read from `store` where these texts were rendered before.
 
-    A changed vocabulary, template, maximum length or text makes a new entry.
+    Whatever the tokenizer or the template does otherwise, another maximum length or text makes a
+    new entry.
+
+    Raises: RefusedTexts naming every text that cannot be rendered.
     """
     key = _hash(renderer.fingerprint, hashlib.sha256(texts.hashes.tobytes()).hexdigest())
     tokens = store.get(key)
@@ -43,9 +46,15 @@ def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens
 
 def _rendered_chunks(renderer: Renderer, texts: TextSource) -> Iterator[Tokens]:
     starts = range(0, len(texts), _TEXTS_PER_CHUNK)
+    refused: dict[int, str] = {}
     for start in tqdm(starts, desc="tokenize", unit="chunk", disable=None, leave=False):
         stop = min(start + _TEXTS_PER_CHUNK, len(texts))
-        yield renderer.encode([texts[t] for t in range(start, stop)])
+        try:
+            yield renderer.encode([texts[t] for t in range(start, stop)])
+        except RefusedTexts as error:
+            refused |= {start + place: reason for place, reason in error.reasons.items()}
+    if refused:
+        raise RefusedTexts(refused, len(texts))
 
 
 def score_key(model_dir: Path, config: ModelConfig, renderer: Renderer, texts: TextSource) -> str:
