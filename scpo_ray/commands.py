@@ -24,6 +24,7 @@ from scpo_ray.experiment import (
     load_inputs,
     open_run_dir,
     prepare_run,
+    read_inputs,
     truncated_texts,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
@@ -34,6 +35,7 @@ from scpo_ray.models.reward_model import (
     merged_adapters,
     save_reward_model,
 )
+from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens, tokenize
 from scpo_ray.records import (
     ComparisonResult,
@@ -69,7 +71,7 @@ _SAMPLED_TRIALS = 12
 
 def data_health(config: RunConfig) -> DataHealth:
     """The data's counts and warnings; needs the model's tokenizer to count what is cut."""
-    inputs = load_inputs(config, open_run_dir(config))
+    inputs = read_inputs(config, open_run_dir(config))
     data = inputs.data
     return DataHealth(
         counts=data.counts,
@@ -248,10 +250,12 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     model_dir = path / "model" if (path / "model").is_dir() else path
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
-    data = inputs.data
-    culture_weights = culture_weights_of(config, data)
+    culture_weights = culture_weights_of(config, inputs.data)
     model = load_exported(model_dir, device=worker.device)
-    tokens = tokenize(model.renderer, data.texts, run_dir.token_store)
+    tokens = tokenize(model.renderer, inputs.data.texts, run_dir.token_store)
+    # Another tokenizer than the global model's may not tell other pairs apart.
+    data = told_apart(inputs.data, tokens, model.renderer.unknown_id)
+    check_pairs_left(data)
     rewards = np.full(len(data.texts), np.nan, dtype=np.float32)
     texts = evaluated_texts(data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)

@@ -35,7 +35,7 @@ from scpo_ray.methods.gpo import (
 )
 from scpo_ray.methods.heads import rank_of
 from scpo_ray.methods.selection import Selection, select_pairs
-from scpo_ray.models.rendering import Renderer, load_renderer
+from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer, refusal
 from scpo_ray.models.reward_model import (
     RewardModel,
     load_reward_model,
@@ -43,6 +43,7 @@ from scpo_ray.models.reward_model import (
     resolve_model_dir,
     save_reward_model,
 )
+from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import (
     load_frozen_model,
     reference_features,
@@ -147,12 +148,27 @@ def open_run_dir(config: RunConfig) -> RunDir:
 def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     """The data, its tokens, and where the global model lies.
 
-    Raises: InputError for whatever is wrong with the data or the model's folder.
+    Raises: InputError for whatever is wrong with the data or the model's folder, and naming each
+        culture that has no pairs which the model can tell apart.
     """
+    inputs = read_inputs(config, run_dir)
+    check_pairs_left(inputs.data)
+    return inputs
+
+
+def read_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
+    """As `load_inputs`, also where a culture is left without pairs."""
     data = load_preferences(config.data, run_dir.cache / "data")
     model_dir = resolve_model_dir(config.model)
     renderer = load_renderer(model_dir, config.model)
-    tokens = tokenize(renderer, data.texts, run_dir.token_store)
+    try:
+        tokens = tokenize(renderer, data.texts, run_dir.token_store)
+    except RefusedTexts as refused:
+        raise refusal(refused, data, config.model.path) from None
+    num_warnings = len(data.warnings)
+    data = told_apart(data, tokens, renderer.unknown_id)
+    for warning in data.warnings[num_warnings:]:
+        log.warning("%s", warning)
     if tokens.truncated.any():
         log.info(
             "%d of %d texts are longer than %d tokens and were cut",
