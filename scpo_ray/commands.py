@@ -37,6 +37,7 @@ from scpo_ray.models.files import resolve_model_dir
 from scpo_ray.models.global_model import tokenize
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
+from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     ComparisonResult,
@@ -86,7 +87,9 @@ def data_health(config: RunConfig) -> DataHealth:
     except InputError as error:
         refusals += error.problems
     try:
-        cut = truncated_texts(data, with_tokens(config, data, run_dir).tokens)
+        inputs = with_tokens(config, data, run_dir)
+        data, cut = inputs.data, truncated_texts(inputs.data, inputs.tokens)
+        check_pairs_left(data)
     except InputError as error:
         refusals += [": ".join([error.title, *error.problems])]
     return DataHealth(
@@ -273,6 +276,9 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     renderer = load_renderer(folder, section)
     model = load_reward_model(folder, section, renderer, device=worker.device, seed=0)
     tokens = tokenize(renderer, task.data.texts, run_dir.stores.tokens)
+    # Another tokenizer than the global model's may not tell other pairs apart.
+    task = replace(task, data=told_apart(task.data, tokens, renderer.unknown_id))
+    check_pairs_left(task.data)
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
     texts = evaluated_texts(task.data)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)

@@ -28,6 +28,8 @@ from scpo_ray.models.export import load_exported
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
 from scpo_ray.models.pickles import conversion_record
+from scpo_ray.models.rendering import RefusedTexts, refusal
+from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     CultureEvaluation,
@@ -105,15 +107,28 @@ def open_run_dir(config: RunConfig) -> RunDir:
 def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     """The data, its tokens, and where the global model lies.
 
-    Raises: InputError for whatever is wrong with the data or the model's folder.
+    Raises: InputError for whatever is wrong with the data or the model's folder, and naming each
+        culture that has no pairs which the model can tell apart.
     """
-    return with_tokens(config, load_preferences(config.data, run_dir.stores.data), run_dir)
+    inputs = with_tokens(config, load_preferences(config.data, run_dir.stores.data), run_dir)
+    check_pairs_left(inputs.data)
+    return inputs
 
 
 def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> RunInputs:
-    """The data with its tokens. Raises: InputError for what is wrong with the model's folder."""
+    """The data with its tokens, without the pairs that these do not tell apart.
+
+    Raises: InputError for what is wrong with the model's folder or cannot be rendered for it.
+    """
     global_model = open_global_model(config.model, run_dir.stores)
-    tokens = global_model.tokens(data.texts)
+    try:
+        tokens = global_model.tokens(data.texts)
+    except RefusedTexts as refused:
+        raise refusal(refused, data, config.model.path) from None
+    num_warnings = len(data.warnings)
+    data = told_apart(data, tokens, global_model.renderer.unknown_id)
+    for warning in data.warnings[num_warnings:]:
+        log.warning("%s", warning)
     if tokens.truncated.any():
         log.info(
             "%d of %d texts are longer than %d tokens and were cut",

@@ -120,6 +120,11 @@ class CultureCounts:
     """Format mark (brackets, quotes, list) -> share of chosen minus share of rejected with it."""
     skipped: dict[str, int]
     """Reason -> rows left out."""
+    same_tokens_train: int = 0
+    """Training pairs whose two sides become the same tokens: left out, so not in `train_pairs`,
+    `train_users` and `train_test_texts`."""
+    same_tokens_test: int = 0
+    """The same, of test pairs."""
 
 
 class TextSource(Sequence[Text]):

@@ -54,7 +54,10 @@ ROOMS: dict[str, list[str]] = {
         "loading",
     ],
     "models": [
+        "tokenization",
+        "templates",
         "rendering",
+        "same_tokens",
         "reading",
         "reward_model",
         "pickles",
@@ -130,14 +133,16 @@ SCRIPTS = {"tracking.mlflow_model"}
 HOMES = {
     "datasets": {"data.rows"},
     "huggingface_hub": {"models.files", "data.rows"},
-    "transformers": {"models.rendering", "models.loading", "models.tiny"},
-    "tokenizers": {"models.tiny"},
+    "transformers": {
+        *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
+    },
+    "tokenizers": {"models.tokenization", "models.tiny"},
     "peft": {"models.adapters"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {"tracking.mlflow_store", "tracking.trackers", "tracking.mlflow_model"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
     "matplotlib": {"report.pictures", "report.sweep_pictures"},
-    "jinja2": {"report.page"},
+    "jinja2": {"models.templates", "report.page"},
     "ray": {
         "launch.ray_cluster",
         "launch.relay",

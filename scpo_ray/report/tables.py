@@ -9,6 +9,7 @@ from scpo_ray.evaluation.champion import Verdict
 from scpo_ray.records import (
     LAYERS,
     ComparisonResult,
+    CultureCounts,
     CultureEvaluation,
     Difference,
     Estimate,
@@ -32,6 +33,7 @@ def data_tables(health: DataHealth) -> list[Table]:
         "test\npairs",
         "ties",
         "equal\ntexts",
+        "same\ntokens",
         f"cut at\n{health.max_length}",
         "longer\nchosen",
         "texts in\nboth sides",
@@ -48,6 +50,7 @@ def data_tables(health: DataHealth) -> list[Table]:
             str(c.test_pairs),
             str(c.ties),
             str(c.equal_texts),
+            _same_tokens(c),
             "–" if cut is None else str(cut.get(culture, 0)),
             "–" if c.longer_chosen_share is None else f"{100 * c.longer_chosen_share:.1f} %",
             str(c.train_test_texts),
@@ -357,6 +360,11 @@ def _table(title: str, first: str, *numbers: str) -> Table:
     for name in numbers:
         table.add_column(name, justify="right", overflow="fold")
     return table
+
+
+def _same_tokens(count: CultureCounts) -> str:
+    train, test = count.same_tokens_train, count.same_tokens_test
+    return f"{train + test}\n({train} + {test})" if train + test else "0"
 
 
 def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
