@@ -1,6 +1,5 @@
 """One run from its config to its result: what is trained, evaluated, kept and not done again."""
 
-import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -19,6 +18,7 @@ from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Worker
 from scpo_ray.settings.model import LoraConfig
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.storage.json_lines import append_json_lines
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from scpo_ray.tracking.trackers import SPOOL_FILE
 from scpo_ray.training.loop import DivergedError
@@ -358,7 +358,7 @@ def test_a_run_that_ended_without_its_store_is_tracked_when_found_again(
     )
     result, folder = start_run(config)
     point = {"key": "late", "value": 0.5, "timestamp": 1_700_000_000_000, "step": 12}
-    (folder / SPOOL_FILE).write_text(json.dumps(point) + "\n")
+    append_json_lines(folder / SPOOL_FILE, [point])
 
     assert start_run(config) == (result, folder)
 
