@@ -263,7 +263,7 @@ def evaluate_rewards(
         return Evaluated(pairs, [], None)
     trained = trained_cultures(culture_weights)
     outcomes = opinion_outcomes(data.opinions, rewards, ref_rewards, trained_cultures=trained)
-    opinions = evaluate_opinions(outcomes, config.evaluation, seed=config.seed)
+    opinions = evaluate_opinions(outcomes)
     return Evaluated(pairs, opinions, outcomes)
 
 

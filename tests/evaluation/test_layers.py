@@ -144,22 +144,26 @@ def test_noise_is_as_large_as_what_training_changed_without_its_mean():
 
 
 def test_a_change_is_set_against_noise_as_large_as_it():
-    # The global model is unsure everywhere. One model turns what it should, another at random.
-    generator = np.random.default_rng(0)
+    # The global model is unsure everywhere, and right on every other pair. One model turns half of
+    # those that it ranks wrong, another half of those that it ranks right.
     test = make_pairs([0] * 400, np.arange(400) // 10, cultures=["A"])
-    before = np.where(np.arange(400) % 2, 0.1, -0.1)
-    turned = generator.random(400) < 0.5
+    place = np.arange(400) % 4
+    before = np.where(place % 2, 0.1, -0.1)
 
-    [learned] = evaluate(test, after=np.abs(before), before=before).values()
-    [lost] = evaluate(test, after=np.where(turned, -before, before), before=before).values()
+    [learned] = evaluate(test, after=np.where(place == 0, 0.1, before), before=before).values()
+    [lost] = evaluate(test, after=np.where(place == 1, -0.1, before), before=before).values()
 
-    # Learned: half of the margins change by 0.2, so the noise is 0.14: Phi(-0.71) is 24 %.
-    assert learned.controls["global_noise"]["distinctive"].value == pytest.approx(0.24, abs=0.005)
-    assert learned.minus_noise["distinctive"].value == pytest.approx(0.76, abs=0.005)
+    # A quarter is turned: b = 3/4 - 1/4 = 1/2. What is left is 0.05 on three quarters and 0.15 on
+    # one: sqrt(0.0075) / b = 0.173, and Phi(-0.1 / 0.173) is 28.2 %.
+    assert learned.scale == lost.scale == pytest.approx(0.5)
+    noise = learned.controls["global_noise"]
+    assert noise["distinctive"].value == pytest.approx(0.282, abs=0.001)
+    assert noise["agreed"].value == pytest.approx(0.718, abs=0.001)
+    assert learned.minus_noise["distinctive"].value == pytest.approx(0.218, abs=0.001)
     assert learned.minus_noise["distinctive"].p_holm < 0.001
-    assert lost.difference["distinctive"].value == pytest.approx(0.5, abs=0.1)
+    assert lost.minus_noise["agreed"].value == pytest.approx(-0.218, abs=0.001)
     assert lost.minus_noise["agreed"].high < 0
-    assert abs(lost.minus_noise["all"].value) < 0.05
+    assert lost.minus_noise["all"].high < 0
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
