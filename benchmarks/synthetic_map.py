@@ -17,12 +17,11 @@ import numpy as np
 from scpo_ray.data.synthetic import margins_of_pairs
 from scpo_ray.records import Difference
 from scpo_ray.settings.data import SyntheticConfig
-from scpo_ray.statistics.intervals import macro_difference, macro_mean, stream
+from scpo_ray.statistics.intervals import macro_difference, macro_mean
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.store import load_sweep_result
 
-SAMPLES = 2_000
 RIVAL = "finetune"
 KINDS = ("all", "own", "common")
 Outcomes = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -81,16 +80,15 @@ def main(folders: list[Path]) -> None:
             cells = []
             for kind in KINDS:
                 ours = found[fraction, variant, kind]
-                rng = stream(0, folder.name, str(fraction), variant, kind)
                 outcomes, users = zip(*ours.values(), strict=True)
-                mean = macro_mean(outcomes, users, samples=SAMPLES, rng=rng)
+                mean = macro_mean(outcomes, users)
                 cells.append("no number" if mean.value is None else f"{100 * mean.value:.1f}")
                 rival = found.get((fraction, RIVAL, kind), {})
                 if variant == RIVAL or list(rival) != list(ours):
                     cells.append("")
                     continue
                 theirs = [outcome for outcome, _ in rival.values()]
-                difference = macro_difference(outcomes, theirs, users, samples=SAMPLES, rng=rng)
+                difference = macro_difference(outcomes, theirs, users)
                 cells.append(in_points(difference))
             print(
                 f"| {100 * outlier_share:.0f} % | {100 * fraction:g} % | {variant} | "

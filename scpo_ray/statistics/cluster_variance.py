@@ -124,7 +124,8 @@ def cluster_layout(sizes: NDArray[np.float64]) -> Layout | None:
             known += float(v.sum())
     if (serves.sum(axis=1) > 1).any():
         h, whole_sizes = (sizes / sizes.sum(axis=0)).mean(axis=1), sizes.sum(axis=1)
-        strata = [(h, h**2 * (1 + CLUSTER_CORRELATION * (whole_sizes - 1)) / whole_sizes)]
+        v = h**2 * (1 + CLUSTER_CORRELATION * (whole_sizes - 1)) / whole_sizes
+        strata, thinness = [(h, v)], float(v.sum()) * len(columns) ** 2
     expected = spread = 0.0
     for h, v in strata:
         d = 1 / (1 - h)

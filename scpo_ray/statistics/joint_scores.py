@@ -21,7 +21,8 @@ from scpo_ray.statistics.intervals import LEVEL, NO_VARIANCE, Spread
 
 # Cells of a block of resamples: bounds the memory.
 BLOCK_CELLS = 2_000_000
-# Degrees of freedom from which joint resamples say how far the best of equal models is ahead.
+# Degrees of freedom from which, and with no more models than which, joint resamples say how far the
+# best of equal models is ahead: with fewer they said it too often in simulation.
 MANY_DEGREES = 20
 # A culture may be the lowest if this level's interval of it reaches below all others' upper ends.
 CONTACT_LEVEL = 0.01
@@ -114,7 +115,7 @@ class Measured:
         if len(there) < 2 or not self.spreads:
             return level
         degrees = self.spreads[there[0]].layout.degrees
-        if degrees < MANY_DEGREES:
+        if degrees < max(MANY_DEGREES, len(there)):
             return 2 * level / (len(there) * (len(there) - 1))
         parts = self.parts[:, there]
         seeds = np.array([self.spreads[place].seeds.value for place in there])

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from scpo_ray.evaluation.comparison import (
     ComparedRun,
@@ -268,20 +269,24 @@ def test_p_values_are_corrected_over_cultures_and_the_macro_test_stands_alone():
     result = compare([make_run("scpo", c, own=own, ref=ref, other=ref) for c in CULTURES])
 
     chile = summary_of(result, "scpo", "Chile").minus_global["all"]
-    assert (chile.p_value, chile.p_holm) == (1 / 2**6, 2 / 2**6)
+    # No user differs: 12 pairs of two a user are worth 12 / 1.05, and t is the root of that.
+    alone = 2 * t.sf((12 / 1.05) ** 0.5, 5)
+    assert (chile.p_value, chile.p_holm) == pytest.approx((alone, 2 * alone))
     macro = summary_of(result, "scpo", "").minus_global["all"]
-    assert macro.p_value == macro.p_holm == 1 / 2**12
+    assert macro.p_value == macro.p_holm == pytest.approx(2 * t.sf((24 / 1.05) ** 0.5, 10))
     assert summary_of(result, "scpo", "Chile").minus_global["agreed"].p_holm is None
 
 
-def test_questions_shared_by_cultures_are_flipped_together():
+def test_questions_shared_by_cultures_count_once():
     ref, own = [-1] * 12, [1] * 12
     result = compare(
         [make_run("scpo", c, own=own, other=ref, ref=ref, shared_questions=True) for c in CULTURES]
     )
 
     macro = summary_of(result, "scpo", "")
-    assert macro.minus_global["all"].p_value == 1 / 2**6
+    # Six questions of four pairs each.
+    expected = 2 * t.sf((24 / (1 + 0.05 * 3)) ** 0.5, 5)
+    assert macro.minus_global["all"].p_value == pytest.approx(expected)
     assert (macro.accuracy["all"].num_pairs, macro.accuracy["all"].num_clusters) == (24, 6)
 
 

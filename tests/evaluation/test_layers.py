@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate, Pairs, Text, TextSource
@@ -217,14 +218,16 @@ def test_p_values_are_corrected_over_the_cultures_of_each_layer():
 
     results = evaluate(test, after=after, before=before)
 
-    # Sums of all six signs, and of eight with two or fewer against; as far as observed is half.
-    smaller = 2 / 2**6 / 2
-    larger = 2 * (1 + 8 + 28 / 2) / 2**8
+    # Six pairs that all changed alike; eight of mean 1/2 and variance 6/7, an ordinary t-test.
+    smaller = 2 * t.sf(6**0.5, 5)
+    larger = 2 * t.sf(0.5 / (6 / 7 / 8) ** 0.5, 7)
+    assert smaller < larger
     a, b = results["A"].difference, results["B"].difference
-    assert (a["all"].p_value, a["all"].p_holm) == (smaller, 2 * smaller)
-    assert (b["all"].p_value, b["all"].p_holm) == (larger, larger)
+    assert (a["all"].p_value, a["all"].p_holm) == pytest.approx((smaller, 2 * smaller))
+    assert b["all"].p_value == pytest.approx(larger)
+    assert b["all"].p_holm == pytest.approx(max(larger, 2 * smaller))
     assert (a["agreed"].p_value, a["agreed"].p_holm) == (None, None)
-    assert b["agreed"].p_holm == b["agreed"].p_value == 0.25
+    assert b["agreed"].p_holm == b["agreed"].p_value == pytest.approx(2 * t.sf(2**0.5, 1))
 
 
 def test_the_seed_decides_the_draws():

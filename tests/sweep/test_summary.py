@@ -260,9 +260,9 @@ def test_the_worst_culture_is_measured_as_if_chance_had_not_picked_it():
     # Setting 1 is alike in both cultures, setting 0 better in one and worse in the other.
     marks = {(0, "Chile"): "11111110", (0, "Mexico"): "10000000"}
     marks |= {(1, culture): "11001010" for culture in CULTURES}
-    runs = {(*key, 0): text * 5 for key, text in marks.items()}
+    runs = {(*key, 0): text * 10 for key, text in marks.items()}
 
-    result = summarize(runs_of(runs, users=20, ref="0" * 40), culture="worst")
+    result = summarize(runs_of(runs, users=40, ref="0" * 80), culture="worst")
 
     assert [s.setting.number for s in result.settings] == [1, 0]
     first, last = result.settings
