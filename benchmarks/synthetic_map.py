@@ -73,9 +73,8 @@ def main(folders: list[Path]) -> None:
     columns = " | ".join(f"{kind} | minus finetune" for kind in KINDS)
     print(f"| outliers | users | method | {columns} |")
     print("|---|---|---|---|---|---|---|---|---|")
-    outcomes_by_folder = {folder: outcomes_of(load_sweep_result(folder)) for folder in folders}
-    by_share = sorted(outcomes_by_folder.items(), key=lambda item: item[1][1])
-    for folder, (found, outlier_share) in by_share:
+    by_folder = [outcomes_of(load_sweep_result(folder)) for folder in folders]
+    for found, outlier_share in sorted(by_folder, key=lambda item: item[1]):
         for fraction, variant in dict.fromkeys((f, v) for f, v, _ in found):
             cells = []
             for kind in KINDS:
