@@ -1,29 +1,30 @@
-"""How often the 95 % interval holds the truth, and the paired test raises a false alarm.
+"""How often the 95 % interval holds the truth, and a test raises a false alarm.
 
 `python benchmarks/interval_coverage.py [CULTURES]` simulates that many cultures per line: users
 with different numbers of pairs and a taste of their own, so a user's pairs are correlated. Beside
-the interval that the package uses stand its basic counterpart (the same widened tail) and the plain
-percentile and basic bootstrap.
+the interval that the package uses stands t with the same degrees of freedom and standard error,
+cut at 0 and 100 %.
 """
 
 import sys
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import t
 
+from scpo_ray.statistics.cluster_variance import macro_parts
 from scpo_ray.statistics.intervals import (
     accuracy,
-    basic_interval,
     detectable_difference,
-    draw_clusters,
-    joint_means,
     macro_difference,
     macro_mean,
     paired_difference,
+    verdict,
 )
+from scpo_ray.statistics.joint_scores import Lowest, measured
 
 SAMPLES = 1_000
-NUM_USERS = (8, 13, 25, 40, 100)
+NUM_USERS = (2, 3, 4, 5, 6, 8, 13, 25, 40, 100)
 Sizes = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -39,6 +40,7 @@ def uneven_sizes(rng: np.random.Generator, num_users: int) -> np.ndarray:
 ACCURACIES: dict[str, tuple[float, float, Sizes]] = {
     "60 % ± 15, 2 to 30 pairs": (0.60, 0.15, even_sizes),
     "85 % ± 12, 2 to 30 pairs": (0.85, 0.12, even_sizes),
+    "97 % ± 4, 2 to 30 pairs": (0.97, 0.04, even_sizes),
     "30 % ± 10, 1 to 80 pairs": (0.30, 0.10, uneven_sizes),
 }
 # Share of pairs on which two models differ, how much users lean to either, and their sizes.
@@ -80,103 +82,163 @@ def two_models(
     return np.where(differ, first, both), np.where(differ, ~first, both), users
 
 
+def student(outcomes: np.ndarray, users: np.ndarray) -> tuple[float, float]:
+    """t around the value, cut at 0 and 1."""
+    found = macro_parts([outcomes[:, None]], [users])
+    half = t.ppf(0.975, found.layout.degrees) * float(np.sqrt(found.variances[0]))
+    value = float(found.values[0])
+    return max(0.0, value - half), min(1.0, value + half)
+
+
 def coverage(number: int) -> None:
     print(
-        "| users' accuracy and pairs | users | percentile | basic | basic, widened | used |\n"
-        "|---|---|---|---|---|---|"
+        "| users' accuracy and pairs | users | t, cut | used | its width, points |\n"
+        "|---|---|---|---|---|"
     )
     for name, (mean, spread, sizes) in ACCURACIES.items():
         for num_users in NUM_USERS:
             rng = np.random.default_rng(0)
-            held = np.zeros(4)
+            held, width = np.zeros(2), 0.0
             for _ in range(number):
                 skill = skills(rng, num_users, mean, spread)
                 outcomes, users = simulated(rng, sizes(rng, num_users), skill)
-                [draws] = draw_clusters([users], samples=SAMPLES, rng=rng)
-                replicates = joint_means(outcomes[:, None], users, draws)
-                low, high = np.quantile(replicates, [0.025, 0.975])
-                twice = 2 * outcomes.mean()
-                used = accuracy(outcomes, users, samples=SAMPLES, rng=rng)
-                ends = (
-                    (low, high),
-                    (twice - high, twice - low),
-                    basic_interval(used),
-                    (used.low, used.high),
-                )
+                used = accuracy(outcomes, users)
+                width += used.high - used.low
+                ends = student(outcomes, users), (used.low, used.high)
                 held += [low <= mean <= high for low, high in ends]
             shares = " | ".join(f"{100 * share:.1f}" for share in held / number)
-            print(f"| {name} | {num_users} | {shares} |", flush=True)
+            print(f"| {name} | {num_users} | {shares} | {100 * width / number:.0f} |", flush=True)
 
 
 def paired(number: int) -> None:
-    print("\n| two models | users | interval holds 0 | false alarms at 5 % |\n|---|---|---|---|")
+    print("\n| two equal models | users | false alarms (p <= 0.05, and 0 outside the interval) |")
+    print("|---|---|---|")
     for name, (differing, lean, sizes) in DIFFERENCES.items():
         for num_users in NUM_USERS:
             rng = np.random.default_rng(1)
-            held = alarms = 0
+            alarms = 0
             for _ in range(number):
                 leans = leanings(rng, num_users, lean)
                 models = two_models(rng, sizes(rng, num_users), differing, leans)
-                found = paired_difference(*models, samples=SAMPLES, rng=rng)
-                held += found.low <= 0 <= found.high
-                alarms += found.p_value <= 0.05
-            shares = f"{100 * held / number:.1f} | {100 * alarms / number:.1f}"
-            print(f"| {name} | {num_users} | {shares} |", flush=True)
+                alarms += verdict(paired_difference(*models)) in ("better", "worse")
+            print(f"| {name} | {num_users} | {100 * alarms / number:.1f} |", flush=True)
 
 
 def macro(number: int) -> None:
-    """Means over seven cultures: of different people, and of the same questions."""
+    """Means over seven cultures: of different people, one of them alone, the same questions."""
     print("\n| macro mean of 7 cultures | holds the truth | false alarms at 5 % |\n|---|---|---|")
-    for num_clusters, shared in ((10, False), (30, True)):
+    for name, counts, shared in (
+        ("10 users each", [10] * 7, False),
+        ("3 users each", [3] * 7, False),
+        ("10 users in six, one in the seventh", [*[10] * 6, 1], False),
+        ("2 users in two, one in five", [2, 2, 1, 1, 1, 1, 1], False),
+        ("30 questions, the same in all", [30] * 7, True),
+    ):
         rng = np.random.default_rng(2)
         held = alarms = 0
         for _ in range(number):
-            sizes = [even_sizes(rng, num_clusters) for _ in range(7)]
+            sizes = [even_sizes(rng, count) for count in counts]
             # A question is as hard, and leans as far, in every culture; people are their own.
-            skill = [skills(rng, num_clusters, 0.6, 0.15) for _ in range(1 if shared else 7)]
-            lean = [leanings(rng, num_clusters, 0.2) for _ in range(1 if shared else 7)]
-            drawn = [simulated(rng, one, skill[c % len(skill)]) for c, one in enumerate(sizes)]
-            models = [
-                two_models(rng, one, 0.15, lean[c % len(lean)]) for c, one in enumerate(sizes)
-            ]
-            own = 0 if shared else 1_000
-            users = [users + own * place for place, (_, users) in enumerate(drawn)]
-            found = macro_mean([right for right, _ in drawn], users, samples=SAMPLES, rng=rng)
+            skill = [skills(rng, count, 0.6, 0.15) for count in counts]
+            lean = [leanings(rng, count, 0.2) for count in counts]
+            own = 0 if shared else 1
+            drawn = [simulated(rng, one, skill[own * c]) for c, one in enumerate(sizes)]
+            models = [two_models(rng, one, 0.15, lean[own * c]) for c, one in enumerate(sizes)]
+            users = [users + 1_000 * own * c for c, (_, users) in enumerate(drawn)]
+            found = macro_mean([right for right, _ in drawn], users)
             held += found.low <= 0.6 <= found.high
             ours, theirs = [ours for ours, _, _ in models], [theirs for _, theirs, _ in models]
-            difference = macro_difference(ours, theirs, users, samples=2, rng=rng)
-            alarms += difference.p_value <= 0.05
-        name = f"{num_clusters} {'questions, the same in all' if shared else 'users each'}"
+            alarms += macro_difference(ours, theirs, users).p_value <= 0.05
         print(f"| {name} | {100 * held / number:.1f} | {100 * alarms / number:.1f} |", flush=True)
 
 
 def seeds(number: int) -> None:
     """Seeds that move everyone's accuracy alike: averaged first, and as a layer of chance."""
     print(
-        "\n| users, seeds, their sd in points | averaged: holds, false alarms | "
-        "as a layer: holds, false alarms |\n|---|---|---|"
+        "\n| cultures of 13 users, seeds, their sd in points | averaged: false alarms | "
+        "as a layer: false alarms |\n|---|---|---|"
     )
-    for num_users, num_seeds, sd in (
-        *((13, count, 0.02) for count in (2, 3, 5)),
-        *((100, count, 0.0) for count in (2, 5)),
-        *((100, count, 0.02) for count in (2, 3, 5)),
+    for num_cultures, num_seeds, sd in (
+        *((1, count, 0.05) for count in (2, 3, 5)),
+        *((7, count, 0.05) for count in (2, 3, 4, 5)),
+        (7, 2, 0.0),
     ):
         rng = np.random.default_rng(3)
-        counts = np.zeros(4)
+        counts = np.zeros(2)
         for _ in range(number):
-            sizes = even_sizes(rng, num_users)
-            users = np.repeat(np.arange(num_users), sizes)
-            hard = rng.beta(6, 4, size=num_users)[users] * 0.8
-            rival = rng.random(len(users)) < hard + 0.1
-            skill = hard[:, None] + 0.1 + sd * rng.standard_normal(num_seeds)
-            right = rng.random((len(users), num_seeds)) < skill
-            for place, ours in enumerate((right.mean(axis=1), right)):
-                found = paired_difference(ours, rival, users, samples=SAMPLES, rng=rng)
-                counts[2 * place] += found.low <= 0 <= found.high
-                counts[2 * place + 1] += found.p_value <= 0.05
-        shown = [f"{100 * count / number:.1f}" for count in counts]
-        cells = f"{', '.join(shown[:2])} | {', '.join(shown[2:])}"
-        print(f"| {num_users}, {num_seeds}, {100 * sd:.0f} | {cells} |", flush=True)
+            moved = sd * rng.standard_normal(num_seeds)
+            outcomes, rivals, clusters = [], [], []
+            for culture in range(num_cultures):
+                users = np.repeat(np.arange(13), even_sizes(rng, 13))
+                hard = rng.beta(6, 4, size=13)[users] * 0.8 + 0.1
+                rivals.append(rng.random(len(users)) < hard)
+                outcomes.append(rng.random((len(users), num_seeds)) < hard[:, None] + moved)
+                clusters.append(users + 100 * culture)
+            for place, ours in enumerate(([o.mean(axis=1) for o in outcomes], outcomes)):
+                found = macro_difference(ours, rivals, clusters, one_training=True)
+                counts[place] += found.p_value <= 0.05
+        shown = " | ".join(f"{100 * count / number:.1f}" for count in counts)
+        print(f"| {num_cultures}, {num_seeds}, {100 * sd:.0f} | {shown} |", flush=True)
+
+
+def equal_models(
+    rng: np.random.Generator, cultures: int, users: int, models: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Per culture, outcomes of models that differ on about 7 % of the pairs, and users."""
+    outcomes, clusters = [], []
+    for culture in range(cultures):
+        labels = np.repeat(np.arange(users), 15)
+        taste = np.clip(rng.normal(0.6, 0.1, users), 0, 1)[labels, None]
+        own, common = rng.random((len(labels), models)), rng.random((len(labels), 1))
+        draws = np.where(rng.random(own.shape) < 0.15, own, common)
+        outcomes.append((draws < taste).astype(float))
+        clusters.append(labels + 1_000 * culture)
+    return outcomes, clusters
+
+
+def best_of_many(number: int) -> None:
+    """Of equal models, how often any is called behind the one that came out best."""
+    print("\n| equal models | cultures, users each | each by itself | all at once |")
+    print("|---|---|---|---|")
+    for models, cultures, users in (
+        (6, 1, 4),
+        (12, 1, 8),
+        (6, 1, 25),
+        (12, 3, 13),
+        (50, 3, 13),
+    ):
+        rng = np.random.default_rng(5)
+        counts = np.zeros(2)
+        repeats = max(1, number // 4)
+        for _ in range(repeats):
+            outcomes, clusters = equal_models(rng, cultures, users, models)
+            score = measured(outcomes, clusters, [[{}] * models] * cultures)
+            alone = score.minus(score, int(score.values.argmax()), level=0.05)
+            together = score.behind_best("max", samples=SAMPLES, rng=rng)
+            counts += [
+                any(verdict(found) == "worse" for found in several if found)
+                for several in (alone, together)
+            ]
+        shown = " | ".join(f"{100 * count / repeats:.1f}" for count in counts)
+        print(f"| {models} | {cultures}, {users} | {shown} |", flush=True)
+
+
+def lowest(number: int) -> None:
+    print("\n| lowest of 7 equal cultures (60 %), users each | as it is | said | interval holds |")
+    print("|---|---|---|---|")
+    for users in (4, 8, 13, 40):
+        rng = np.random.default_rng(6)
+        plain, said, held = [], [], []
+        for _ in range(number):
+            outcomes, clusters = equal_models(rng, 7, users, 1)
+            pairs = zip(outcomes, clusters, strict=True)
+            alone = tuple(measured([o], [c], [[{}]]) for o, c in pairs)
+            [found] = Lowest(alone).estimates()
+            plain.append(min(float(culture.values[0]) for culture in alone))
+            said.append(found.value)
+            held.append(found.low <= 0.6 <= found.high)
+        shown = " | ".join(f"{100 * np.mean(values):.1f}" for values in (plain, said, held))
+        print(f"| {users} | {shown} |", flush=True)
 
 
 def power(number: int) -> None:
@@ -184,7 +246,7 @@ def power(number: int) -> None:
         "\n| users, pairs that differ | smallest difference to be shown, points | shown |\n"
         "|---|---|---|"
     )
-    for num_users in NUM_USERS:
+    for num_users in NUM_USERS[5:]:
         for differing, lean in ((0.2, 0.2), (0.4, 0.1)):
             rng = np.random.default_rng(4)
             sizes = even_sizes(rng, num_users)
@@ -195,15 +257,14 @@ def power(number: int) -> None:
             for _ in range(number):
                 leans = leanings(rng, num_users, lean)
                 models = two_models(rng, sizes, differing, leans, gain)
-                found = paired_difference(*models, samples=2, rng=rng)
-                shown += found.p_value <= 0.05
+                shown += paired_difference(*models).p_value <= 0.05
             cells = f"{100 * gain:.1f} | {100 * shown / number:.1f}"
             print(f"| {num_users}, {100 * differing:.0f} % | {cells} |", flush=True)
 
 
 def main(number: int) -> None:
     print(f"{number:,} simulated cultures (or sets of seven) per line, in %\n")
-    for part in (coverage, paired, macro, seeds, power):
+    for part in (coverage, paired, macro, seeds, best_of_many, lowest, power):
         part(number)
 
 

@@ -16,12 +16,11 @@ import numpy as np
 
 from scpo_ray.data.synthetic import SyntheticConfig, margins_of_pairs
 from scpo_ray.records import Difference
-from scpo_ray.statistics.intervals import macro_difference, macro_mean, stream
+from scpo_ray.statistics.intervals import macro_difference, macro_mean
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.store import load_sweep_result
 
-SAMPLES = 2_000
 RIVAL = "finetune"
 KINDS = ("all", "own", "common")
 Outcomes = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -73,23 +72,21 @@ def main(folders: list[Path]) -> None:
     columns = " | ".join(f"{kind} | minus finetune" for kind in KINDS)
     print(f"| outliers | users | method | {columns} |")
     print("|---|---|---|---|---|---|---|---|---|")
-    outcomes_by_folder = {folder: outcomes_of(load_sweep_result(folder)) for folder in folders}
-    by_share = sorted(outcomes_by_folder.items(), key=lambda item: item[1][1])
-    for folder, (found, outlier_share) in by_share:
+    by_folder = [outcomes_of(load_sweep_result(folder)) for folder in folders]
+    for found, outlier_share in sorted(by_folder, key=lambda item: item[1]):
         for fraction, variant in dict.fromkeys((f, v) for f, v, _ in found):
             cells = []
             for kind in KINDS:
                 ours = found[fraction, variant, kind]
-                rng = stream(0, folder.name, str(fraction), variant, kind)
                 outcomes, users = zip(*ours.values(), strict=True)
-                mean = macro_mean(outcomes, users, samples=SAMPLES, rng=rng)
+                mean = macro_mean(outcomes, users)
                 cells.append("no number" if mean.value is None else f"{100 * mean.value:.1f}")
                 rival = found.get((fraction, RIVAL, kind), {})
                 if variant == RIVAL or list(rival) != list(ours):
                     cells.append("")
                     continue
                 theirs = [outcome for outcome, _ in rival.values()]
-                difference = macro_difference(outcomes, theirs, users, samples=SAMPLES, rng=rng)
+                difference = macro_difference(outcomes, theirs, users)
                 cells.append(in_points(difference))
             print(
                 f"| {100 * outlier_share:.0f} % | {100 * fraction:g} % | {variant} | "

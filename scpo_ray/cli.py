@@ -289,7 +289,7 @@ def compare_models(
     from scpo_ray.tracking.registry import compare_versions
 
     verdict = compare_versions(uri, model, champion)
-    _show(as_json, asdict(verdict), [tables.verdict_table(verdict)])
+    _show(as_json, asdict(verdict), [tables.judgement_table(verdict)])
     could = "could" if verdict.is_champion else "could not"
     _say(f"{verdict.model} {could} replace {verdict.champion}: {verdict.reason}")
 
@@ -308,7 +308,7 @@ def promote_model(
     from scpo_ray.tracking.registry import promote
 
     verdict = promote(uri, model, force=force)
-    _show(as_json, asdict(verdict), [tables.verdict_table(verdict)] if verdict.contests else [])
+    _show(as_json, asdict(verdict), [tables.judgement_table(verdict)] if verdict.contests else [])
     _say(f"{verdict.model} is {'' if verdict.is_champion else 'not '}champion: {verdict.reason}")
     if not verdict.is_champion:
         raise typer.Exit(2)

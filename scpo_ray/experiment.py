@@ -211,7 +211,7 @@ def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
     outcomes = opinion_outcomes(
         data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
     )
-    opinions = evaluate_opinions(outcomes, config.evaluation, seed=config.seed)
+    opinions = evaluate_opinions(outcomes)
     return Evaluated(pairs, opinions, outcomes)
 
 

@@ -11,6 +11,12 @@ Layer = Literal["all", "distinctive", "agreed"]
 LAYERS: tuple[Layer, ...] = ("all", "distinctive", "agreed")
 
 
+Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
+"""What a difference shows, by its interval alone: see `intervals.verdict`."""
+Standing = Literal["best", "behind", "not distinguishable", "unknown"]
+"""Beside the best of several: see `intervals.standing`."""
+
+
 class InputError(Exception):
     """The user's input (a setting, a file, a model folder, the disk) is at fault.
 
@@ -223,7 +229,7 @@ ALONE = Worker(rank=0, world_size=1, device="cpu")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval over resampled users (or questions) and, of several, seeds.
+    """A mean with its 95 % interval over users (or questions) and, of several, seeds.
 
     `value` is None where there is nothing to average, the interval is None with one cluster.
     `num_pairs` counts what was averaged: pairs, or answer distributions of opinions.
@@ -241,10 +247,10 @@ class Difference:
     """A paired difference on the same pairs (this model minus another), in accuracy, or in
     similarity on the same answer distributions.
 
-    `p_value`: two-sided, signs of the clusters' differences flipped at random; `p_holm`: after
-    Holm's correction over the cultures it was computed with. `detectable`: the smallest
-    difference for which such a test set gives p <= 0.05 (not corrected) in 80 % of cases, were
-    the two models to differ as unevenly as these. None where undefined.
+    `p_value`: two-sided, of the interval's own procedure; `p_holm`: after Holm's correction over
+    the cultures it was computed with. `detectable`: the smallest difference for which such a test
+    set gives p <= 0.05 (not corrected) in 80 % of cases, were the two models to differ as unevenly
+    as these. None where undefined, and where it would be above 1.
     """
 
     value: float | None
@@ -272,6 +278,8 @@ class CultureEvaluation:
     difference: dict[str, Difference]
     controls: dict[str, dict[str, Estimate]]
     minus_noise: dict[str, Difference] = field(default_factory=dict)
+    scale: float | None = None
+    """How many times as large as the global model's the margins are, by least squares."""
 
 
 @dataclass(frozen=True)
@@ -415,7 +423,8 @@ class MethodSummary:
     `minus_noise`: the global model plus noise as large as each seed's change, and the method
     minus that; empty for "global" and without a global model. `others_minus_global`: on the pairs
     of `other_cultures`, None without a global model. `minus_best`: paired with the best macro mean
-    on `all`, without a p-value; None for the best itself and for single cultures.
+    on `all`, without a p-value, its interval holding for all methods at once; None for the best
+    itself and for single cultures (`intervals.standing` has the word for it).
     """
 
     method: str
@@ -432,8 +441,9 @@ class MethodSummary:
     minus_noise: dict[str, Difference] = field(default_factory=dict)
     others_minus_global: Difference | None = None
     minus_best: Difference | None = None
-    tied_with_best: bool = False
-    """In the macro row: the best method, or one whose difference to it is within noise."""
+    scale: float | None = None
+    """How many times as large as the global model's the margins are: mean over seeds (and in the
+    macro row over cultures); None for "global" and without a global model."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,6 @@ def summary(method: str, culture: str, *, with_finetune: bool, shift: float = 0.
         minus_noise=result.minus_noise,
         others_minus_global=None if method == "global" else difference(-0.02),
         minus_best=None if culture or method == "scpo" else difference(behind),
-        tied_with_best=not culture and behind > -0.02,
     )
 
 

@@ -3,10 +3,11 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from scpo_ray.records import LAYERS, Difference, Estimate
+from scpo_ray.records import LAYERS, Estimate
 from scpo_ray.sweep.records import (
     EfficiencyCurve,
     EfficiencyPoint,
@@ -71,7 +72,6 @@ def summary(
         objective_per_culture={c: m["all"] for c, m in measured.items()},
         minus_best=None,
         minus_global=difference(macro["all"] - 0.586, 0.02) if macro else None,
-        tied_with_best=False,
         seed_sd=0.008,
         kept_share=kept,
         num_pairs=2_204 * kept,
@@ -79,15 +79,14 @@ def summary(
 
 
 def ranked(summaries: Sequence[SettingSummary]) -> list[SettingSummary]:
-    """Best first, each with its difference to the best; ties where 0.8 points or less behind."""
+    """Best first, each with its difference to the best; more than 0.8 points are behind it."""
     found = [(s.objective.value, s) for s in summaries if s.objective and s.objective.value]
     found.sort(key=lambda pair: -pair[0])
     rows = []
     for value, s in found:
         behind = value - found[0][0]
-        minus: Difference | None = difference(behind, 0.008) if rows else None
-        changed = {"minus_best": minus, "tied_with_best": behind >= -0.008}
-        rows.append(SettingSummary(**{**vars(s), **changed}))
+        minus = difference(behind, 0.008) if rows else None
+        rows.append(replace(s, minus_best=minus))
     return [*rows, *(s for s in summaries if not s.objective)]
 
 
@@ -120,7 +119,7 @@ def curve(
         EfficiencyPoint(f, f * (1_190 if match else 2_204), close(low + (high - low) * f**0.5))
         for f in (0.1, 0.2, 0.4, 0.7, 1.0)
     ]
-    return EfficiencyCurve(name, points, rival, match)
+    return EfficiencyCurve(name, points, rival, match, "better", False)
 
 
 CURVES = [

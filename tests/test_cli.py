@@ -267,15 +267,16 @@ def test_a_mixtures_model_has_no_accuracy_of_one_culture():
     assert re.search(r"scpo-mix .* North, South +scpo +– +– +–", console.export_text())
 
 
-def test_a_comparison_says_best_tied_or_how_far_behind():
+def test_a_comparison_says_how_far_behind_the_best_and_whether_that_is_shown():
     _, result = comparison(methods=("global", "finetune", "scpo"))
 
     with Console(width=200, record=True, file=io.StringIO()) as console:
         console.print(tables.comparison_table(result))
 
     shown = console.export_text()
-    assert re.search(r"scpo .* best ", shown) and re.search(r"finetune .* tied ", shown)
-    assert re.search(r"global .* -4\.1 \[", shown)
+    assert re.search(r"scpo .* best ", shown)
+    assert re.search(r"finetune .* -0\.6 \[-3\.6, 2\.4\] .*\n.* not distinguishable ", shown)
+    assert re.search(r"global .* -4\.1 \[-7\.1, -1\.1\] .*\n.* behind ", shown)
 
 
 # Data efficiency

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.metrics import layer_masks, noise_outcomes, ranked_right
+from scpo_ray.evaluation.metrics import layer_masks, margin_scale, noise_outcomes, ranked_right
 from scpo_ray.records import (
     ComparisonResult,
     Difference,
@@ -23,21 +23,13 @@ from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.cluster_variance import macro_seed_variance
 from scpo_ray.statistics.intervals import (
-    draw_clusters,
     macro_difference,
     macro_mean,
     paired_difference,
     stream,
     with_holm,
 )
-from scpo_ray.statistics.joint_scores import (
-    Behind,
-    SeedNoise,
-    added,
-    replicated,
-    shared,
-    with_seeds,
-)
+from scpo_ray.statistics.joint_scores import Seeds, measured
 
 MACRO = ""
 """The culture of the rows that hold the macro mean."""
@@ -64,8 +56,14 @@ class PairOutcomes:
     margin: NDArray[np.float32]
 
 
-def pair_outcomes(columns: Mapping[str, NDArray[Any]]) -> PairOutcomes:
+def pair_outcomes(
+    columns: Mapping[str, NDArray[Any]], like: PairOutcomes | None = None
+) -> PairOutcomes:
     """From the columns of `run_dir.load_test_pairs`.
+
+    Args:
+        like: a run on the same pairs: what equals its columns is kept once, for both. Thousands
+            of runs are told apart by their margins alone.
 
     Raises: InputError if one is missing or a margin is NaN or infinite.
     """
@@ -75,13 +73,13 @@ def pair_outcomes(columns: Mapping[str, NDArray[Any]]) -> PairOutcomes:
     for name in sorted(columns.keys() & {"margin", "ref_margin"}):
         if not np.isfinite(columns[name]).all():
             raise InputError(f"test pairs with a {name} that is not finite")
-    return PairOutcomes(
-        culture=columns["culture"],
-        pair_id=columns["pair_id"],
-        cluster=columns["cluster"],
-        ref_margin=columns.get("ref_margin"),
-        margin=columns["margin"],
-    )
+    kept: dict[str, NDArray[Any] | None] = {}
+    for name in ("culture", "pair_id", "cluster", "ref_margin"):
+        ours, theirs = columns.get(name), getattr(like, name, None)
+        is_known = ours is not None and theirs is not None and np.array_equal(ours, theirs)
+        kept[name] = theirs if is_known else ours
+    # Copied: a view would keep the whole table that it was read from.
+    return PairOutcomes(**kept, margin=columns["margin"].copy())  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,8 @@ def compare_runs(
     Where a method has no run for a culture there is no summary of the two, and the method's macro
     values are None: a mean over fewer cultures would be read against the others' as if alike.
 
-    The macro rows say which method is best on `all` and which are within noise of it: all of them
-    measured in the same resamples, as a sweep's settings are (without p-values).
+    The macro rows say how far each method is behind the best on `all`, with intervals that hold
+    for all methods at once, as a sweep's settings are measured (without p-values).
 
     `other_cultures` is the macro mean over the cultures the model was not trained for; in the
     macro row, over all tested cultures, of what the models trained for another one reach there.
@@ -344,30 +342,30 @@ def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[st
     return tested
 
 
-def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Behind]:
+def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Difference | None]:
     """How far each method's macro mean on `all` is behind the best, as settings are in a sweep."""
     clusters = [grid.tested[culture].clusters for culture in grid.cultures]
-    samples = grid.settings.bootstrap_samples
-    draws = draw_clusters(clusters, samples=samples, rng=grid.stream("best"))
-    macro = None
-    for culture, labels, drawn in zip(grid.cultures, clusters, draws, strict=True):
-        outcomes = np.full((len(labels), len(methods)), np.nan)
-        noise = {}
+    outcomes, seeds = [], []
+    for culture, labels in zip(grid.cultures, clusters, strict=True):
+        columns = np.full((len(labels), len(methods)), np.nan)
+        of_methods: list[Seeds] = []
         for column, method in enumerate(methods):
+            of_methods.append({})
             if (method, culture) in grid.runs:
                 own = grid.own(method, culture, "all")
-                outcomes[:, column] = own.mean(axis=1)
+                columns[:, column] = own.mean(axis=1)
                 # By the runs: one that stands in several cultures' cells is one training.
-                run_ids = [run.result.run_id for run in grid.runs[method, culture]]
-                variance = macro_seed_variance([own], [labels])
-                rng = grid.stream("best", "seeds", *run_ids)
-                noise[column] = SeedNoise(" ".join(run_ids), variance, rng)
-        macro = added(macro, with_seeds(replicated(outcomes, labels, drawn), noise))
-    behind = shared(macro, len(clusters), clusters).behind_best("max")
+                training = " ".join(run.result.run_id for run in grid.runs[method, culture])
+                of_methods[column] = {training: macro_seed_variance([own], [labels])}
+        outcomes.append(columns)
+        seeds.append(of_methods)
+    behind = measured(outcomes, clusters, seeds).behind_best(
+        "max", samples=grid.settings.bootstrap_samples, rng=grid.stream("best")
+    )
     return dict(zip(methods, behind, strict=True))
 
 
-def _summaries(method: str, behind: Behind, grid: _Grid) -> list[MethodSummary]:
+def _summaries(method: str, behind: Difference | None, grid: _Grid) -> list[MethodSummary]:
     minus_global = _differences(method, "global", grid)
     minus_finetune = _differences(method, "finetune", grid)
     minus_noise = _differences(method, "noise", grid)
@@ -392,8 +390,8 @@ def _summaries(method: str, behind: Behind, grid: _Grid) -> list[MethodSummary]:
             noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
             minus_noise=minus_noise.get(culture, {}),
             others_minus_global=others_minus_global,
-            minus_best=behind.difference if culture == MACRO else None,
-            tied_with_best=behind.is_tied and culture == MACRO,
+            minus_best=behind if culture == MACRO else None,
+            scale=_scale(method, culture, grid),
         )
         summaries.append(summary)
     return summaries
@@ -413,14 +411,11 @@ def _accuracies(
     grid: _Grid,
     outcomes: Callable[[str, str, Layer], NDArray[Any]],
 ) -> dict[str, Estimate]:
-    samples = grid.settings.bootstrap_samples
     cultures = grid.cultures if culture == MACRO else [culture]
     return {
         layer: macro_mean(
             [outcomes(method, c, layer) for c in cultures],
             [grid.clusters(method, c, layer) for c in cultures],
-            samples=samples,
-            rng=grid.stream("accuracy", method, culture, layer),
             one_training=is_one_training(grid.runs, method),
         )
         for layer in grid.layers
@@ -443,14 +438,7 @@ def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Di
     differences: dict[str, dict[str, Difference]] = {c: {} for c in (MACRO, *cultures)}
     for layer in grid.layers:
         outcomes = {c: _paired(method, rival, c, layer, grid) for c in grid.cultures}
-        per_culture = [
-            paired_difference(
-                *outcomes[culture],
-                samples=grid.settings.bootstrap_samples,
-                rng=grid.stream("difference", method, rival, culture, layer),
-            )
-            for culture in cultures
-        ]
+        per_culture = [paired_difference(*outcomes[culture]) for culture in cultures]
         for culture, difference in zip(cultures, with_holm(per_culture), strict=True):
             differences[culture][layer] = difference
         ours, theirs, clusters = zip(*outcomes.values(), strict=True)
@@ -458,8 +446,6 @@ def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Di
             ours,
             theirs,
             clusters,
-            samples=grid.settings.bootstrap_samples,
-            rng=grid.stream("difference", method, rival, MACRO, layer),
             one_training=is_one_training(grid.runs, method),
             # The noise is as large as each seed's own change.
             rival_one_training=is_one_training(grid.runs, method if rival == "noise" else rival),
@@ -477,6 +463,21 @@ def _paired(
     if theirs is None or (method, culture) not in grid.outcomes:
         return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
     return ours, theirs, clusters
+
+
+def _scale(method: str, culture: str, grid: _Grid) -> float | None:
+    """Mean over the seeds, and over the cultures of the macro row, of the scale of the margins."""
+    if method == "global":
+        return None
+    found = []
+    for trained in grid.cultures if culture == MACRO else [culture]:
+        rows = grid.tested[trained].rows
+        for run in grid.runs.get((method, trained), ()):
+            ref_margins = run.outcomes.ref_margin
+            if ref_margins is not None:
+                found.append(margin_scale(ref_margins[rows], run.outcomes.margin[rows]))
+    known = [scale for scale in found if scale is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | None:
@@ -515,11 +516,8 @@ def _other_cultures(method: str, culture: str, grid: _Grid) -> tuple[Estimate, D
             ref_outcomes.append(tested.ref_outcomes)
     if any((method, trained) not in grid.outcomes for trained in models):
         outcomes, ref_outcomes, clusters = [], [], []
-    samples = grid.settings.bootstrap_samples
-    rng = grid.stream("other cultures", method, culture)
-    estimate = macro_mean(outcomes, clusters, samples=samples, rng=rng)
+    estimate = macro_mean(outcomes, clusters)
     known = [column for column in ref_outcomes if column is not None]
     if not known or method == "global":
         return estimate, None
-    rng = grid.stream("other cultures minus global", method, culture)
-    return estimate, macro_difference(outcomes, known, clusters, samples=samples, rng=rng)
+    return estimate, macro_difference(outcomes, known, clusters)

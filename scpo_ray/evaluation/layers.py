@@ -7,7 +7,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.metrics import layer_masks, noise_outcomes, ranked_right, win_probabilities
+from scpo_ray.evaluation.metrics import (
+    layer_masks,
+    margin_scale,
+    noise_outcomes,
+    ranked_right,
+    win_probabilities,
+)
 from scpo_ray.records import (
     CultureEvaluation,
     Difference,
@@ -36,8 +42,9 @@ def evaluate_pairs(
 
     Controls: "random" (a reward drawn per text), "longer" (the longer response wins; equal
     lengths count as wrong, as equal rewards do) and "global_noise": the global model plus
-    Gaussian noise as large as what training changed (`metrics.noise_outcomes`), which is what a
-    change without direction would have done. It is absent where nothing changed.
+    Gaussian noise as large as what training changed but for the scale of the margins
+    (`metrics.noise_outcomes`), which is what a change without direction would have done. It is
+    absent where nothing changed.
 
     On "distinctive" the global model has 0 and on "agreed" 1 by construction (at the threshold
     0.5), so there the difference from it has one sign for any model, noise included, and a small
@@ -50,7 +57,7 @@ def evaluate_pairs(
         ref_rewards: (T,) of the global model, or None where there is none: then only the layer
             "all" is there, after training.
         text_lengths: (T,) characters of the response.
-        seed: of the intervals and controls; each culture's numbers are its own stream's, so they
+        seed: of the controls; each culture's numbers are its own stream's, so they
             do not depend on which other cultures are there.
 
     Returns: an entry for every culture of `test.cultures`, also for one without pairs (its values
@@ -227,6 +234,7 @@ def _evaluate_culture(
     outcomes: dict[str, NDArray[Any]] = {"after": index.ranked_right(rewards[index.texts])}
     masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(pairs), dtype=np.bool_)}
     differences: dict[str, dict[str, Difference]] = {"difference": {}, "minus_noise": {}}
+    scale = None
     if before is not None:
         outcomes["before"] = index.ranked_right(before)
         masks = layer_masks(
@@ -236,29 +244,21 @@ def _evaluate_culture(
         )
         rivals = {"difference": outcomes["before"]}
         margins, ref_margins = index.margins(rewards[index.texts]), index.margins(before)
+        scale = margin_scale(ref_margins, margins)
         if (margins != ref_margins).any():
             controls["global_noise"] = noise_outcomes(ref_margins, margins)
             rivals["minus_noise"] = controls["global_noise"]
         for name, rival in rivals.items():
             differences[name] = {
                 layer: paired_difference(
-                    outcomes["after"][mask],
-                    rival[mask],
-                    pairs.cluster_codes[mask],
-                    samples=config.bootstrap_samples,
-                    rng=stream(seed, name, culture, layer),
+                    outcomes["after"][mask], rival[mask], pairs.cluster_codes[mask]
                 )
                 for layer, mask in masks.items()
             }
     outcomes |= controls
     estimates: dict[str, dict[str, Estimate]] = {
         name: {
-            layer: accuracy(
-                outcome[mask],
-                pairs.cluster_codes[mask],
-                samples=config.bootstrap_samples,
-                rng=stream(seed, "accuracy", name, culture, layer),
-            )
+            layer: accuracy(outcome[mask], pairs.cluster_codes[mask])
             for layer, mask in masks.items()
         }
         for name, outcome in outcomes.items()
@@ -269,6 +269,7 @@ def _evaluate_culture(
         controls={name: estimates[name] for name in controls},
         difference=differences["difference"],
         minus_noise=differences["minus_noise"],
+        scale=scale,
     )
 
 

@@ -62,22 +62,45 @@ def layer_masks(
     }
 
 
-def noise_outcomes(ref_margins: NDArray[Any], margins: NDArray[Any]) -> NDArray[np.float64]:
-    """(B,) how often the reference model would rank each pair right, were a model's change noise.
+def margin_scale(ref_margins: NDArray[Any], margins: NDArray[Any]) -> float | None:
+    """How many times as large a model's margins are as the reference model's, by least squares.
 
-    Gaussian noise as large as the change of the margins (its root mean square) is added to the
-    reference margins: a pair is then ranked right with probability Phi(ref_margin / size), so no
-    draw is needed. Where nothing changed, the reference model's own outcomes.
+    Above 1 the model is the surer of what the reference model says too, below 1 the less; that
+    alone ranks no pair otherwise. Not below 0: a model that says the opposite keeps nothing.
 
     Args:
         ref_margins, margins: (B,) of the reference and of the changed model, in reward units.
 
+    Returns: None where the reference model's margins are all 0, or there are none.
     Raises: ValueError if the shapes differ or a margin is NaN or infinite.
     """
-    size = float(np.sqrt(np.mean(_margins(margins, ref_margins) ** 2))) if len(margins) else 0.0
-    if size == 0:
+    _margins(margins, ref_margins)
+    own = ref_margins.astype(np.float64)
+    square = float(own @ own)
+    return None if square == 0 else max(0.0, float(margins.astype(np.float64) @ own) / square)
+
+
+def noise_outcomes(ref_margins: NDArray[Any], margins: NDArray[Any]) -> NDArray[np.float64]:
+    """(B,) how often the reference model would rank each pair right, were a model's change noise.
+
+    The change is what is left of the margins when the reference margins are taken out at their
+    `margin_scale` b: to be surer of the same order is no change. Gaussian noise as large as that
+    (its root mean square, over b) is added to the reference margins: a pair is then ranked right
+    with probability Phi(ref_margin / size), so no draw is needed. Where nothing but the scale
+    changed, the reference model's own outcomes; where nothing of it is left (b = 0), a coin's.
+
+    Args and errors as for `margin_scale`.
+    """
+    scale = margin_scale(ref_margins, margins)
+    if not scale:
+        return np.full(len(margins), 0.5)
+    own = ref_margins.astype(np.float64)
+    left = margins.astype(np.float64) - scale * own
+    size = float(np.sqrt(np.mean(left**2))) / scale
+    # What float32 alone leaves is no noise.
+    if size <= 1e-6 * float(np.sqrt(np.mean(own**2))):
         return (ref_margins > 0).astype(np.float64)
-    probabilities: NDArray[np.float64] = ndtr(ref_margins.astype(np.float64) / size)
+    probabilities: NDArray[np.float64] = ndtr(own / size)
     return probabilities
 
 

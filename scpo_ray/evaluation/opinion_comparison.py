@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.comparison import MACRO, ComparedRun, evaluation_settings, is_one_training
+from scpo_ray.evaluation.comparison import MACRO, ComparedRun, is_one_training
 from scpo_ray.evaluation.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
 from scpo_ray.records import Difference, Estimate, OpinionSummary
 from scpo_ray.settings.methods import method_order
-from scpo_ray.statistics.intervals import holm, macro_difference, macro_mean, stream
+from scpo_ray.statistics.intervals import holm, macro_difference, macro_mean
 
 Predictor = Literal["model", "model_fitted"]
 PREDICTORS: tuple[Predictor, ...] = ("model", "model_fitted")
@@ -54,8 +54,6 @@ class _Comparison:
             self.by_cell.setdefault((run.result.method, run.culture), []).append(run)
         self.methods = sorted({method for method, _ in self.by_cell}, key=method_order)
         self.cultures = list(dict.fromkeys(run.culture for run in runs))
-        self.samples = evaluation_settings(runs[0]).bootstrap_samples
-        self.seed = min(run.result.seed for run in runs)
 
     def summaries(
         self, policy: Options, base: Base, predictor: Predictor, method: str
@@ -68,7 +66,6 @@ class _Comparison:
         ]
         rival = None if method in ("global", "finetune") else ("finetune", ours)
         against_finetune = [self._column(method, ours, rival, culture) for culture in self.cultures]
-        places = (policy, base, predictor, method)
         of_cultures = [
             OpinionSummary(
                 method=method,
@@ -76,9 +73,9 @@ class _Comparison:
                 options=policy,
                 base=base,
                 predictor=predictor,
-                similarity=self._mean([column], *places, culture),
-                minus_global=self._difference([column], "global", *places, culture),
-                minus_finetune=self._difference([other], "finetune", *places, culture),
+                similarity=self._mean([column]),
+                minus_global=self._difference([column]),
+                minus_finetune=self._difference([other]),
             )
             for culture, column, other in zip(
                 self.cultures, against_global, against_finetune, strict=True
@@ -92,13 +89,9 @@ class _Comparison:
             options=policy,
             base=base,
             predictor=predictor,
-            similarity=self._mean(against_global, *places, MACRO, one_training=together),
-            minus_global=self._difference(
-                against_global, "global", *places, MACRO, one_training=together
-            ),
-            minus_finetune=self._difference(
-                against_finetune, "finetune", *places, MACRO, one_training=together
-            ),
+            similarity=self._mean(against_global, one_training=together),
+            minus_global=self._difference(against_global, one_training=together),
+            minus_finetune=self._difference(against_finetune, one_training=together),
         )
         return [macro, *_with_holm(of_cultures)]
 
@@ -131,22 +124,18 @@ class _Comparison:
         values = np.stack([column[name][mine] for column in columns], axis=1)
         return values, columns[0]["cluster"][mine]
 
-    def _mean(
-        self, columns: Sequence[Column | None], *names: str, one_training: bool = False
-    ) -> Estimate:
+    def _mean(self, columns: Sequence[Column | None], *, one_training: bool = False) -> Estimate:
         there = [column for column in columns if column is not None]
         if len(there) < len(columns):
             return Estimate(None, None, None, 0, 0)
         return macro_mean(
             [values for values, _, _ in there],
             [clusters for _, _, clusters in there],
-            samples=self.samples,
-            rng=stream(self.seed, "opinions compared", *names),
             one_training=one_training,
         )
 
     def _difference(
-        self, columns: Sequence[Column | None], *names: str, one_training: bool = False
+        self, columns: Sequence[Column | None], *, one_training: bool = False
     ) -> Difference | None:
         paired = [
             (column[0], column[1], column[2])
@@ -159,8 +148,6 @@ class _Comparison:
             [values for values, _, _ in paired],
             [theirs for _, theirs, _ in paired if theirs is not None],
             [clusters for _, _, clusters in paired],
-            samples=self.samples,
-            rng=stream(self.seed, "opinions difference compared", *names),
             one_training=one_training,
         )
 

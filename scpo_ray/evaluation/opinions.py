@@ -15,12 +15,10 @@ from scpo_ray.evaluation.distributions import (
     similarities,
 )
 from scpo_ray.records import Difference, Estimate, Opinions, OpinionScores
-from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import (
     macro_difference,
     macro_mean,
     paired_difference,
-    stream,
     with_holm,
 )
 
@@ -98,20 +96,16 @@ def opinion_outcomes(
     }
 
 
-def evaluate_opinions(
-    outcomes: Mapping[Options, OpinionOutcomes], config: EvaluationConfig, *, seed: int
-) -> list[OpinionScores]:
+def evaluate_opinions(outcomes: Mapping[Options, OpinionOutcomes]) -> list[OpinionScores]:
     """Means over each culture's test distributions, over cultures and over all of them.
 
-    Intervals resample questions, in all cultures that a question serves together.
+    Intervals are over questions, each of which moves all cultures that it serves at once.
 
     Returns: one for each choice of options and base. A culture or predictor without a
         distribution has the value None; so have both means of a predictor that some culture lacks.
     """
     return [
-        _scores(policy, base, outcome, config.bootstrap_samples, seed)
-        for policy, outcome in outcomes.items()
-        for base in BASES
+        _scores(policy, base, outcome) for policy, outcome in outcomes.items() for base in BASES
     ]
 
 
@@ -319,30 +313,19 @@ def _constant(
     return unpacked
 
 
-def _scores(
-    policy: Options, base: Base, outcome: OpinionOutcomes, samples: int, seed: int
-) -> OpinionScores:
+def _scores(policy: Options, base: Base, outcome: OpinionOutcomes) -> OpinionScores:
     similarity = outcome.similarity[base]
-    places = (policy, base)
     by_culture: dict[str, dict[str, Estimate]] = {c: {} for c in outcome.cultures}
     macro, micro = {}, {}
     for predictor, values in similarity.items():
         per_culture = list(_of_cultures(outcome, values))
         for culture, column in zip(outcome.cultures, per_culture, strict=True):
-            by_culture[culture][predictor] = _mean(
-                [column], samples, stream(seed, "opinions", *places, predictor, culture)
-            )
-        macro[predictor] = _mean(
-            per_culture, samples, stream(seed, "opinions macro", *places, predictor)
-        )
+            by_culture[culture][predictor] = _mean([column])
+        macro[predictor] = _mean(per_culture)
         known = np.isfinite(values)
         # Over fewer distributions than the others' it would be another number.
         whole = np.array_equal(known, np.isfinite(similarity["uniform"]))
-        micro[predictor] = _mean(
-            [(values[known], outcome.clusters[known])] if whole else [],
-            samples,
-            stream(seed, "opinions micro", *places, predictor),
-        )
+        micro[predictor] = _mean([(values[known], outcome.clusters[known])] if whole else [])
     by_predictor, macro_difference_of = {}, {}
     for predictor, rival in RIVALS.items():
         if rival not in similarity:
@@ -351,22 +334,14 @@ def _scores(
         theirs = list(_of_cultures(outcome, similarity[rival]))
         by_predictor[predictor] = with_holm(
             [
-                paired_difference(
-                    mine[0],
-                    other[0],
-                    mine[1],
-                    samples=samples,
-                    rng=stream(seed, "opinions difference", *places, predictor, culture),
-                )
-                for culture, mine, other in zip(outcome.cultures, ours, theirs, strict=True)
+                paired_difference(mine[0], other[0], mine[1])
+                for mine, other in zip(ours, theirs, strict=True)
             ]
         )
         macro_difference_of[predictor] = macro_difference(
             [values for values, _ in ours],
             [values for values, _ in theirs],
             [clusters for _, clusters in ours],
-            samples=samples,
-            rng=stream(seed, "opinions macro difference", *places, predictor),
         )
     difference: dict[str, dict[str, Difference]] = {
         culture: {predictor: found[code] for predictor, found in by_predictor.items()}
@@ -393,14 +368,5 @@ def _of_cultures(
         yield values[mine], outcome.clusters[mine]
 
 
-def _mean(
-    columns: Sequence[tuple[NDArray[np.float64], NDArray[np.int64]]],
-    samples: int,
-    rng: np.random.Generator,
-) -> Estimate:
-    return macro_mean(
-        [values for values, _ in columns],
-        [clusters for _, clusters in columns],
-        samples=samples,
-        rng=rng,
-    )
+def _mean(columns: Sequence[tuple[NDArray[np.float64], NDArray[np.int64]]]) -> Estimate:
+    return macro_mean([values for values, _ in columns], [clusters for _, clusters in columns])

@@ -107,7 +107,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         log.info("run %d of %d: %s", number, len(trials), name)
         try:
             result, path = _run(trial.config, inputs)
-            compared.append(compared_run(trial.culture, result, path))
+            first = compared[0] if compared else None
+            compared.append(compared_run(trial.culture, result, path, first))
         except InputError as error:
             log.error("%s: %s", name, error)
             failures[name] = " ".join(str(error).split())
@@ -122,8 +123,10 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     return summary, folder
 
 
-def compared_run(culture: str, result: RunResult, path: Path) -> ComparedRun:
-    """A finished run with its test pairs' outcomes, read from its folder."""
-    outcomes = pair_outcomes(load_test_pairs(path))
+def compared_run(
+    culture: str, result: RunResult, path: Path, like: ComparedRun | None = None
+) -> ComparedRun:
+    """A finished run with its test pairs' outcomes, read from its folder; `like`: another one."""
+    outcomes = pair_outcomes(load_test_pairs(path), like.outcomes if like else None)
     opinions = load_test_opinions(path) if result.opinions else None
     return ComparedRun(result, culture, outcomes, opinions)

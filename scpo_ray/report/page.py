@@ -23,17 +23,28 @@ from scpo_ray.records import (
     OpinionScores,
     RunResult,
     SelectionSummary,
+    Verdict,
 )
 from scpo_ray.report import pictures
 from scpo_ray.report.pictures import controls, in_order, label, trained_on
 from scpo_ray.settings.methods import method_order
-from scpo_ray.statistics.intervals import basic_interval, within_noise
+from scpo_ray.statistics.intervals import standing, verdict
 from scpo_ray.storage.disk import whole_file
 
 log = logging.getLogger(__name__)
 
 NONE = "–"
 MAX_CHARACTERS = 700
+
+TONES: dict[Verdict, str] = {
+    "better": "up",
+    "worse": "down",
+    "not distinguishable": "noise",
+    "unknown": "noise",
+}
+"""How a difference's cell reads."""
+UNSHOWN = ("not distinguishable", "unknown")
+"""The verdicts that a cell says in words; the others are its colour and its sign."""
 
 Pick = Callable[[Any], Mapping[str, Estimate | Difference]]
 """Which numbers, by layer, of a MethodSummary or a CultureEvaluation."""
@@ -173,21 +184,29 @@ def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
     said += _best_finding(list(macro.values()))
     for method in trained:
         if method in macro:
-            noise, minus_noise = macro[method].noise, macro[method].minus_noise
-            said += _noise_findings(method, macro[method].accuracy, noise, minus_noise)
+            s = macro[method]
+            said += _noise_findings(method, s.accuracy, s.noise, s.minus_noise, s.scale)
     return said
 
 
 def _best_finding(macro: Sequence[MethodSummary]) -> list[str]:
-    """Which method has the best macro mean, and which are as good as can be told."""
-    tied = [s for s in macro if s.tied_with_best]
-    best = [s.method for s in tied if s.minus_best is None]
-    if not best or len(macro) == 1:
+    """Which method has the best macro mean, and what is known of the others beside it."""
+    by_standing: dict[str, list[str]] = {}
+    for s in macro:
+        behind = s.minus_best
+        found = standing(s.accuracy.get("all"), behind)
+        shown = "" if behind is None else f" ({points(behind.value)} {interval(behind)})"
+        by_standing.setdefault(found, []).append(f"{s.method}{shown}")
+    if "best" not in by_standing or len(macro) == 1:
         return []
-    others = [s.method for s in tied if s.minus_best is not None]
+    said = [
+        f"{standing}: {', '.join(by_standing[standing])}"
+        for standing in ("not distinguishable", "behind", "unknown")
+        if standing in by_standing
+    ]
     return [
-        f"Over all pairs {best[0]} has the best macro mean; within noise of it (paired, in the "
-        f"same resamples): {', '.join(others) or 'no other method'}."
+        f"Over all pairs {by_standing['best'][0]} has the best macro mean. Beside it (points, "
+        f"paired, 95 % intervals that hold for all at once), {'; '.join(said)}."
     ]
 
 
@@ -233,7 +252,8 @@ def _run_finding(result: RunResult, unit: str) -> Iterator[str]:
                 "found in 80 % of cases (p ≤ 0.05); a smaller one may be there and not show."
             )
         noise = tested.controls.get("global_noise", {})
-        yield from _noise_findings(_run_name(result), tested.after, noise, tested.minus_noise)
+        name = _run_name(result)
+        yield from _noise_findings(name, tested.after, noise, tested.minus_noise, tested.scale)
 
 
 def _what_can_be_shown(
@@ -259,31 +279,39 @@ def _noise_findings(
     accuracy: Mapping[str, Estimate],
     noise: Mapping[str, Estimate],
     minus_noise: Mapping[str, Difference],
+    scale: float | None,
 ) -> Iterator[str]:
-    """Warnings where a change does no better than noise as large as it."""
+    """Warnings where a change is not shown to do better than noise as large as it."""
     gained, kept, whole = (minus_noise.get(layer) for layer in ("distinctive", "agreed", "all"))
-    if _is_no_more(gained):
-        if _is_no_more(whole):
-            verdict = (
-                "over all pairs, too, it is no better than that noise: it does not show that a "
-                "taste was learned"
-            )
-        else:
-            verdict = f"over all pairs it is better than that noise{_by(whole)}"
+    if gained is not None and gained.value is not None and verdict(gained) != "better":
+        than = {
+            "worse": "is less than noise of the same size would give",
+            "not distinguishable": "is not distinguishable from that of noise of the same size",
+            "unknown": "cannot be told from that of noise of the same size: there is no interval",
+        }
+        over_all = {
+            "better": f"over all pairs it is better than that noise{_by(whole)}",
+            "worse": f"over all pairs it is worse than that noise{_by(whole)}",
+            "not distinguishable": (
+                "over all pairs, too, it is not distinguishable from that noise"
+                f"{_by(whole)}: it does not show that a taste was learned"
+            ),
+            "unknown": "over all pairs there is no interval to tell by",
+        }
         yield (
-            f"{name}: the gain on distinctive is no more than noise of the same size would give"
-            f"{_against(accuracy, noise, 'distinctive')}{_by(gained)}; {verdict}."
+            f"{name}: the gain on distinctive {than[verdict(gained)]}"
+            f"{_against(accuracy, noise, 'distinctive')}{_by(gained)}; {over_all[verdict(whole)]}."
         )
-    if kept is not None and kept.value is not None and kept.high is not None and kept.high < 0:
+    if kept is not None and kept.value is not None and verdict(kept) == "worse":
         yield (
             f"{name}: more of agreed is lost than to noise of the same size"
             f"{_against(accuracy, noise, 'agreed')}{_by(kept)}: it contradicts the global model."
         )
-
-
-def _is_no_more(change: Difference | None) -> bool:
-    """Whether the change is not shown to be above 0."""
-    return change is not None and change.value is not None and not (change.low or 0) > 0
+    if scale is not None and not 0.5 <= scale <= 2:
+        yield (
+            f"{name}: its margins are {scale:.2f} times the global model's, which alone turns no "
+            "pair; the noise is as large as what else changed."
+        )
 
 
 def _against(accuracy: Mapping[str, Estimate], noise: Mapping[str, Estimate], layer: str) -> str:
@@ -325,7 +353,13 @@ def _comparison_tables(
     macro = [summaries[m, ""] for m in trained if (m, "") in summaries]
     overbias = [
         _overbias_row(
-            s.method, "", s.minus_global, s.noise, s.minus_noise, unit, s.others_minus_global
+            s.method,
+            _scaled(s.scale),
+            s.minus_global,
+            s.noise,
+            s.minus_noise,
+            unit,
+            s.others_minus_global,
         )
         for s in macro
         if s.minus_noise
@@ -372,7 +406,7 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
     overbias = [
         _overbias_row(
             f"{_run_name(r)}, tested on {label(culture, 40)}",
-            r.run_id,
+            f"{r.run_id}{_scaled(r.evaluation[culture].scale, ', ')}",
             r.evaluation[culture].difference,
             r.evaluation[culture].controls.get("global_noise", {}),
             r.evaluation[culture].minus_noise,
@@ -414,6 +448,11 @@ def _overbias_tables(
     ]
     title = "Gained on distinctive, and what it cost, beside noise as large as the change"
     return [Table(title, corner, [*columns, *more_columns], rows)] if rows else []
+
+
+def _scaled(scale: float | None, before: str = "") -> str:
+    """How much surer a model is of what the global one says, too."""
+    return "" if scale is None else f"{before}margins × {scale:.2f}"
 
 
 def _overbias_row(
@@ -509,7 +548,7 @@ def _opinion_cell(found: Estimate | None, change: Difference | None = None) -> C
     cell = cell_of(found, "questions")
     if found is None or found.value is None:
         return cell
-    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions{_basic(found)}"
+    hint = f"{found.num_pairs:,} distributions, {found.num_clusters:,} questions"
     if change is None or change.value is None:
         return replace(cell, hint=hint)
     changed = cell_of(change, "questions")
@@ -567,16 +606,15 @@ def _control(name: str) -> Pick:
 def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
     if found is None or found.value is None:
         return Cell(NONE)
-    hint = f"{size_of(found, unit)}{_basic(found)}"
+    hint = size_of(found, unit)
     if isinstance(found, Estimate):
         sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
         return Cell(percent(found.value), (interval(found), *sd), "", hint)
-    noise = within_noise(found)
-    tone = "noise" if noise else ("up" if found.value > 0 else "down")
-    below = (interval(found), _p_value(found), *(["within noise"] if noise else []))
+    shown = verdict(found)
+    below = (interval(found), _p_value(found), *([shown] if shown in UNSHOWN else []))
     if found.detectable is not None:
         hint += f"; shows {100 * found.detectable:.1f} points in 80 % of cases"
-    return Cell(points(found.value), below, tone, hint)
+    return Cell(points(found.value), below, TONES[shown], hint)
 
 
 def _selection_cell(found: SelectionSummary | None) -> Cell:
@@ -590,10 +628,10 @@ def change_over(change: Difference | None, against: str) -> str:
     if change is None or change.value is None:
         return ""
     # Settings of a sweep are told apart by their intervals alone.
-    verdicts = [] if change.p_value is None else [_p_value(change)]
-    verdicts += ["within noise"] if within_noise(change) else []
-    verdict = f" ({', '.join(verdicts)})" if verdicts else ""
-    return f"; {points(change.value)} points {interval(change)} {against}{verdict}"
+    said = [] if change.p_value is None else [_p_value(change)]
+    said += [shown] if (shown := verdict(change)) in UNSHOWN else []
+    in_brackets = f" ({', '.join(said)})" if said else ""
+    return f"; {points(change.value)} points {interval(change)} {against}{in_brackets}"
 
 
 def percent(share: float | None) -> str:
@@ -611,17 +649,17 @@ def interval(found: Estimate | Difference) -> str:
     return f"[{shown(found.low)}, {shown(found.high)}]"
 
 
-def _basic(found: Estimate | Difference) -> str:
-    low, high = basic_interval(found)
-    return "" if low is None else f"; basic interval {interval(replace(found, low=low, high=high))}"
-
-
 def _p_value(change: Difference) -> str:
-    corrected = change.p_holm is not None
-    p = change.p_holm if corrected else change.p_value
+    """The p-value, which goes with the interval, and beside it that after Holm's correction."""
+    p, corrected = change.p_value, change.p_holm
     if p is None:
         return f"p {NONE}"
-    return f"{'Holm ' if corrected else ''}p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    holm = "" if corrected is None or corrected == p else f", Holm {_shown_p(corrected)}"
+    return f"p {_shown_p(p)}{holm}"
+
+
+def _shown_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def size_of(found: Estimate | Difference | None, unit: str) -> str:

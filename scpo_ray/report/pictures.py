@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from scpo_ray.records import ComparisonResult, CultureEvaluation, Estimate, RunResult
 from scpo_ray.settings.methods import method_order, usable_methods
-from scpo_ray.statistics.intervals import within_noise
+from scpo_ray.statistics.intervals import verdict
 
 MAX_CURVE_POINTS = 200
 MAX_LABEL = 26
@@ -371,10 +371,11 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
     estimate, change = tested.after.get("all"), tested.difference.get("all")
     shown = "–" if estimate is None or estimate.value is None else f"{100 * estimate.value:.1f}"
     corner = (column - 0.47, row - 0.46)
-    strong = change is not None and change.value is not None and not within_noise(change)
+    found = verdict(change)
+    strong = found in ("better", "worse")
     if change is not None and change.value is not None:
         if strong and isfinite(change.value):
-            ink = INKS["better" if change.value > 0 else "worse"][0]
+            ink = INKS[found][0]
             alpha = 0.08 + 0.5 * min(abs(change.value) / STRONGEST_CHANGE, 1)
             axes.add_patch(Rectangle(corner, 0.94, 0.92, color=ink, alpha=alpha, lw=0))
         points = f"{100 * change.value:+z.1f}".replace("-", "−")

@@ -19,6 +19,7 @@ from scpo_ray.report.page import (
     interval,
     isolated,
     percent,
+    points,
     render,
     shortened,
     size_of,
@@ -31,6 +32,7 @@ from scpo_ray.report.sweep_pictures import (
     shown,
     with_objective,
 )
+from scpo_ray.statistics.intervals import standing
 from scpo_ray.storage.disk import whole_file
 from scpo_ray.sweep.records import (
     EfficiencyCurve,
@@ -134,7 +136,7 @@ def _lead(result: SweepResult) -> list[str]:
         f"Best: {isolated(best.setting.label, 120)}, with {percent(estimate.value)} % "
         f"{interval(estimate)} {_objective(result)} ({size_of(estimate, UNIT)}){over_global}."
     )
-    return [*said, _within_noise(ranked), _honestly(result, len(ranked))]
+    return [*said, _beside_best(ranked), _honestly(result, len(ranked))]
 
 
 def _what_was_run(result: SweepResult) -> str:
@@ -173,17 +175,39 @@ def _objective(result: SweepResult) -> str:
     return f"{measure}, {over.get(culture) or f'in {isolated(culture)}'}"
 
 
-def _within_noise(ranked: Sequence[SettingSummary]) -> str:
-    tied = [isolated(s.setting.label, 80) for s in ranked[1:] if s.tied_with_best]
+def _beside_best(ranked: Sequence[SettingSummary]) -> str:
     if len(ranked) == 1:
         return "No other setting has an objective to compare with it."
     others = counted(len(ranked) - 1, "other setting")
-    if not tied:
-        return f"None of the {others} is within noise of it."
-    more = f"; and {len(tied) - MAX_NAMED:,} more" if len(tied) > MAX_NAMED else ""
-    are = "is" if len(tied) == 1 else "are"
-    names = f"{'; '.join(tied[:MAX_NAMED])}{more}"
-    return f"{len(tied):,} of the {others} {are} within noise of it: {names}."
+    by_standing: dict[str, list[SettingSummary]] = {}
+    for s in ranked[1:]:
+        by_standing.setdefault(standing(s.objective, s.minus_best), []).append(s)
+    said = [
+        _named_standing(found, by_standing[found])
+        for found in ("not distinguishable", "behind", "unknown")
+        if found in by_standing
+    ]
+    return f"Of the {others}, {'; '.join(said)} (intervals that hold for all at once)."
+
+
+def _named_standing(found: str, settings: Sequence[SettingSummary]) -> str:
+    words = {
+        "not distinguishable": "not distinguishable from it",
+        "behind": "behind it",
+        "unknown": "without an interval to tell by",
+    }
+    said = f"{len(settings):,} {'is' if len(settings) == 1 else 'are'} {words[found]}"
+    if found != "not distinguishable":
+        return said
+    named = [_with_difference(s) for s in settings[:MAX_NAMED]]
+    more = f", and {len(settings) - MAX_NAMED:,} more" if len(settings) > MAX_NAMED else ""
+    return f"{said}: {', '.join(named)}{more}"
+
+
+def _with_difference(summary: SettingSummary) -> str:
+    behind = summary.minus_best
+    shown = "" if behind is None else f" ({points(behind.value)} {interval(behind)})"
+    return f"{isolated(summary.setting.label, 80)}{shown}"
 
 
 def _honestly(result: SweepResult, num_ranked: int) -> str:
@@ -198,7 +222,8 @@ def _honestly(result: SweepResult, num_ranked: int) -> str:
         return f"{flattered}; there is no number from pairs that had no part in the choice."
     return (
         f"{flattered}: chosen on half of the {UNIT} and measured on the other half, it has "
-        f"{percent(honest.value)} % {interval(honest)} ({size_of(honest, UNIT)})."
+        f"{percent(honest.value)} % {interval(honest)} ({size_of(honest, UNIT)}; 95 % interval "
+        "over other ones)."
     )
 
 
@@ -225,10 +250,10 @@ def _ranking_table(result: SweepResult) -> Table:
         cells += [cell_of(s.other_cultures, UNIT), _kept_cell(s)]
         cells += [Cell(NONE if s.seed_sd is None else f"{100 * s.seed_sd:.1f}"), _trials_cell(s)]
         has_number = s.objective is not None and s.objective.value is not None
-        tied = has_number and s.tied_with_best
-        standing = ", best" if rank == 1 else ", tied"
-        size = f"setting {s.setting.number}{standing if tied else ''}"
-        rows.append(Row(f"{rank}" if has_number else NONE, size, "macro" if tied else "", cells))
+        found = standing(s.objective, s.minus_best)
+        size = f"setting {s.setting.number}{f', {found}' if has_number else ''}"
+        kind = "macro" if found in ("best", "not distinguishable") else ""
+        rows.append(Row(f"{rank}" if has_number else NONE, size, kind, cells))
     return Table("Settings, best first", "rank", columns, rows)
 
 
@@ -293,13 +318,21 @@ def pairs_needed(curves: Sequence[EfficiencyCurve]) -> list[str]:
             continue
         value, low, high = curve.pairs_to_match
         name, rival = isolated(curve.name, 60), isolated(curve.rival, 60)
+        if curve.rival_learned != "better":
+            nothing = (
+                f"{rival} is not shown to be better with all its users than with the fewest: "
+                "nothing was learned that needs pairs, and none can be said to match it."
+            )
+            said += [] if nothing in said else [nothing]
+            continue
         if not isfinite(value):
             said.append(f"{name} never reaches what {rival} has at its largest fraction.")
             continue
+        at_most = "at most " if curve.is_at_most else ""
         ends = [f"{end:.2f}" if isfinite(end) else "never" for end in (low, high)]
         said.append(
-            f"{name} needs {value:.2f} [{ends[0]}, {ends[1]}] of the pairs that {rival} selects "
-            f"at its largest fraction to have the objective that {rival} has there."
+            f"{name} needs {at_most}{value:.2f} [{ends[0]}, {ends[1]}] of the pairs that {rival} "
+            f"selects at its largest fraction to have the objective that {rival} has there."
         )
     return said
 

@@ -28,6 +28,7 @@ from scpo_ray.report.pictures import (
     one_panel,
     percentages,
 )
+from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import EfficiencyCurve, EfficiencyPoint, SettingSummary, SweepResult
 
 MAX_MARKS = 200
@@ -49,7 +50,13 @@ PREFERRED_AXES = ("selection.filter_threshold", "selection.weight_temperature")
 BEST = Style("scpo", "*", "-")
 TIED = Style("better", "o", "-")
 BEHIND = Style("soft", "o", "-")
-LOOKS = {"best": BEST, "within noise of the best": TIED, "behind": BEHIND}
+UNKNOWN = Style("soft", "x", ":")
+LOOKS: dict[str, Style] = {
+    "best": BEST,
+    "not distinguishable": TIED,
+    "behind": BEHIND,
+    "unknown": UNKNOWN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +123,13 @@ def ranking_figure(ranked: Sequence[SettingSummary]) -> Figure:
     title = first if len(rows) < len(ranked) else "Settings by objective"
     figure, axes = one_panel(title, (7.6, 0.9 + 0.19 * len(rows)))
     named = [f"{i}  {label(s.setting.label, 52)}" for i, s in enumerate(rows, 1)]
-    marks = [(s.objective, "better" if s.tied_with_best else "soft") for s in rows]
+    marks = [(s.objective, LOOKS[standing(s.objective, s.minus_best)].ink) for s in rows]
     _horizontal_dots(axes, named, marks)
     axes.set_xlabel("objective, %")
     if len(rows) > 1:
-        _note(axes, "Blue: the best, and what is within noise of it. Bars: 95 % intervals.")
+        _note(
+            axes, "Blue: the best, and what is not distinguishable from it. Bars: 95 % intervals."
+        )
     return figure
 
 
@@ -460,10 +469,7 @@ def _by_look(
     if by_method and all(methods) and len(set(methods)) > 1:
         looks = [_Look(m, STYLES[m]) for m in methods if m]
     else:
-        tied = {True: "within noise of the best", False: "behind"}
-        names = [tied[s.tied_with_best] for s in rows]
-        if rows[0] is best and best.tied_with_best:
-            names[0] = "best"
+        names = [standing(s.objective, s.minus_best) for s in rows]
         looks = [_Look(name, LOOKS[name]) for name in names]
     # Behind first, then what stands out.
     order = [*STYLES, *reversed(LOOKS)]

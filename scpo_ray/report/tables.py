@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from scpo_ray.evaluation.champion import Verdict
+from scpo_ray.evaluation.champion import Judgement, rule
 from scpo_ray.records import (
     LAYERS,
     ComparisonResult,
@@ -17,6 +17,7 @@ from scpo_ray.records import (
     OpinionSummary,
 )
 from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.tracking.trackers import RegisteredModel
 
@@ -214,7 +215,7 @@ def comparison_table(summary: ComparisonResult) -> Table:
             _percent(change, signed=True),
             _p_value(change.p_value if change else None),
             _points(change.detectable if change else None),
-            _behind(s.accuracy.get("all"), s.minus_best, s.tied_with_best),
+            _behind(s.accuracy.get("all"), s.minus_best),
             _percent(s.minus_noise.get("distinctive"), signed=True),
             f"{100 * s.kept_share:.0f} %",
         )
@@ -280,7 +281,7 @@ def sweep_table(result: SweepResult) -> Table:
         table.add_row(
             summary.setting.label,
             _percent(summary.objective),
-            _behind(summary.objective, summary.minus_best, summary.tied_with_best),
+            _behind(summary.objective, summary.minus_best),
             *(_percent(macro.get(layer)) for layer in LAYERS),
             f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
         )
@@ -326,23 +327,24 @@ def model_table(models: Sequence[RegisteredModel]) -> Table:
     return table
 
 
-def verdict_table(verdict: Verdict) -> Table:
+def judgement_table(judgement: Judgement) -> Table:
     """Two models on the same test pairs, and what the rule for a champion asks of them."""
     table = _table(
-        f"{verdict.model} against {verdict.champion}, % of test pairs ranked right",
+        f"{judgement.model} against {judgement.champion}, % of test pairs ranked right",
         "test pairs",
         "pairs",
         "users or\nquestions",
-        verdict.model,
-        verdict.champion,
+        judgement.model,
+        "the other",
         "difference",
         "p",
         "rule",
     )
-    for c in verdict.contests:
-        asked = "not below 0" if c.test_pairs == "all" else f"low end > {-100 * verdict.margin:.1f}"
+    for c in judgement.contests:
+        asked = rule(c, judgement.margin)
+        of = f"\nagainst {judgement.first}" if c.against == "first champion" else ""
         table.add_row(
-            c.test_pairs,
+            f"{c.test_pairs}{of}",
             str(c.difference.num_pairs),
             str(c.difference.num_clusters),
             *("–" if a is None else f"{100 * a:.1f}" for a in (c.accuracy, c.champion_accuracy)),
@@ -376,11 +378,12 @@ def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) ->
     return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _behind(reached: Estimate | None, minus_best: Difference | None, is_tied: bool) -> str:
-    """Beside the best of several: "best", "tied" (within noise of it) or the difference."""
-    if reached is not None and reached.value is not None and minus_best is None:
-        return "best"
-    return "tied" if is_tied else _percent(minus_best, signed=True)
+def _behind(reached: Estimate | None, minus_best: Difference | None) -> str:
+    """Beside the best of several: "best", or the difference, its interval and what it shows."""
+    found = standing(reached, minus_best)
+    if minus_best is None:
+        return "best" if found == "best" else "–"
+    return f"{_percent(minus_best, signed=True)}\n{found}"
 
 
 def _points(share: float | None) -> str:

@@ -79,7 +79,9 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     `accuracy/<layer>/<culture>`, its ends `.../low` and `.../high`; the same below
     `accuracy_before`, `accuracy_difference`, `accuracy_minus_noise` (both with `p_value`, `p_holm`
     and `detectable`) and `control/<name>`;
-    `accuracy_macro/<layer>` is the mean over the cultures that have a value. Opinions:
+    `accuracy_macro/<layer>` is the mean over the cultures that the model was trained for, as a
+    report's macro mean is, and `accuracy_others/<layer>` that over the other tested ones; neither
+    is there where a culture lacks a value. `margin_scale/<culture>`. Opinions:
     `opinions/<options>/base_<base>/<predictor>/<culture>`, or `macro`, `micro` in the culture's
     place, below `opinions_difference` minus the global model, and `opinions_temperature`.
     """
@@ -96,15 +98,17 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         metrics[f"selection/num_selected/{name}"] = selection.num_selected
     for culture, count in result.truncated_texts.items():
         metrics[f"data/truncated_texts/{safe_name(culture)}"] = count
-    by_layer: dict[str, list[float]] = {}
+    trained = set(trained_cultures(result.culture_weights))
+    by_layer: dict[tuple[str, str], list[float | None]] = {}
     for culture, evaluation in result.evaluation.items():
         name = safe_name(culture)
         for layer, estimate in evaluation.after.items():
             metrics |= _with_ends(f"accuracy/{layer}/{name}", estimate)
             metrics[f"num_pairs/{layer}/{name}"] = estimate.num_pairs
             metrics[f"num_clusters/{layer}/{name}"] = estimate.num_clusters
-            if estimate.value is not None:
-                by_layer.setdefault(layer, []).append(estimate.value)
+            kind = "accuracy_macro" if culture in trained else "accuracy_others"
+            by_layer.setdefault((kind, layer), []).append(estimate.value)
+        metrics[f"margin_scale/{name}"] = evaluation.scale
         for layer, estimate in evaluation.before.items():
             metrics |= _with_ends(f"accuracy_before/{layer}/{name}", estimate)
         for kind, differences in (
@@ -120,9 +124,11 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         for control, layers in evaluation.controls.items():
             for layer, estimate in layers.items():
                 metrics |= _with_ends(f"control/{control}/{layer}/{name}", estimate)
-    for layer, values in by_layer.items():
-        metrics[f"accuracy_macro/{layer}"] = sum(values) / len(values)
-        metrics[f"accuracy_macro/{layer}/num_cultures"] = len(values)
+    for (kind, layer), values in by_layer.items():
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            metrics[f"{kind}/{layer}"] = sum(known) / len(known)
+            metrics[f"{kind}/{layer}/num_cultures"] = len(known)
     for scores in result.opinions:
         metrics |= _opinion_metrics(scores)
     return {name: float(value) for name, value in metrics.items() if value is not None}

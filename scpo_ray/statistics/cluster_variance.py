@@ -1,8 +1,7 @@
 """How much a mean over clusters and seeds varies, and with how many degrees of freedom.
 
-The theory behind `statistics`: each cluster's outcomes added up, the variance of a cluster
-bootstrap and its bias, and what the clusters' sizes and the number of seeds leave of its degrees
-of freedom.
+The theory behind `intervals`: each cluster's outcomes added up, the variance without bias of their
+mean (CR2), and what the clusters' sizes and the number of seeds leave of its degrees of freedom.
 """
 
 from collections.abc import Sequence
@@ -11,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
 
-# Correlation of two outcomes of one cluster that the small-sample correction supposes. Only the
-# correction depends on it, and little: what the clusters really do is in the resamples.
+# Correlation of two outcomes of one cluster that the degrees of freedom suppose, and the intervals
+# where no cluster differs from another. What the clusters really do is in the variance.
 CLUSTER_CORRELATION = 0.05
 
 
@@ -28,6 +26,11 @@ class SeedVariance:
     value: float
     squares: float
 
+    @property
+    def degrees(self) -> float:
+        """Of freedom; infinite where there is nothing to know."""
+        return self.value**2 / self.squares if self.squares > 0 else float("inf")
+
     def plus(self, other: "SeedVariance") -> "SeedVariance":
         """That of the sum, or difference, of two independent means."""
         return SeedVariance(self.value + other.value, self.squares + other.squares)
@@ -37,7 +40,7 @@ class SeedVariance:
         if not (self.value and other.value):
             return self.plus(other)
         value = (np.sqrt(self.value) + np.sqrt(other.value)) ** 2
-        degrees = min(part.value**2 / part.squares for part in (self, other))
+        degrees = min(self.degrees, other.degrees)
         return SeedVariance(float(value), float(value**2 / degrees))
 
     def over(self, number: int) -> "SeedVariance":
@@ -46,144 +49,155 @@ class SeedVariance:
 
 
 @dataclass(frozen=True)
-class Freedom:
-    """How far a cluster bootstrap is to be trusted: `degrees` of freedom of its variance, and
-    `inflation`, the factor that takes the bias out of it."""
+class Layout:
+    """What the clusters' sizes alone say of a macro mean: the same for all models on these pairs.
+
+    Attributes:
+        degrees: of freedom of its variance (Satterthwaite).
+        thinness: 1 / the number of independent pairs that are worth as much as these, were two
+            pairs of a cluster correlated by `CLUSTER_CORRELATION` (Kish).
+        factor: what the variance of the cultures with several clusters is multiplied by, for those
+            with one; it is theirs in proportion.
+    """
 
     degrees: float
-    inflation: float
-
-    @property
-    def tail(self) -> float:
-        """The share of resamples that a 95 % interval leaves out at each end."""
-        return float(norm.sf(t.ppf(0.975, self.degrees) * np.sqrt(self.inflation)))
-
-    def with_seeds(self, plain: float, seeds: SeedVariance) -> "Freedom":
-        """The seeds' variance as a further independent part (Welch and Satterthwaite).
-
-        Args:
-            plain: the variance of the cluster bootstrap alone (`ClusterSums.bootstrap_variance`).
-        """
-        of_clusters = plain * self.inflation
-        whole = of_clusters + seeds.value
-        squares = of_clusters**2 / self.degrees + seeds.squares
-        return Freedom(whole**2 / squares, whole / (plain + seeds.value))
+    thinness: float
+    factor: float
 
 
 @dataclass(frozen=True)
-class ClusterSums:
-    """Outcomes added up: row per cluster, column per culture. Both (G, C) float64."""
+class MacroParts:
+    """The macro means of S models on the same pairs, and what each cluster moves them by.
 
-    totals: NDArray[np.float64]
-    sizes: NDArray[np.float64]
-
-    @property
-    def num_pairs(self) -> int:
-        return int(self.sizes.sum())
-
-    @property
-    def macro_mean(self) -> float | None:
-        """None without cultures, or where one has no pair."""
-        sizes = self.sizes.sum(axis=0)
-        if sizes.size == 0 or (sizes == 0).any():
-            return None
-        return float((self.totals.sum(axis=0) / sizes).mean())
-
-    @property
-    def shares(self) -> NDArray[np.float64]:
-        """(G,) how much of the macro mean each cluster is; they sum to 1."""
-        shares: NDArray[np.float64] = (self.sizes / self.sizes.sum(axis=0)).mean(axis=1)
-        return shares
-
-    @property
-    def parts(self) -> NDArray[np.float64]:
-        """(G,) what each cluster adds to the macro mean."""
-        parts: NDArray[np.float64] = (self.totals / self.sizes.sum(axis=0)).mean(axis=1)
-        return parts
-
-    @property
-    def are_shared(self) -> bool:
-        """Whether a cluster serves two cultures."""
-        return bool(((self.sizes > 0).sum(axis=1) > 1).any())
-
-    @property
-    def bootstrap_variance(self) -> float:
-        """What the variance of the resampled macro means would be with endless resamples."""
-        sizes = self.sizes.sum(axis=0)
-        residuals = (self.totals - self.totals.sum(axis=0) / sizes * self.sizes) / sizes
-        return float((residuals.mean(axis=1) ** 2).sum())
-
-    @property
-    def freedom(self) -> Freedom | None:
-        """From the clusters' sizes alone; None if any culture has fewer than two clusters.
-
-        With shares h and cluster errors of variance v the estimated variance is a quadratic form
-        of the errors, sum of d (e - h sum(e))^2 with d = 1 / (1 - h); its mean and variance follow.
-        """
-        serves = self.sizes > 0
-        if serves.size == 0 or (serves.sum(axis=0) < 2).any():
-            return None
-        if self.are_shared:
-            strata = [(self.shares, self.sizes.sum(axis=1))]
-        else:
-            columns = [self.sizes[rows, column] for column, rows in enumerate(serves.T)]
-            strata = [(sizes / sizes.sum(), sizes) for sizes in columns]
-        expected = plain = spread = 0.0
-        for h, sizes in strata:
-            v = h**2 * (1 + CLUSTER_CORRELATION * (sizes - 1)) / sizes
-            plain += float((v * (1 - 2 * h + (h**2).sum())).sum())
-            d = 1 / (1 - h)
-            a, q = d * h, float((d * h**2).sum())
-            diagonal = d - 2 * a + q
-            expected += float((v * diagonal).sum())
-            whole, once = float(v.sum()), float((v * a).sum())
-            everywhere = q**2 * whole**2 + 2 * float((v * a**2).sum()) * whole
-            everywhere += 2 * once**2 - 4 * q * whole * once
-            spread += float((v**2 * (diagonal**2 - (q - 2 * a) ** 2)).sum()) + everywhere
-        # Where one cluster has nearly all pairs rounding eats the spread; one degree is left.
-        most = sum(len(sizes) - 1 for _, sizes in strata)
-        degrees = expected**2 / spread if spread > 0 else 1.0
-        return Freedom(min(max(degrees, 1.0), float(most)), expected / plain)
-
-
-def cluster_sums(outcomes: Sequence[NDArray[Any]], clusters: Sequence[NDArray[Any]]) -> ClusterSums:
-    """Args: per culture, (B_c,) outcomes and labels; the same label is the same cluster.
-
-    Raises: ValueError if shapes differ or an outcome is NaN or infinite.
+    Attributes:
+        values: (S,), NaN where a model lacks an outcome or a culture has no pair.
+        parts: (G, S). The squares of a column add up to the mean's variance over other clusters,
+            without bias: a cluster's residual over sqrt(1 - its share of the pairs), CR2. The
+            difference of two columns is the parts of the two models' difference.
+        labels: (G,) the clusters, sorted.
+        layout: None where no culture has two clusters; the parts are NaN then.
+        num_pairs: over all cultures.
     """
-    if not outcomes:
-        return ClusterSums(np.zeros((0, 0)), np.zeros((0, 0)))
-    lengths = [len(outcome) for outcome in same_lengths(outcomes, clusters)]
-    labels, codes = np.unique(np.concatenate(list(clusters)), return_inverse=True)
-    shape = (len(labels), len(lengths))
-    cells = codes * len(lengths) + np.repeat(np.arange(len(lengths)), lengths)
-    values = np.concatenate([_checked(outcome) for outcome in outcomes])
-    totals = np.bincount(cells, weights=values, minlength=shape[0] * shape[1])
-    sizes = np.bincount(cells, minlength=shape[0] * shape[1])
-    return ClusterSums(
-        totals.reshape(shape).astype(np.float64), sizes.reshape(shape).astype(np.float64)
+
+    values: NDArray[np.float64]
+    parts: NDArray[np.float64]
+    labels: NDArray[Any]
+    layout: Layout | None
+    num_pairs: int
+
+    @property
+    def variances(self) -> NDArray[np.float64]:
+        """(S,)"""
+        summed: NDArray[np.float64] = (self.parts**2).sum(axis=0)
+        return summed
+
+
+def cluster_layout(sizes: NDArray[np.float64]) -> Layout | None:
+    """How far the variance of these clusters' macro mean is to be trusted.
+
+    With shares h and cluster errors of variance v the estimated variance is a quadratic form of
+    the errors, sum of d (e - h sum(e))^2 with d = 1 / (1 - h); its mean and variance follow. A
+    culture with one cluster does not say how its clusters differ: it takes the variance that the
+    others' clusters have, for its size.
+
+    Args:
+        sizes: (G, C) pairs of each cluster in each culture.
+
+    Returns: None where no culture has two clusters, or one has no pair.
+    Source: Bell and McCaffrey (2002), Imbens and Kolesar (2016); Kish (1965) for `thinness`.
+    """
+    serves = sizes > 0
+    per_culture = serves.sum(axis=0)
+    if serves.size == 0 or (per_culture == 0).any() or (per_culture < 2).all():
+        return None
+    columns = [sizes[rows, column] for column, rows in enumerate(serves.T)]
+    known = alone = thinness = 0.0
+    strata = []
+    for column in columns:
+        h = column / column.sum()
+        v = h**2 * (1 + CLUSTER_CORRELATION * (column - 1)) / column
+        thinness += float(v.sum())
+        if len(column) < 2:
+            alone += float(v[0])
+        else:
+            strata.append((h, v))
+            known += float(v.sum())
+    if (serves.sum(axis=1) > 1).any():
+        h, whole_sizes = (sizes / sizes.sum(axis=0)).mean(axis=1), sizes.sum(axis=1)
+        v = h**2 * (1 + CLUSTER_CORRELATION * (whole_sizes - 1)) / whole_sizes
+        strata, thinness = [(h, v)], float(v.sum()) * len(columns) ** 2
+    expected = spread = 0.0
+    for h, v in strata:
+        d = 1 / (1 - h)
+        a, q = d * h, float((d * h**2).sum())
+        diagonal = d - 2 * a + q
+        expected += float((v * diagonal).sum())
+        whole, once = float(v.sum()), float((v * a).sum())
+        everywhere = q**2 * whole**2 + 2 * float((v * a**2).sum()) * whole
+        everywhere += 2 * once**2 - 4 * q * whole * once
+        spread += float((v**2 * (diagonal**2 - (q - 2 * a) ** 2)).sum()) + everywhere
+    # Where one cluster has nearly all pairs rounding eats the spread; one degree is left.
+    most = sum(len(h) - 1 for h, _ in strata)
+    degrees = expected**2 / spread if spread > 0 else 1.0
+    return Layout(
+        degrees=min(max(degrees, 1.0), float(most)),
+        thinness=thinness / len(columns) ** 2,
+        factor=1 + alone / known,
     )
 
 
-def cluster_freedom(clusters: Sequence[NDArray[Any]]) -> Freedom | None:
-    """How far into the tails a 95 % interval of these clusters goes, whatever the outcomes.
+def macro_parts(outcomes: Sequence[NDArray[Any]], clusters: Sequence[NDArray[Any]]) -> MacroParts:
+    """Args: per culture, (B_c, S) outcomes and (B_c,) labels; the same label is the same cluster.
 
-    A bootstrap of G clusters is too narrow: its variance is short by about (G - 1) / G, more if
-    some clusters are large, and it knows nothing of the variance's own uncertainty. So the
-    percentiles are those of a normal at t * sqrt(inflation): t with the degrees of freedom that
-    the clusters' sizes leave (Satterthwaite), inflation the expected ratio of a variance without
-    bias (each cluster's residual over sqrt(1 - its share of the pairs), CR2) to the bootstrap's.
-    Both depend on the sizes alone, so all models on the same pairs share them, but for their
-    seeds (`Freedom.with_seeds`).
+    A model with a NaN has none of the numbers. Where no cluster serves two cultures (users), each
+    culture's clusters are taken to vary by themselves. Where one does (questions asked in several
+    countries), a cluster moves all its cultures at once, and its parts there are added.
 
-    Args:
-        clusters: per culture of a macro mean, (B_c,) labels of its pairs.
-
-    Returns: None where a culture has fewer than two clusters; there is no interval then.
-    Source: Hesterberg (2015), "What teachers should know about the bootstrap" (expanded
-        percentiles); Bell and McCaffrey (2002) and Imbens and Kolesar (2016) for the correction.
+    Raises: ValueError if shapes differ or an outcome is infinite.
     """
-    return cluster_sums([np.zeros(len(column)) for column in clusters], clusters).freedom
+    if not outcomes:
+        return MacroParts(np.full(1, np.nan), np.empty((0, 1)), np.empty(0), None, 0)
+    lengths = [len(outcome) for outcome in same_lengths(outcomes, clusters)]
+    labels, codes = np.unique(np.concatenate(list(clusters)), return_inverse=True)
+    num_models, num_cultures = outcomes[0].shape[1], len(outcomes)
+    if not all(lengths):
+        nothing = np.full((len(labels), num_models), np.nan)
+        return MacroParts(np.full(num_models, np.nan), nothing, labels, None, sum(lengths))
+    by_culture = np.split(codes, np.cumsum(lengths)[:-1])
+    sizes = np.stack([np.bincount(column, minlength=len(labels)) for column in by_culture], axis=1)
+    layout = cluster_layout(sizes.astype(np.float64))
+    shares = sizes / sizes.sum(axis=0)
+    are_shared = bool(((sizes > 0).sum(axis=1) > 1).any())
+    means = np.empty((num_cultures, num_models))
+    parts = np.full((len(labels), num_models), 0.0 if layout else np.nan)
+    for place, (outcome, column) in enumerate(zip(outcomes, by_culture, strict=True)):
+        columns = outcome.astype(np.float64)
+        if np.isinf(columns).any():
+            raise ValueError(f"outcomes must be finite, got {columns[np.isinf(columns)][0]}")
+        means[place] = columns.mean(axis=0)
+        if layout is None:
+            continue
+        # Before the pairs are added up: a sum of what is 0 but for rounding stays small.
+        residuals, own = _added_up(columns - means[place], column)
+        residuals /= len(column) * num_cultures
+        # A culture's only cluster has no residual, and its share of 1 leaves nothing to divide by.
+        if not are_shared and len(own) > 1:
+            residuals /= np.sqrt(1 - shares[own, place])[:, None]
+        parts[own] += residuals
+    if layout is not None:
+        if are_shared:
+            parts /= np.sqrt(1 - shares.mean(axis=1))[:, None]
+        parts *= np.sqrt(layout.factor)
+    return MacroParts(means.mean(axis=0), parts, labels, layout, sum(lengths))
+
+
+def _added_up(
+    columns: NDArray[np.float64], codes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(G_c, S) sums of (B, S) over each code that is there, and (G_c,) the codes."""
+    order = np.argsort(codes, kind="stable")
+    own, starts = np.unique(codes[order], return_index=True)
+    return np.add.reduceat(columns[order], starts, axis=0), own
 
 
 def macro_seed_variance(
@@ -194,8 +208,8 @@ def macro_seed_variance(
 ) -> SeedVariance:
     """What the seeds' means differ by, less what the choice of clusters alone makes them differ.
 
-    The second is in the bootstrap already: where one seed is better for some users and another
-    for others, other users would have drawn another mean.
+    The second is in the clusters' variance already: where one seed is better for some users and
+    another for others, other users would have drawn another mean.
 
     Args:
         outcomes, clusters: per culture of a macro mean, (B_c, K_c) of K_c seeds and (B_c,) labels.
@@ -217,8 +231,7 @@ def macro_seed_variance(
         sizes = np.bincount(codes)
         if len(sizes) < 2:
             continue
-        order = np.argsort(codes, kind="stable")
-        totals = np.add.reduceat(centred[order], np.cumsum(sizes) - sizes, axis=0) / len(values)
+        totals = _added_up(centred, codes)[0] / len(values)
         by_chance = float((totals**2 / (1 - sizes / len(values))[:, None]).sum()) / (num_seeds - 1)
         part = max(0.0, between - by_chance) / num_seeds / len(outcomes) ** 2
         variance = SeedVariance(part, part**2 / (num_seeds - 1))

@@ -1,212 +1,320 @@
-"""Several models measured in the same resamples: intervals, paired differences, who is best."""
+"""Several models measured on the same clusters: intervals, paired differences, who is best.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+The best of many measured numbers is partly the luckiest, so the intervals of the others'
+differences from it hold for all of them at once: how far the luckiest of equal models would seem
+ahead is read off joint resamples, as in Hsu's comparisons with the best.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 from scpo_ray.records import Difference, Estimate
-from scpo_ray.statistics.cluster_variance import Freedom, SeedVariance, cluster_freedom
-from scpo_ray.statistics.intervals import (
-    ClusterDraws,
-    joint_means,
-    percentile_intervals,
-    within_noise,
-)
+from scpo_ray.statistics.cluster_variance import SeedVariance, macro_parts
+from scpo_ray.statistics.intervals import LEVEL, NO_VARIANCE, Spread
+
+# Cells of a block of resamples: bounds the memory.
+BLOCK_CELLS = 2_000_000
+# Degrees of freedom from which, and with no more models than which, joint resamples say how far the
+# best of equal models is ahead: with fewer they said it too often in simulation.
+MANY_DEGREES = 20
+# A culture may be the lowest if this level's interval of it reaches below all others' upper ends.
+CONTACT_LEVEL = 0.01
+
+Seeds = Mapping[str, SeedVariance]
+"""Training -> the variance that other seeds of it would show in a number."""
+Mode = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
-class Behind:
-    """A model beside the best of several.
-
-    `difference`: paired, without a p-value; None for the best itself and without a number.
-    `is_tied`: it is the best, or its difference to it is within noise.
-    """
-
-    difference: Difference | None
-    is_tied: bool
-
-
-@dataclass(frozen=True)
-class Replicated:
-    """A number for each of S models (or settings), with its replicates in the same resamples.
+class Measured:
+    """A number for each of S models (or settings): the mean of one culture, or of several.
 
     Attributes:
         values: (S,), NaN where a model has none.
-        replicates: (samples, S), with the seeds' noise.
-        freedom: what the clusters leave; None where there is no interval.
-        seeds: (S) training -> the variance that other seeds of it would show in the number.
+        parts: (G, S), what each cluster moves them by (`MacroParts`).
+        spreads: (S,) what may lie between each and the truth; empty where nothing says.
         num_pairs, num_clusters: the test pairs behind each number.
     """
 
     values: NDArray[np.float64]
-    replicates: NDArray[np.float64]
-    freedom: Freedom | None
-    seeds: tuple[Mapping[str, SeedVariance], ...]
+    parts: NDArray[np.float64]
+    spreads: tuple[Spread, ...]
     num_pairs: int
     num_clusters: int
 
-    @property
-    def tails(self) -> NDArray[np.float64]:
-        """(S,) the share of the replicates that an interval leaves out at each end."""
-        return self._tails(self.replicates, [_whole(parts) for parts in self.seeds])
-
     def estimates(self) -> list[Estimate]:
-        """(S) numbers with their 95 % intervals."""
-        intervals = percentile_intervals(self.replicates, self.tails)
-        # The seeds' noise knows no bounds; a share has them.
-        rows = zip(self.values, *np.clip(intervals, 0, 1), strict=True)
+        """(S) shares with their 95 % intervals."""
         return [
-            Estimate(_number(value), _number(low), _number(high), *self._sizes(value))
-            for value, low, high in rows
+            _estimate(None, None, (0, 0))
+            if np.isnan(value)
+            else _estimate(
+                float(value),
+                self.spreads[place].share_ends(float(value), LEVEL) if self.spreads else None,
+                (self.num_pairs, self.num_clusters),
+            )
+            for place, value in enumerate(self.values)
         ]
 
-    def minus(self, rival: "Replicated", column: int) -> list[Difference | None]:
+    def minus(self, rival: "Measured", column: int, *, level: float) -> list[Difference | None]:
         """(S) paired differences from a rival; without p-values. None where a number is missing.
 
         Args:
-            rival, column: whose model it is, measured in the same resamples, and its place there.
+            rival, column: whose model it is, measured on the same clusters, and its place there.
+            level: one minus the confidence of each interval.
         """
-        values = self.values - rival.values[column]
-        replicates = self.replicates - rival.replicates[:, [column]]
-        theirs = _whole(rival.seeds[column])
-        seeds = [_whole(parts).plus(theirs) for parts in self.seeds]
-        intervals = percentile_intervals(replicates, self._tails(replicates, seeds))
-        # Two columns that are alike may differ by the rounding of a matrix product.
-        rows = (np.round([values, *intervals], 12) + 0.0).T
-        return [
-            None
-            if np.isnan(value)
-            else Difference(value, _number(low), _number(high), None, None, *self._sizes(value))
-            for value, low, high in rows.tolist()
-        ]
+        # Two columns that are alike may differ by rounding.
+        values = np.round(self.values - rival.values[column], 12) + 0.0
+        if not self.spreads:
+            return [self._difference(value, None) for value in values.tolist()]
+        variances = ((self.parts - rival.parts[:, [column]]) ** 2).sum(axis=0)
+        found = []
+        for place, value in enumerate(values.tolist()):
+            spread = self.spreads[place]
+            seeds = spread.seeds.plus(rival.spreads[column].seeds)
+            between = Spread(float(variances[place]), spread.layout, seeds)
+            ends = None if np.isnan(value) else between.ends(value, level)
+            found.append(self._difference(value, ends))
+        return found
 
-    def behind_best(self, mode: Literal["max", "min"]) -> list["Behind"]:
-        """(S) how far each model is behind the best of them (of ties, the first)."""
-        best = ranking([_number(value) for value in self.values], mode=mode)[0]
-        differences = self.minus(self, best)
+    def difference(self, place: int, other: int) -> Difference | None:
+        """One model minus another."""
+        return self.minus(self, other, level=LEVEL)[place]
+
+    def behind_best(
+        self, mode: Mode, *, samples: int, rng: np.random.Generator
+    ) -> list[Difference | None]:
+        """(S) how far each model is behind the best of them (of ties, the first): None for the
+        best and without a number. The 95 % intervals hold for all at once.
+
+        Args:
+            samples: joint resamples behind how far apart equal models would seem.
+        """
+        best = ranking(_numbers(self.values), mode=mode)[0]
+        level = self.simultaneous_level(LEVEL, samples=samples, rng=rng)
+        differences = self.minus(self, best, level=level)
         differences[best] = None
-        return [
-            Behind(found, bool(not np.isnan(value) and (found is None or within_noise(found))))
-            for value, found in zip(self.values, differences, strict=True)
-        ]
+        return differences
 
-    def _tails(
-        self, replicates: NDArray[np.float64], seeds: Sequence[SeedVariance]
-    ) -> NDArray[np.float64]:
-        if self.freedom is None:
-            return np.full(len(seeds), 0.025)
-        tails = np.full(len(seeds), self.freedom.tail)
-        for column, part in enumerate(seeds):
-            known = replicates[:, column][~np.isnan(replicates[:, column])]
-            if part.value > 0 and len(known):
-                # What the seeds' noise does not explain is the clusters'.
-                plain = max(0.0, float(known.var()) - part.value)
-                tails[column] = self.freedom.with_seeds(plain, part).tail
-        return tails
+    def simultaneous_level(self, level: float, *, samples: int, rng: np.random.Generator) -> float:
+        """The level of each interval against the best that makes them hold together at `level`.
 
-    def _sizes(self, value: float) -> tuple[int, int]:
-        return (0, 0) if np.isnan(value) else (self.num_pairs, self.num_clusters)
+        Were all models equal, one of them would come out best by chance; the largest distance of
+        the others from it, each over its own standard error, is drawn in joint resamples. That is
+        the least favourable case: where one is truly ahead, fewer can be taken for the best. Few
+        clusters tell neither which models go together nor each standard error well: there it is
+        Bonferroni's over all pairs of models, for any two could have been these.
+        """
+        there = np.flatnonzero(~np.isnan(self.values))
+        if len(there) < 2 or not self.spreads:
+            return level
+        degrees = self.spreads[there[0]].layout.degrees
+        if degrees < max(MANY_DEGREES, len(there)):
+            return 2 * level / (len(there) * (len(there) - 1))
+        parts = self.parts[:, there]
+        seeds = np.array([self.spreads[place].seeds.value for place in there])
+        own = (parts**2).sum(axis=0) + seeds
+        errors: dict[int, NDArray[np.float64]] = {}
+        largest = []
+        for moved in _moved(parts, seeds, samples=samples, rng=rng):
+            winners = moved.argmax(axis=1)
+            for best in np.unique(winners).tolist():
+                if best not in errors:
+                    square = own + own[best] - 2 * (parts.T @ parts[:, best])
+                    square[best] = 0.0
+                    # Models that are alike are as far apart as rounding says.
+                    alike = square <= NO_VARIANCE
+                    errors[best] = np.where(alike, inf, np.sqrt(np.abs(square)))
+                rows = moved[winners == best]
+                largest.append(((rows[:, [best]] - rows) / errors[best]).max(axis=1))
+        critical = float(np.quantile(np.concatenate(largest), 1 - level))
+        return min(level, 2 * float(ndtr(-critical)))
+
+    def replicates(self, *, samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """(samples, S) what the numbers might have been with other clusters and seeds, jointly.
+
+        NaN where nothing says how clusters differ.
+        """
+        if not self.spreads:
+            return np.full((samples, len(self.values)), np.nan)
+        seeds = np.array([spread.seeds.value for spread in self.spreads])
+        moved = np.concatenate(list(_moved(self.parts, seeds, samples=samples, rng=rng)))
+        replicates: NDArray[np.float64] = self.values + moved
+        return replicates
+
+    @property
+    def tail(self) -> float:
+        """The share of the replicates that a 95 % interval leaves out at each end: they are
+        normal, and few clusters know their variance badly."""
+        if not self.spreads:
+            return LEVEL / 2
+        degrees = min(min(spread.layout.degrees, spread.seeds.degrees) for spread in self.spreads)
+        return float(ndtr(stdtrit(degrees, LEVEL / 2)))
+
+    def _difference(self, value: float, ends: tuple[float, float] | None) -> Difference | None:
+        if np.isnan(value):
+            return None
+        low, high = ends or (None, None)
+        return Difference(value, low, high, None, None, self.num_pairs, self.num_clusters)
 
 
-def nothing(samples: int, num_models: int) -> Replicated:
-    """No number for any model."""
-    nothing = np.full((samples, num_models), np.nan)
-    return Replicated(nothing[0], nothing, None, ({},) * num_models, 0, 0)
-
-
-def replicated(
-    outcomes: NDArray[Any], clusters: NDArray[np.int64], draws: ClusterDraws
-) -> Replicated:
-    """One culture's means; NaN for a model that has no outcome for each of its pairs.
-
-    Args:
-        outcomes: (B, S), a model's seeds averaged.
-        clusters: (B,) labels.
-        draws: of these clusters, the same for all models.
+def measured(
+    outcomes: Sequence[NDArray[Any]],
+    clusters: Sequence[NDArray[np.int64]],
+    seeds: Sequence[Sequence[Seeds]],
+) -> Measured:
+    """Args: per culture, (B_c, S) a model's seeds averaged, NaN where it has none; (B_c,) labels;
+    and (S) what other seeds would add to the culture's mean. Two cultures that one training
+    serves are moved by its seeds at once.
     """
-    samples, num_models = len(draws.counts), outcomes.shape[1]
-    if not len(outcomes):
-        return nothing(samples, num_models)
-    values = outcomes.mean(axis=0)
-    there = ~np.isnan(values)
-    replicates = np.full((samples, num_models), np.nan)
-    replicates[:, there] = joint_means(outcomes[:, there], clusters, draws)
-    freedom, seeds = cluster_freedom([clusters]), ({},) * num_models
-    return Replicated(values, replicates, freedom, seeds, len(outcomes), len(draws.labels))
+    found = macro_parts(outcomes, clusters)
+    spreads = []
+    if found.layout is not None:
+        for place, variance in enumerate(found.variances.tolist()):
+            of_model = _together([of_culture[place] for of_culture in seeds])
+            spreads.append(Spread(variance, found.layout, of_model))
+    return Measured(found.values, found.parts, tuple(spreads), found.num_pairs, len(found.labels))
 
 
 @dataclass(frozen=True)
-class SeedNoise:
-    """What other seeds of one model would add to its number on one culture.
+class Lowest:
+    """The lowest of several cultures' numbers, for each of S models.
 
-    `training`: names what the seeds are seeds of; two cultures that one model serves have the same
-    one. `rng`: the same for the same training.
+    The lowest of several measured numbers lies below the lowest true one: chance picks it. Only
+    cultures that may be the lowest by their 99 % intervals count; each is taken at an upper bound
+    that all of them together exceed in half of cases, so the lowest of these is too high as often
+    as too low. The interval's ends are the lowest of bounds that hold together.
+
+    Source: Chernozhukov, Lee and Rosen (2013), "Intersection bounds: estimation and inference".
     """
 
-    training: str
-    variance: SeedVariance
-    rng: np.random.Generator
+    cultures: tuple[Measured, ...]
 
-
-def with_seeds(score: Replicated, noise: Mapping[int, SeedNoise]) -> Replicated:
-    """The replicates with as much noise as only other seeds of the models would show.
-
-    Args:
-        noise: model's place -> its own; a model with one seed has none.
-    """
-    replicates, seeds = score.replicates.copy(), list(score.seeds)
-    for column, of in noise.items():
-        replicates[:, column] += np.sqrt(of.variance.value) * of.rng.standard_normal(
-            len(replicates)
+    @cached_property
+    def values(self) -> NDArray[np.float64]:
+        """(S,) NaN where a model lacks a culture."""
+        columns = np.stack([culture.values for culture in self.cultures])
+        if not self._are_known:
+            lowest: NDArray[np.float64] = columns.min(axis=0)
+            return lowest
+        return np.array(
+            [
+                np.nan if np.isnan(columns[:, place]).any() else self._ends(place, 0.5)[1]
+                for place in range(columns.shape[1])
+            ]
         )
-        seeds[column] = {of.training: of.variance}
-    return replace(score, replicates=replicates, seeds=tuple(seeds))
+
+    def estimates(self) -> list[Estimate]:
+        """(S) as for `Measured`; no interval where a culture has one cluster."""
+        return [
+            _estimate(None, None, (0, 0))
+            if value is None
+            else _estimate(
+                value,
+                self._ends(place, 1 - LEVEL / 2) if self._are_known else None,
+                self._sizes,
+            )
+            for place, value in enumerate(_numbers(self.values))
+        ]
+
+    def difference(self, place: int, other: int) -> Difference | None:
+        """One model's lowest culture minus another's."""
+        return self._between(place, other, self._paired(other, LEVEL / 2 / len(self.cultures)), 1)
+
+    def behind_best(
+        self, mode: Mode, *, samples: int, rng: np.random.Generator
+    ) -> list[Difference | None]:
+        """As for `Measured`."""
+        best = ranking(_numbers(self.values), mode=mode)[0]
+        part = LEVEL / 2 / len(self.cultures)
+        # Simultaneous within each culture, and Bonferroni's over them.
+        level = min(
+            culture.simultaneous_level(part, samples=samples, rng=rng) for culture in self.cultures
+        )
+        paired = self._paired(best, level)
+        number = len(self.values)
+        return [
+            None if place == best else self._between(place, best, paired, number)
+            for place in range(number)
+        ]
+
+    def _paired(self, other: int, level: float) -> list[list[Difference | None]]:
+        """Per culture, all models minus one."""
+        return [culture.minus(culture, other, level=level) for culture in self.cultures]
+
+    def _between(
+        self,
+        place: int,
+        other: int,
+        paired: Sequence[Sequence[Difference | None]],
+        number: int,
+    ) -> Difference | None:
+        """A difference of two lowest lies between differences on single cultures, for a model's
+        lowest culture bounds the other's; and between the two's own bounds. Half of what may go
+        wrong is spent on either, over `number` models that are compared so at once.
+        """
+        value = float(self.values[place] - self.values[other])
+        if np.isnan(value):
+            return None
+        sizes = self._sizes
+        if not self._are_known:
+            return Difference(value, None, None, None, None, *sizes)
+        bounds = [difference for of in paired if (difference := of[place])]
+        confidence = 1 - LEVEL / 8 / number
+        ours, theirs = self._ends(place, confidence), self._ends(other, confidence)
+        low = max(min(bounds[c].low or 0.0 for c in self._contact(place)), ours[0] - theirs[1])
+        high = min(max(bounds[c].high or 0.0 for c in self._contact(other)), ours[1] - theirs[0])
+        # The corrected numbers' difference is no bound, but must lie within its interval.
+        return Difference(value, min(low, value), max(high, value), None, None, *sizes)
+
+    def replicates(self, *, samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """As for `Measured`, around the corrected numbers."""
+        drawn = [culture.replicates(samples=samples, rng=rng) for culture in self.cultures]
+        lowest: NDArray[np.float64] = np.min(drawn, axis=0)
+        return lowest - np.median(lowest, axis=0) + self.values
+
+    @property
+    def tail(self) -> float:
+        return min(culture.tail for culture in self.cultures)
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return (
+            sum(culture.num_pairs for culture in self.cultures),
+            sum(culture.num_clusters for culture in self.cultures),
+        )
+
+    @property
+    def _are_known(self) -> bool:
+        return all(culture.spreads for culture in self.cultures)
+
+    def _contact(self, place: int) -> list[int]:
+        """The cultures that may be a model's lowest."""
+        ends = [
+            culture.spreads[place].share_ends(float(culture.values[place]), CONTACT_LEVEL)
+            for culture in self.cultures
+        ]
+        bound = min(high for _, high in ends)
+        return [number for number, (low, _) in enumerate(ends) if low <= bound]
+
+    def _ends(self, place: int, confidence: float) -> tuple[float, float]:
+        """The lowest of the cultures' one-sided bounds that hold together at `confidence`."""
+        contact = self._contact(place)
+        level = 2 * (1 - confidence ** (1 / len(contact)))
+        ends = [
+            self.cultures[c].spreads[place].share_ends(float(self.cultures[c].values[place]), level)
+            for c in contact
+        ]
+        return min(low for low, _ in ends), min(high for _, high in ends)
 
 
-def added(total: Replicated | None, part: Replicated) -> Replicated:
-    """One culture's numbers added to the others'; `shared` makes a mean of the sum."""
-    if total is None:
-        return part
-    seeds = []
-    for ours, theirs in zip(total.seeds, part.seeds, strict=True):
-        both = dict(ours)
-        for training, variance in theirs.items():
-            both[training] = both[training].with_same(variance) if training in both else variance
-        seeds.append(both)
-    return _joined(total, part, np.add, seeds)
-
-
-def lowest(total: Replicated | None, part: Replicated) -> Replicated:
-    """The lower of one culture's numbers and the others'; of their seeds, those that vary most."""
-    if total is None:
-        return part
-    both = zip(total.seeds, part.seeds, strict=True)
-    seeds = [max(each, key=lambda parts: _whole(parts).value) for each in both]
-    return _joined(total, part, np.minimum, seeds)
-
-
-def shared(
-    total: Replicated | None, number: int, clusters: Sequence[NDArray[np.int64]]
-) -> Replicated:
-    """A sum over cultures divided by `number`; a cluster that serves several counts once."""
-    if total is None:
-        raise ValueError("there is no culture to measure")
-    num_clusters = len(np.unique(np.concatenate(clusters)))
-    return replace(
-        total,
-        freedom=cluster_freedom(clusters) if number > 1 else total.freedom,
-        seeds=tuple({t: v.over(number) for t, v in parts.items()} for parts in total.seeds),
-        values=total.values / number,
-        replicates=total.replicates / number,
-        num_clusters=num_clusters,
-    )
-
-
-def ranking(values: Sequence[float | None], *, mode: Literal["max", "min"]) -> list[int]:
+def ranking(values: Sequence[float | None], *, mode: Mode) -> list[int]:
     """Places of the values, the best first and those that are None last; ties as they stand."""
     sign = -1.0 if mode == "max" else 1.0
     # What rounding alone sets apart is tied.
@@ -214,31 +322,45 @@ def ranking(values: Sequence[float | None], *, mode: Literal["max", "min"]) -> l
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _joined(
-    total: Replicated,
-    part: Replicated,
-    how: np.ufunc,
-    seeds: Sequence[Mapping[str, SeedVariance]],
-) -> Replicated:
-    known = [score.freedom for score in (total, part) if score.freedom is not None]
-    return Replicated(
-        how(total.values, part.values),
-        how(total.replicates, part.replicates),
-        # The widest of them: right for the lowest culture; `shared` has the mean's.
-        min(known, key=lambda freedom: freedom.tail, default=None),
-        tuple(seeds),
-        total.num_pairs + part.num_pairs,
-        total.num_clusters + part.num_clusters,
-    )
+def _moved(
+    parts: NDArray[np.float64],
+    seeds: NDArray[np.float64],
+    *,
+    samples: int,
+    rng: np.random.Generator,
+) -> Iterator[NDArray[np.float64]]:
+    """Blocks of (rows, S), `samples` rows over all: the models moved together, each cluster by a
+    normal draw of its own, and each model by its seeds."""
+    num_clusters, num_models = parts.shape
+    errors = np.sqrt(seeds)
+    block = max(1, BLOCK_CELLS // max(num_clusters, num_models))
+    for start in range(0, samples, block):
+        rows = min(block, samples - start)
+        moved = rng.standard_normal((rows, num_clusters)) @ parts
+        if errors.any():
+            moved += rng.standard_normal((rows, num_models)) * errors
+        yield moved
 
 
-def _whole(seeds: Mapping[str, SeedVariance]) -> SeedVariance:
-    """Of independent trainings together."""
+def _together(of_cultures: Sequence[Seeds]) -> SeedVariance:
+    """Of the mean over the cultures: one training moves all of its own at once."""
+    trainings: dict[str, SeedVariance] = {}
+    for seeds in of_cultures:
+        for training, variance in seeds.items():
+            before = trainings.get(training)
+            trainings[training] = before.with_same(variance) if before else variance
     whole = SeedVariance(0.0, 0.0)
-    for part in seeds.values():
-        whole = whole.plus(part)
-    return whole
+    for variance in trainings.values():
+        whole = whole.plus(variance)
+    return whole.over(len(of_cultures)) if of_cultures else whole
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _estimate(
+    value: float | None, ends: tuple[float, float] | None, sizes: tuple[int, int]
+) -> Estimate:
+    low, high = ends or (None, None)
+    return Estimate(value, low, high, *sizes)
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]

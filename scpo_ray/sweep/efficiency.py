@@ -1,13 +1,15 @@
 """How many training pairs a method needs to reach what another one does with all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, floor, inf
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.records import Difference, Verdict
 from scpo_ray.settings.sweep import CULTURE
+from scpo_ray.statistics.intervals import verdict
 from scpo_ray.sweep.records import EfficiencyCurve, EfficiencyPoint, SettingSummary
 from scpo_ray.sweep.space import make_setting
 
@@ -24,7 +26,8 @@ def efficiency_curves(
     replicates: Mapping[int, NDArray[np.float64]],
     mode: Literal["max", "min"],
     *,
-    tails: Mapping[int, float],
+    tail: float,
+    minus: Callable[[int, int], Difference | None],
 ) -> list[EfficiencyCurve]:
     """The objective by data fraction: a curve for each combination of the other axes.
 
@@ -36,8 +39,8 @@ def efficiency_curves(
         axes: the sweep's; without "data.data_fraction", or with one value of it, no curve.
         summaries: in the order of their numbers.
         replicates: setting's number -> (samples,) of its objective, NaN where it has none.
-        tails: setting's number -> the share of replicates that an interval leaves out at each end;
-            between a curve and its rival the smallest of theirs.
+        tail: the share of replicates that an interval leaves out at each end.
+        minus: the paired difference of two settings' objectives, by their numbers.
 
     Returns: in the order in which `summaries` names them. `pairs_to_match` is None for the rival
         itself, and where it has no objective at its largest fraction or no pair selected there.
@@ -57,23 +60,22 @@ def efficiency_curves(
     rival = next(iter([*rivals, *curves]))
     for curve in curves.values():
         curve.sort(key=_fraction)
-    return [
-        EfficiencyCurve(
-            name=name,
-            points=[
-                EfficiencyPoint(_fraction(s), s.num_pairs, s.objective)
-                for s in curve
-                if s.objective is not None and s.num_pairs is not None
-            ],
-            rival=rival,
-            pairs_to_match=(
-                None
-                if name == rival
-                else _to_match(curve, curves[rival][-1], replicates, mode, tails)
-            ),
-        )
-        for name, curve in curves.items()
-    ]
+    learned = _learned(curves[rival], minus, mode)
+    found = []
+    for name, curve in curves.items():
+        points = [
+            EfficiencyPoint(_fraction(s), s.num_pairs, s.objective)
+            for s in curve
+            if s.objective is not None and s.num_pairs is not None
+        ]
+        matched = None
+        if name != rival:
+            matched = _to_match(curve, curves[rival][-1], replicates, mode, tail)
+        first = min((point.num_pairs for point in points), default=inf)
+        whole = curves[rival][-1].num_pairs
+        at_most = bool(matched and whole and matched[0] <= first / whole)
+        found.append(EfficiencyCurve(name, points, rival, matched, learned, at_most))
+    return found
 
 
 def matching_pairs(
@@ -103,7 +105,7 @@ def _to_match(
     rival: SettingSummary,
     replicates: Mapping[int, NDArray[np.float64]],
     mode: Literal["max", "min"],
-    tails: Mapping[int, float],
+    tail: float,
 ) -> tuple[float, float, float] | None:
     """The share of the rival's pairs: value, low, high."""
     points = sorted(
@@ -126,10 +128,21 @@ def _to_match(
         # Percentiles by rank: between two ranks there may be the step to infinity.
         ranked = np.sort(matching_pairs(num_pairs, sign * resampled[:, kept], sign * goals[kept]))
         last = len(ranked) - 1
-        tail = min(tails[number] for number in (rival.setting.number, *(n for _, n, _ in points)))
         low, high = ranked[floor(tail * last)], ranked[ceil((1 - tail) * last)]
     whole = rival.num_pairs
     return float(value / whole), float(low / whole), float(high / whole)
+
+
+def _learned(
+    rival: Sequence[SettingSummary],
+    minus: Callable[[int, int], Difference | None],
+    mode: Literal["max", "min"],
+) -> Verdict:
+    """Whether the rival is better with its largest share of the users than with its smallest."""
+    first, last = (s.setting.number for s in (rival[0], rival[-1]))
+    if first == last:
+        return "unknown"
+    return verdict(minus(last, first) if mode == "max" else minus(first, last))
 
 
 def _fraction(summary: SettingSummary) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scpo_ray.records import Difference, Estimate
+from scpo_ray.records import Difference, Estimate, Verdict
 
 TrialState = Literal["waiting", "finished", "stopped", "failed"]
 
@@ -58,7 +58,8 @@ class SettingSummary:
 
     Keys of `accuracy` are cultures, "" for the macro mean over them, then layers. The macro mean,
     `objective` and the differences are there only if every culture of the sweep has its runs.
-    `minus_best`: paired, on the objective; None for the best itself. `minus_global`: on the layer
+    `minus_best`: paired, on the objective, its interval holding for all settings at once; None for
+    the best itself (`intervals.standing` has the word for it). `minus_global`: on the layer
     "all", macro. `objective_per_culture` leaves out cultures without a number.
     """
 
@@ -73,8 +74,6 @@ class SettingSummary:
     objective_per_culture: dict[str, float]
     minus_best: Difference | None
     minus_global: Difference | None
-    tied_with_best: bool
-    """The best setting, or one whose difference to it is within noise."""
     seed_sd: float | None
     """Standard deviation over seeds of the objective; None with one seed."""
     kept_share: float | None
@@ -105,6 +104,12 @@ class EfficiencyCurve:
     points: list[EfficiencyPoint]
     rival: str
     pairs_to_match: tuple[float, float, float] | None
+    rival_learned: Verdict
+    """The rival with all its users against the rival with the fewest: unless it is better there is
+    nothing to match, for a curve that stays flat is reached anywhere."""
+
+    is_at_most: bool
+    """Whether the curve's first point suffices: fewer pairs might, too."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,5 @@ class SweepResult:
     """Culture -> id of the finished trial to register: of the best setting there, lowest seed."""
     chosen_honestly: Estimate | None
     """The objective of the setting chosen on half of the clusters, measured on the other half:
-    mean over 20 random halvings. `low` and `high` span 95 % of the halvings: how much the choice
-    of the half matters, not a confidence interval."""
+    mean over 20 random halvings, with its 95 % interval over users (or questions)."""
     efficiency: list[EfficiencyCurve]

@@ -9,18 +9,9 @@ from numpy.typing import NDArray
 from scpo_ray.evaluation.comparison import MACRO, CulturePairs
 from scpo_ray.records import Difference, Estimate, Layer
 from scpo_ray.settings.sweep import ObjectiveConfig
-from scpo_ray.statistics.cluster_variance import macro_seed_variance
-from scpo_ray.statistics.intervals import ClusterDraws, draw_clusters, stream
-from scpo_ray.statistics.joint_scores import (
-    Replicated,
-    SeedNoise,
-    added,
-    lowest,
-    nothing,
-    replicated,
-    shared,
-    with_seeds,
-)
+from scpo_ray.statistics.cluster_variance import SeedVariance, macro_parts, macro_seed_variance
+from scpo_ray.statistics.intervals import LEVEL, Spread, stream
+from scpo_ray.statistics.joint_scores import Lowest, Measured, Seeds, measured
 from scpo_ray.sweep.outcomes import SweepOutcomes
 
 NUM_HALVINGS = 20
@@ -43,7 +34,7 @@ class Scores:
     """
 
     accuracy: dict[str, dict[Layer, list[Estimate]]]
-    objective: Replicated
+    objective: Measured | Lowest
     per_culture: NDArray[np.float64]
     minus_global: list[Difference | None]
     other_cultures: list[Estimate]
@@ -53,16 +44,13 @@ class Scores:
 def score_settings(
     outcomes: SweepOutcomes, settings: Sequence[int], objective: ObjectiveConfig, seed: int
 ) -> Scores:
-    """Every setting's accuracy by culture and layer, and its objective, from a joint bootstrap.
+    """Every setting's accuracy by culture and layer, and its objective, on the same clusters.
 
-    For each layer the clusters of all cultures are drawn once and shared by all settings, the
-    global model among them: estimates, differences and ranking come from the same resamples.
-
-    The objective "worst" is the lowest culture, in each resample as in the data: noise pulls the
-    lowest of several down, so its interval lies low, the more so the fewer the users.
-
-    Where a setting has several seeds, its replicates vary by them as well, as one model for all
-    cultures does in all of them at once. Not so `other_cultures`: users alone.
+    Estimates, differences (from the global model, too) and the ranking come from what each cluster
+    moves the numbers by. The objective "worst" is corrected for the lowest of several measured
+    numbers being too low (`Lowest`). Where a setting has several seeds its numbers vary by them as
+    well, as one model for all cultures does in all of them at once. Not so `other_cultures`: users
+    alone.
 
     Returns: without a global model, an objective on `distinctive` or `agreed` is NaN throughout.
     Raises: ValueError if the objective's culture is not one of the sweep's.
@@ -70,42 +58,33 @@ def score_settings(
     cultures = outcomes.cultures
     own = outcomes.own(settings)
     goal = scored_cultures(objective, cultures)
-    is_worst = objective.culture == "worst"
     accuracy: dict[str, dict[Layer, list[Estimate]]] = {c: {} for c in (MACRO, *cultures)}
-    reached = nothing(outcomes.samples, len(settings))
+    nothing = np.full(len(settings), np.nan)
+    reached: Measured | Lowest = Measured(nothing, np.empty((0, len(settings))), (), 0, 0)
     per_culture = np.full((len(cultures), len(settings)), np.nan)
     minus_global: list[Difference | None] = [None] * len(settings)
     chosen_honestly = None
     for layer in outcomes.layers:
         tested = {c: _on_layer(outcomes.tested[c], layer) for c in cultures}
-        clusters = {culture: pairs.clusters for culture, pairs in tested.items()}
-        draws = _draws(clusters, outcomes.samples, stream(seed, "sweep", "accuracy", layer))
-        macro, aim = None, None
-        for row, culture in enumerate(cultures):
-            # Only sums are kept: all replicates of all cultures would be most of the memory.
-            score = replicated(own[tested[culture].rows], clusters[culture], draws[culture])
-            noise = _seed_noise(outcomes, settings, culture, tested[culture], layer, seed)
-            score = with_seeds(score, noise)
+        seeds = {c: _seeds(outcomes, settings, c, tested[c]) for c in cultures}
+        alone = {c: _measured([c], own, tested, seeds) for c in cultures}
+        macro = _measured(cultures, own, tested, seeds)
+        for culture, score in {MACRO: macro, **alone}.items():
             accuracy[culture][layer] = score.estimates()
-            macro = added(macro, score)
-            if layer == objective.metric:
-                per_culture[row] = score.values
-                if culture in goal:
-                    aim = (lowest if is_worst else added)(aim, score)
-        mean = shared(macro, len(cultures), list(clusters.values()))
-        accuracy[MACRO][layer] = mean.estimates()
         if layer == "all":
-            minus_global = _minus_global(mean, tested, draws)
+            minus_global = _minus_global(macro, tested)
         if layer == objective.metric:
-            counted = [clusters[culture] for culture in goal]
-            reached = shared(aim, 1 if is_worst else len(goal), counted)
+            per_culture = np.stack([alone[culture].values for culture in cultures])
+            reached = macro if len(goal) > 1 else alone[goal[0]]
+            if objective.culture == "worst":
+                reached = Lowest(tuple(alone[culture] for culture in goal))
             chosen_honestly = honest_choice(
                 [own[tested[culture].rows] for culture in goal],
-                counted,
+                [tested[culture].clusters for culture in goal],
                 objective,
                 rng=stream(seed, "sweep", "halvings"),
             )
-    others = _other_cultures(outcomes, settings, stream(seed, "sweep", "other cultures"))
+    others = _other_cultures(outcomes, settings)
     return Scores(accuracy, reached, per_culture, minus_global, others, chosen_honestly)
 
 
@@ -137,43 +116,59 @@ def honest_choice(
     clusters are halved at random, for all cultures at once; the setting that is best on one half
     is measured on the other, both ways, and the two are averaged.
 
+    The objective "worst" is chosen by the lowest culture of a half, and measured on that culture's
+    other half: the lowest of several measured numbers would be too low there as well.
+
     Args:
         outcomes, clusters: per culture of the objective, (B_c, S) and (B_c,) on its layer; a
             setting with a NaN is not chosen.
 
-    Returns: the mean over 20 halvings. `low` and `high` are the 2.5 and 97.5 percentiles of the
-        20, how much the choice of the half matters: not a confidence interval. None with fewer
-        than two settings, or where a culture has fewer than four clusters or is left without
-        pairs by more than half of the halvings.
+    Returns: the mean over 20 halvings, with a 95 % interval over other users (or questions) for
+        what the halves chose; seeds are averaged. None with fewer than two settings, or where a
+        culture has fewer than four clusters or is left without pairs by more than half of the
+        halvings.
     """
     complete = ~np.any([np.isnan(values).any(axis=0) for values in outcomes], axis=0)
     members = [np.unique(column) for column in clusters]
     if np.count_nonzero(complete) < 2 or min(map(len, members)) < MIN_CLUSTERS:
         return None
+    columns = [values[:, complete] for values in outcomes]
     labels = np.unique(np.concatenate(members))
-    measured = []
+    is_worst = objective.culture == "worst"
+    # What each cluster moves a setting's number by: of all cultures, or of each by itself.
+    groups = [[place] for place in range(len(columns))] if is_worst else [[*range(len(columns))]]
+    parts = [macro_parts([columns[c] for c in g], [clusters[c] for c in g]) for g in groups]
+    places = [np.searchsorted(labels, found.labels) for found in parts]
+    moved, measured_on = np.zeros(len(labels)), []
     for _ in range(NUM_HALVINGS):
         side = _halved([np.searchsorted(labels, column) for column in members], len(labels), rng)
-        first = [side[np.searchsorted(labels, column)] == 0 for column in clusters]
-        if any(half.all() or not half.any() for half in first):
+        sides = [side[np.searchsorted(labels, column)] for column in clusters]
+        if any(half.all() or not half.any() for half in sides):
             continue
-        reached = [
-            objective_values(
-                [
-                    values[half if here else ~half][:, complete].mean(axis=0)
-                    for values, half in zip(outcomes, first, strict=True)
-                ],
-                objective,
-            )
-            for here in (True, False)
+        means = [
+            np.stack([v[half == here].mean(axis=0) for v, half in zip(columns, sides, strict=True)])
+            for here in (0, 1)
         ]
-        best = [np.argmax(half if objective.mode == "max" else -half) for half in reached]
-        measured.append((reached[1][best[0]] + reached[0][best[1]]) / 2)
-    if 2 * len(measured) < NUM_HALVINGS:
+        for here in (0, 1):
+            reached = objective_values(means[here], objective)
+            best = int(np.argmax(reached if objective.mode == "max" else -reached))
+            group = int(np.argmin(means[here][:, best])) if is_worst else 0
+            measured_on.append(means[1 - here][groups[group], best].mean())
+            other = side[places[group]] != here
+            # A half has about half of the pairs, and counts as half of the two ways.
+            moved[places[group][other]] += parts[group].parts[other, best]
+    if len(measured_on) < NUM_HALVINGS:
         return None
-    low, high = np.quantile(measured, [0.025, 0.975])
-    num_pairs = sum(len(column) for column in clusters)
-    return Estimate(float(np.mean(measured)), float(low), float(high), num_pairs, len(labels))
+    moved /= len(measured_on) / 2
+    whole = macro_parts(columns, clusters) if is_worst else parts[0]
+    value = float(np.mean(measured_on))
+    low, high = None, None
+    known = [found.layout for found in parts if found.layout is not None]
+    if known:
+        layout = min(known, key=lambda layout: layout.degrees)
+        spread = Spread(float(moved @ moved), layout, SeedVariance(0.0, 0.0))
+        low, high = spread.share_ends(value, LEVEL)
+    return Estimate(value, low, high, whole.num_pairs, len(labels))
 
 
 @dataclass(frozen=True)
@@ -194,54 +189,46 @@ def _on_layer(pairs: CulturePairs, layer: Layer) -> _LayerPairs:
     )
 
 
-def _draws(
-    clusters: Mapping[str, NDArray[np.int64]], samples: int, rng: np.random.Generator
-) -> dict[str, ClusterDraws]:
-    drawn = draw_clusters(list(clusters.values()), samples=samples, rng=rng)
-    return dict(zip(clusters, drawn, strict=True))
+def _measured(
+    cultures: Sequence[str],
+    own: NDArray[np.float64],
+    tested: Mapping[str, _LayerPairs],
+    seeds: Mapping[str, Sequence[Seeds]],
+) -> Measured:
+    return measured(
+        [own[tested[culture].rows] for culture in cultures],
+        [tested[culture].clusters for culture in cultures],
+        [seeds[culture] for culture in cultures],
+    )
 
 
-def _seed_noise(
-    outcomes: SweepOutcomes,
-    settings: Sequence[int],
-    culture: str,
-    tested: _LayerPairs,
-    layer: Layer,
-    seed: int,
-) -> dict[int, SeedNoise]:
-    """Of the settings with several seeds; by their places."""
-    found = {}
-    for column, setting in enumerate(settings):
+def _seeds(
+    outcomes: SweepOutcomes, settings: Sequence[int], culture: str, tested: _LayerPairs
+) -> list[Seeds]:
+    """What other seeds of each setting would add; nothing is known of a setting with one."""
+    found: list[Seeds] = []
+    for setting in settings:
         by_seed = outcomes.by_seed(setting, culture)
-        if by_seed is None or not len(tested.rows):
-            continue
-        # By the runs: a model of its own for each culture is another training, one for all is not.
-        training = " ".join(run.trial.run_id for run in outcomes.runs_for(setting, culture))
-        found[column] = SeedNoise(
-            training,
-            macro_seed_variance([by_seed[tested.rows]], [tested.clusters]),
-            stream(seed, "sweep", "seeds", layer, training),
-        )
+        found.append({})
+        if by_seed is not None and len(tested.rows):
+            # By the runs: a model of its own for each culture is another training, one for all is
+            # not.
+            training = " ".join(run.trial.run_id for run in outcomes.runs_for(setting, culture))
+            variance = macro_seed_variance([by_seed[tested.rows]], [tested.clusters])
+            found[-1] = {training: variance}
     return found
 
 
-def _minus_global(
-    macro: Replicated, tested: Mapping[str, _LayerPairs], draws: Mapping[str, ClusterDraws]
-) -> list[Difference | None]:
-    total = None
-    for culture, pairs in tested.items():
-        if pairs.ref_outcomes is None:
-            return [None] * len(macro.values)
-        ref_outcomes = pairs.ref_outcomes[:, None].astype(np.float64)
-        score = replicated(ref_outcomes, pairs.clusters, draws[culture])
-        total = added(total, score)
-    rival = shared(total, len(tested), [pairs.clusters for pairs in tested.values()])
-    return macro.minus(rival, 0)
+def _minus_global(macro: Measured, tested: Mapping[str, _LayerPairs]) -> list[Difference | None]:
+    known = [pairs.ref_outcomes for pairs in tested.values() if pairs.ref_outcomes is not None]
+    if len(known) < len(tested):
+        return [None] * len(macro.values)
+    columns = [column[:, None].astype(np.float64) for column in known]
+    rival = measured(columns, [pairs.clusters for pairs in tested.values()], [[{}]] * len(tested))
+    return macro.minus(rival, 0, level=LEVEL)
 
 
-def _other_cultures(
-    outcomes: SweepOutcomes, settings: Sequence[int], rng: np.random.Generator
-) -> list[Estimate]:
+def _other_cultures(outcomes: SweepOutcomes, settings: Sequence[int]) -> list[Estimate]:
     others = outcomes.others(settings)
     tested = {
         name: _on_layer(pairs, "all")
@@ -249,14 +236,9 @@ def _other_cultures(
         if not np.isnan(others[pairs.rows]).all()
     }
     if not tested:
-        return nothing(outcomes.samples, len(settings)).estimates()
-    clusters = {name: pairs.clusters for name, pairs in tested.items()}
-    draws = _draws(clusters, outcomes.samples, rng)
-    total = None
-    for name, pairs in tested.items():
-        score = replicated(others[pairs.rows], pairs.clusters, draws[name])
-        total = added(total, score)
-    return shared(total, len(tested), list(clusters.values())).estimates()
+        return [Estimate(None, None, None, 0, 0)] * len(settings)
+    nothing: list[Seeds] = [{}] * len(settings)
+    return _measured(list(tested), others, tested, dict.fromkeys(tested, nothing)).estimates()
 
 
 def _halved(
@@ -273,7 +255,7 @@ def _halved(
 
 
 def objective_values(
-    means: Sequence[NDArray[np.float64]], objective: ObjectiveConfig
+    means: Sequence[NDArray[np.float64]] | NDArray[np.float64], objective: ObjectiveConfig
 ) -> NDArray[np.float64]:
     """(S,) from the (S,) means of each of its cultures."""
     combined: NDArray[np.float64] = (

@@ -12,10 +12,17 @@ from numpy.typing import NDArray
 from scpo_ray.evaluation.comparison import MACRO, ComparedRun
 from scpo_ray.records import Estimate
 from scpo_ray.settings.sweep import CULTURE, ObjectiveConfig
+from scpo_ray.statistics.intervals import stream
 from scpo_ray.statistics.joint_scores import ranking
-from scpo_ray.sweep.efficiency import efficiency_curves
+from scpo_ray.sweep.efficiency import FRACTION, efficiency_curves
 from scpo_ray.sweep.outcomes import SweepOutcomes, read_outcomes
-from scpo_ray.sweep.records import Setting, SettingSummary, SweepResult, TrialRecord
+from scpo_ray.sweep.records import (
+    EfficiencyCurve,
+    Setting,
+    SettingSummary,
+    SweepResult,
+    TrialRecord,
+)
 from scpo_ray.sweep.scores import (
     Scores,
     objective_values,
@@ -82,10 +89,8 @@ def summarize_sweep(
     if outcomes is None:
         return result
     scores = score_settings(outcomes, numbers, objective, seed)
-    summaries = _summaries(result.settings, outcomes, scores, objective)
+    summaries = _summaries(result.settings, outcomes, scores, objective, seed)
     reached = [_value(summary.objective) for summary in summaries]
-    replicates = dict(zip(numbers, scores.objective.replicates.T, strict=True))
-    tails = dict(zip(numbers, scores.objective.tails.tolist(), strict=True))
     return replace(
         result,
         cultures=outcomes.cultures,
@@ -94,7 +99,7 @@ def summarize_sweep(
         pareto=pareto(summaries),
         best_trials=_best_trials(summaries, outcomes, objective),
         chosen_honestly=scores.chosen_honestly,
-        efficiency=efficiency_curves(axes, summaries, replicates, objective.mode, tails=tails),
+        efficiency=_efficiency(axes, summaries, outcomes, scores, objective, seed),
     )
 
 
@@ -161,7 +166,6 @@ def _without_runs(setting: Setting, trials: Sequence[TrialRecord]) -> SettingSum
         objective_per_culture={},
         minus_best=None,
         minus_global=None,
-        tied_with_best=False,
         seed_sd=None,
         kept_share=None,
         num_pairs=None,
@@ -173,11 +177,14 @@ def _summaries(
     outcomes: SweepOutcomes,
     scores: Scores,
     objective: ObjectiveConfig,
+    seed: int,
 ) -> list[SettingSummary]:
     """The settings with their numbers, in the order given."""
     reached = scores.objective.estimates()
     values = [estimate.value for estimate in reached]
-    behind = scores.objective.behind_best(objective.mode)
+    behind = scores.objective.behind_best(
+        objective.mode, samples=outcomes.samples, rng=stream(seed, "sweep", "best")
+    )
     summaries = []
     for column, summary in enumerate(bare):
         number = summary.setting.number
@@ -196,15 +203,38 @@ def _summaries(
                 other_cultures=_known(scores.other_cultures[column]),
                 objective=_known(reached[column]),
                 objective_per_culture={c: float(v) for c, v in per_culture if not np.isnan(v)},
-                minus_best=behind[column].difference,
+                minus_best=behind[column],
                 minus_global=scores.minus_global[column],
-                tied_with_best=behind[column].is_tied,
                 seed_sd=_seed_sd(outcomes, number, objective) if there else None,
                 kept_share=float(np.mean([r.kept_share for r in runs])) if runs else None,
                 num_pairs=float(np.mean([r.num_pairs for r in runs])) if runs else None,
             )
         )
     return summaries
+
+
+def _efficiency(
+    axes: Sequence[str],
+    summaries: Sequence[SettingSummary],
+    outcomes: SweepOutcomes,
+    scores: Scores,
+    objective: ObjectiveConfig,
+    seed: int,
+) -> list[EfficiencyCurve]:
+    if FRACTION not in axes:
+        return []
+    rng = stream(seed, "sweep", "efficiency")
+    drawn = scores.objective.replicates(samples=outcomes.samples, rng=rng)
+    replicates = {s.setting.number: drawn[:, place] for place, s in enumerate(summaries)}
+    place = {s.setting.number: column for column, s in enumerate(summaries)}
+    return efficiency_curves(
+        axes,
+        summaries,
+        replicates,
+        objective.mode,
+        tail=scores.objective.tail,
+        minus=lambda ours, theirs: scores.objective.difference(place[ours], place[theirs]),
+    )
 
 
 def _seed_sd(outcomes: SweepOutcomes, number: int, objective: ObjectiveConfig) -> float | None:

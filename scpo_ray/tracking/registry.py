@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scpo_ray.evaluation.champion import MARGIN, Contest, Verdict, in_points, judge
+from scpo_ray.evaluation.champion import MARGIN, Contest, Judgement, in_points, judge
 from scpo_ray.evaluation.comparison import PairOutcomes, pair_outcomes
 from scpo_ray.records import Difference, InputError, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
@@ -41,10 +41,12 @@ _Content = TypeVar("_Content")
 # that all of it has been.
 _DECISION = "scpo.champion."
 _DECIDED = f"{_DECISION}decided"
-_VERDICT = f"{_DECISION}verdict"
+_JUDGEMENT = f"{_DECISION}judgement"
 _NOT_CHAMPION = "scpo.not_champion"
 _BY_FORCE = "scpo.promoted_by_force"
 _UNTIL = "scpo.champion_until"
+# The champion that this one's line began with: put there by nobody's rule, or by force.
+_FIRST = "scpo.champion_first"
 # A registry where somebody else's champion comes and goes this often is not to be waited for.
 _MAX_TRIES = 5
 _ALREADY = "it is the champion already"
@@ -58,12 +60,12 @@ class _Tested:
     outcomes: PairOutcomes
 
 
-def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Verdict:
+def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Judgement:
     """Registers a finished run's model, which becomes champion if the rule allows.
 
     The model and the test pairs are logged into the run's own MLflow run, whatever
     `tracking.log_model` says; where there is none, the run is tracked first. A version that is
-    not champion is the candidate, if no newer one is. Called again, it returns the verdict of the
+    not champion is the candidate, if no newer one is. Called again, it returns the judgement of the
     first time and changes nothing, even if the champion is another one by now (`promote` judges
     anew).
 
@@ -96,13 +98,13 @@ def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Ve
         version = client.get_model_version(version.name, version.version)
     if _DECIDED in version.tags:
         return _recorded(version)
-    verdict = _decide(client, uri, version, tested)
-    found = "champion" if verdict.is_champion else "candidate"
-    log.info("%s registered as %s: %s", verdict.model, found, verdict.reason)
-    return verdict
+    judgement = _decide(client, uri, version, tested)
+    found = "champion" if judgement.is_champion else "candidate"
+    log.info("%s registered as %s: %s", judgement.model, found, judgement.reason)
+    return judgement
 
 
-def compare_versions(uri: str, model: str, champion: str) -> Verdict:
+def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     """What the rule says of one registered version against another, of any model; changes nothing.
 
     Args:
@@ -114,14 +116,14 @@ def compare_versions(uri: str, model: str, champion: str) -> Verdict:
     client, aliases = open_models(uri, MODEL_PREFIX)
     versions = [_version(client, uri, aliases, name) for name in (model, champion)]
     tested = _tested(client, uri, versions[0])
-    rival = _outcomes(client, uri, versions[1])
-    verdict = _named(_judged(tested, rival), *versions)
-    if not verdict.contests:
-        raise InputError(f"{verdict.model} and {verdict.champion}: {verdict.reason}")
-    return verdict
+    judgement = _judged(client, uri, tested, versions[1])
+    judgement = _named(judgement, *versions)
+    if not judgement.contests:
+        raise InputError(f"{judgement.model} and {judgement.champion}: {judgement.reason}")
+    return judgement
 
 
-def promote(uri: str, model: str, *, force: bool) -> Verdict:
+def promote(uri: str, model: str, *, force: bool) -> Judgement:
     """Makes a registered version champion if the rule allows, or with `force` in any case.
 
     The rule is asked anew, whatever it said when the version was registered. `force` is recorded
@@ -135,69 +137,79 @@ def promote(uri: str, model: str, *, force: bool) -> Verdict:
     client, aliases = open_models(uri, MODEL_PREFIX)
     version = _version(client, uri, aliases, model)
     if aliases[version.name].get(CHAMPION) == int(version.version):
-        return _named(Verdict(True, _ALREADY, MARGIN, []), version, None)
+        return _named(Judgement(True, _ALREADY, MARGIN, []), version, None)
     return _decide(client, uri, version, None, force=force)
 
 
 def _decide(
     client: Any, uri: str, version: Any, tested: _Tested | None, *, force: bool = False
-) -> Verdict:
+) -> Judgement:
     """Judges a version, fetching what is not given, and writes down what is decided."""
     for _ in range(_MAX_TRIES):
         champion = _champion(client, uri, version.name)
-        verdict = _verdict(client, uri, version, champion, tested)
+        judgement = _judgement(client, uri, version, champion, tested)
         overridden = ""
         if _name(champion) == _name(version):
             overridden = version.tags.get(_BY_FORCE, "")
-        elif force and not verdict.is_champion:
-            overridden = verdict.reason
+        elif force and not judgement.is_champion:
+            overridden = judgement.reason
             reason = f"promoted by force, though {overridden}"
-            verdict = replace(verdict, is_champion=True, reason=reason)
+            judgement = replace(judgement, is_champion=True, reason=reason)
         # Another process may have promoted a version meanwhile, which this one must then beat.
         now = _champion(client, uri, version.name)
         if _name(now) == _name(champion):
             with store_errors(uri):
-                _write(client, version, champion, verdict, overridden)
-            return verdict
+                _write(client, version, champion, judgement, overridden)
+            return judgement
     raise InputError(f"{version.name}: its champion keeps changing; try again")
 
 
-def _verdict(
+def _judgement(
     client: Any, uri: str, version: Any, champion: Any | None, tested: _Tested | None
-) -> Verdict:
+) -> Judgement:
     if champion is None:
-        return _named(Verdict(True, "there was no champion", MARGIN, []), version, None)
+        return _named(Judgement(True, "there was no champion", MARGIN, []), version, None)
     if _name(champion) == _name(version):
         # A call was cut short after it had moved the alias.
-        if _VERDICT in version.tags:
+        if _JUDGEMENT in version.tags:
             return _recorded(version)
-        return _named(Verdict(True, _ALREADY, MARGIN, []), version, None)
+        return _named(Judgement(True, _ALREADY, MARGIN, []), version, None)
     try:
-        rival = _outcomes(client, uri, champion)
-        verdict = _judged(tested or _tested(client, uri, version), rival)
+        judgement = _judged(client, uri, tested or _tested(client, uri, version), champion)
     except StoreAwayError:
         raise
     except InputError as error:
         reason = f"it cannot be compared: {' '.join(str(error).split())}"
-        verdict = Verdict(False, reason, MARGIN, [])
-    return _named(verdict, version, champion)
+        judgement = Judgement(False, reason, MARGIN, [])
+    return _named(judgement, version, champion)
 
 
-def _judged(tested: _Tested, rival: PairOutcomes) -> Verdict:
+def _judged(client: Any, uri: str, tested: _Tested, champion: Any) -> Judgement:
     settings = EvaluationConfig.model_validate(tested.result.config["evaluation"])
+    first = _first(champion)
+    begun = None
+    if first != _name(champion):
+        name, _, number = first.rpartition(":")
+        with store_errors(uri):
+            version = client.get_model_version(name, number)
+        begun = _outcomes(client, uri, version)
     return judge(
         tested.outcomes,
-        rival,
+        _outcomes(client, uri, champion),
         trained_cultures(tested.result.culture_weights),
+        first=begun,
         distinctive_threshold=settings.distinctive_threshold,
-        samples=settings.bootstrap_samples,
-        seed=tested.result.seed,
         margin=MARGIN,
     )
 
 
+def _first(champion: Any) -> str:
+    """The first champion of a champion's line, as in "scpo-Mexico:3"."""
+    return str(champion.tags.get(_FIRST, _name(champion)))
+
+
 def _write(
-    client: Any, version: Any, champion: Any | None, verdict: Verdict, overridden: str
+    client: Any, version: Any, champion: Any | None, judgement: Judgement, overridden: str
 ) -> None:
     """Tags and aliases of a decision; one that was cut short is taken anew by the next call."""
     name, number = version.name, version.version
@@ -205,13 +217,16 @@ def _write(
     for tag in version.tags:
         if tag.startswith(_DECISION) or tag in (_NOT_CHAMPION, _BY_FORCE):
             client.delete_model_version_tag(name, number, tag)
-    for tag, value in _tags(verdict, overridden).items():
+    for tag, value in _tags(judgement, overridden).items():
         client.set_model_version_tag(name, number, tag, value)
     aliases = client.get_registered_model(name).aliases
     candidate = int(aliases.get(CANDIDATE, 0))
-    if verdict.is_champion:
+    if judgement.is_champion:
         if champion is not None and _name(champion) != _name(version):
             client.set_model_version_tag(name, champion.version, _UNTIL, now)
+        judged = champion is not None and not overridden
+        first = _first(champion) if judged else _name(version)
+        client.set_model_version_tag(name, number, _FIRST, first)
         client.set_registered_model_alias(name, CHAMPION, number)
         if _UNTIL in version.tags:
             client.delete_model_version_tag(name, number, _UNTIL)
@@ -222,32 +237,34 @@ def _write(
     client.set_model_version_tag(name, number, _DECIDED, now)
 
 
-def _tags(verdict: Verdict, overridden: str) -> dict[str, str]:
+def _tags(judgement: Judgement, overridden: str) -> dict[str, str]:
     tags = {
-        _VERDICT: json.dumps(asdict(verdict)),
-        f"{_DECISION}margin": str(verdict.margin),
-        f"{_DECISION}against": verdict.champion or "none",
+        _JUDGEMENT: json.dumps(asdict(judgement)),
+        f"{_DECISION}margin": str(judgement.margin),
+        f"{_DECISION}against": judgement.champion or "none",
     }
-    for contest in verdict.contests:
-        tags[f"{_DECISION}{contest.test_pairs.replace(' ', '_')}"] = in_points(contest)
-    if not verdict.is_champion:
-        tags[_NOT_CHAMPION] = verdict.reason
+    for contest in judgement.contests:
+        since = "since_first_" if contest.against == "first champion" else ""
+        tags[f"{_DECISION}{since}{contest.test_pairs.replace(' ', '_')}"] = in_points(contest)
+    if not judgement.is_champion:
+        tags[_NOT_CHAMPION] = judgement.reason
     elif overridden:
         tags[_BY_FORCE] = overridden
     return tags
 
 
-def _recorded(version: Any) -> Verdict:
-    document = json.loads(version.tags[_VERDICT])
+def _recorded(version: Any) -> Judgement:
+    document = json.loads(version.tags[_JUDGEMENT])
     contests = [
         Contest(**{**contest, "difference": Difference(**contest["difference"])})
         for contest in document.pop("contests")
     ]
-    return Verdict(**document, contests=contests)
+    return Judgement(**document, contests=contests)
 
 
-def _named(verdict: Verdict, version: Any, champion: Any | None) -> Verdict:
-    return replace(verdict, model=_name(version), champion=_name(champion))
+def _named(judgement: Judgement, version: Any, champion: Any | None) -> Judgement:
+    first = "" if champion is None else _first(champion)
+    return replace(judgement, model=_name(version), champion=_name(champion), first=first)
 
 
 def _name(version: Any | None) -> str:

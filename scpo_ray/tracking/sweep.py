@@ -113,6 +113,11 @@ def _points(result: SweepResult) -> list[dict[str, Any]]:
         numbers["best/objective"] = best.objective.value
         numbers["best/objective/low"] = best.objective.low
         numbers["best/objective/high"] = best.objective.high
+    honest = result.chosen_honestly
+    if honest is not None:
+        numbers["best/chosen_honestly"] = honest.value
+        numbers["best/chosen_honestly/low"] = honest.low
+        numbers["best/chosen_honestly/high"] = honest.high
     # A sweep has no steps; what it says again later is the last of each.
     return [
         {"key": name, "value": float(value), "timestamp": 0, "step": 0}

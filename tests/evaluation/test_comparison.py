@@ -3,9 +3,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
-from scpo_ray.evaluation.comparison import ComparedRun, PairOutcomes, compare_runs
+from scpo_ray.evaluation.comparison import (
+    ComparedRun,
+    PairOutcomes,
+    compare_runs,
+    pair_outcomes,
+)
 from scpo_ray.records import LAYERS, ComparisonResult, Estimate, MethodSummary
+from scpo_ray.statistics.intervals import standing
 from tests.results import run_result
 
 CULTURES = ("Chile", "Mexico")
@@ -90,7 +97,7 @@ def test_each_method_is_measured_on_the_culture_it_was_trained_for():
     assert macro.other_cultures.value == pytest.approx((1 / 4 + 0) / 2)
 
 
-def test_the_macro_rows_say_the_best_method_and_which_are_within_noise_of_it():
+def test_the_macro_rows_say_the_best_method_and_how_far_the_others_are_behind():
     runs = []
     for culture in CULTURES:
         runs += [
@@ -103,19 +110,43 @@ def test_the_macro_rows_say_the_best_method_and_which_are_within_noise_of_it():
     best, second, last, partial = (
         summary_of(result, method, "") for method in ("scpo", "finetune", "global", "filter")
     )
-    assert best.minus_best is None and best.tied_with_best
-    # One pair of the first user of each culture lost: 0 where no resample draws that user.
+    assert best.minus_best is None
+    # One pair of the first of two users of each culture lost: that cannot be told from nothing.
     assert second.minus_best.value == pytest.approx(-1 / 4)
-    assert (second.minus_best.low, second.minus_best.high) == (-1 / 2, 0)
-    assert second.minus_best.p_value is None and second.tied_with_best
+    assert second.minus_best.low < 0 < second.minus_best.high
+    assert second.minus_best.p_value is None
     assert last.minus_best.value == pytest.approx(-1 / 2)
-    assert partial.minus_best is None and not partial.tied_with_best
-    own = summary_of(result, "finetune", "Chile")
-    assert own.minus_best is None and not own.tied_with_best
+    assert partial.minus_best is None
+    found = [standing(s.accuracy["all"], s.minus_best) for s in (best, second, partial)]
+    assert found == ["best", "not distinguishable", "unknown"]
+    assert summary_of(result, "finetune", "Chile").minus_best is None
 
 
-@pytest.mark.parametrize(("reached", "tied"), [((40, 24, 32), True), ((32, 32, 32), False)])
-def test_seeds_that_differ_tie_methods_that_users_alone_would_part(reached, tied: bool):
+def test_a_method_that_is_far_worse_is_behind_though_one_culture_has_one_user():
+    # Six cultures of twelve users and one of one: a mean without an interval would be no verdict.
+    generator = np.random.default_rng(0)
+    names = [f"C{number}" for number in range(7)]
+    culture = np.repeat(names, [24] * 6 + [2]).astype(object)
+    cluster = np.arange(len(culture)) // 2
+    runs = []
+    for method, reached in (("finetune", 0.9), ("scpo", 0.25)):
+        for name in names:
+            margin = np.where(generator.random(len(culture)) < reached, 1, -1).astype(np.float32)
+            ids = np.arange(len(culture)).astype(str).astype(object)
+            outcomes = PairOutcomes(culture, ids, cluster, np.ones_like(margin), margin)
+            runs.append(replace(make_run(method, name), outcomes=outcomes))
+
+    scpo = summary_of(compare(runs), "scpo", "")
+
+    assert scpo.minus_best.high < 0 and scpo.minus_finetune["all"].high < 0
+    assert standing(scpo.accuracy["all"], scpo.minus_best) == "behind"
+
+
+@pytest.mark.parametrize(
+    ("reached", "found"),
+    [((40, 24, 32), "not distinguishable"), ((32, 32, 32), "behind")],
+)
+def test_seeds_that_differ_tie_methods_that_users_alone_would_part(reached, found):
     # Twenty users of two pairs. finetune ranks 26 of 40 pairs right, spread over all users.
     def margins(right: int) -> list[float]:
         return [1.0 if row * right % 40 < right else -1.0 for row in range(40)]
@@ -130,7 +161,7 @@ def test_seeds_that_differ_tie_methods_that_users_alone_would_part(reached, tied
     finetune = summary_of(compare(runs), "finetune", "")
 
     assert finetune.minus_best.value == pytest.approx(-6 / 40)
-    assert finetune.tied_with_best is tied
+    assert standing(finetune.accuracy["all"], finetune.minus_best) == found
 
 
 def test_the_seeds_of_one_model_for_all_cultures_move_all_of_them_at_once():
@@ -159,19 +190,16 @@ def test_each_methods_gain_stands_beside_noise_and_the_cost_to_others():
     )
 
     chile = summary_of(result, "scpo", "Chile")
-    # Half of the margins change by 2: noise of size sqrt(2) turns 24 % of margins of 1.
-    assert values(chile.noise) == {
-        "all": pytest.approx(0.5),
-        "distinctive": pytest.approx(0.24, abs=0.001),
-        "agreed": pytest.approx(0.76, abs=0.001),
-    }
-    assert chile.minus_noise["distinctive"].value == pytest.approx(0.76, abs=0.001)
+    # Half of the margins are kept and half are turned: nothing of the global model's is left.
+    assert chile.scale == 0
+    assert values(chile.noise) == {"all": 0.5, "distinctive": 0.5, "agreed": 0.5}
+    assert chile.minus_noise["distinctive"].value == 0.5
     assert chile.others_minus_global.value == 1 / 4 - 2 / 4
     macro = summary_of(result, "scpo", "")
-    assert macro.minus_noise["agreed"].value == pytest.approx(0.24, abs=0.001)
+    assert macro.minus_noise["agreed"].value == 0.5 and macro.scale == 0
     assert macro.others_minus_global.num_pairs == 8
     unchanged = summary_of(result, "global", "")
-    assert (unchanged.noise, unchanged.minus_noise) == ({}, {})
+    assert (unchanged.noise, unchanged.minus_noise, unchanged.scale) == ({}, {}, None)
     assert unchanged.others_minus_global is None
 
 
@@ -241,20 +269,24 @@ def test_p_values_are_corrected_over_cultures_and_the_macro_test_stands_alone():
     result = compare([make_run("scpo", c, own=own, ref=ref, other=ref) for c in CULTURES])
 
     chile = summary_of(result, "scpo", "Chile").minus_global["all"]
-    assert (chile.p_value, chile.p_holm) == (1 / 2**6, 2 / 2**6)
+    # No user differs: 12 pairs of two a user are worth 12 / 1.05, and t is the root of that.
+    alone = 2 * t.sf((12 / 1.05) ** 0.5, 5)
+    assert (chile.p_value, chile.p_holm) == pytest.approx((alone, 2 * alone))
     macro = summary_of(result, "scpo", "").minus_global["all"]
-    assert macro.p_value == macro.p_holm == 1 / 2**12
+    assert macro.p_value == macro.p_holm == pytest.approx(2 * t.sf((24 / 1.05) ** 0.5, 10))
     assert summary_of(result, "scpo", "Chile").minus_global["agreed"].p_holm is None
 
 
-def test_questions_shared_by_cultures_are_flipped_together():
+def test_questions_shared_by_cultures_count_once():
     ref, own = [-1] * 12, [1] * 12
     result = compare(
         [make_run("scpo", c, own=own, other=ref, ref=ref, shared_questions=True) for c in CULTURES]
     )
 
     macro = summary_of(result, "scpo", "")
-    assert macro.minus_global["all"].p_value == 1 / 2**6
+    # Six questions of four pairs each.
+    expected = 2 * t.sf((24 / (1 + 0.05 * 3)) ** 0.5, 5)
+    assert macro.minus_global["all"].p_value == pytest.approx(expected)
     assert (macro.accuracy["all"].num_pairs, macro.accuracy["all"].num_clusters) == (24, 6)
 
 
@@ -425,3 +457,22 @@ def test_runs_that_cannot_be_compared_are_named(second: ComparedRun, message: st
         compare([make_run("finetune", "Chile"), second])
 
     assert message in str(error.value)
+
+
+def test_runs_on_the_same_pairs_share_all_but_their_margins():
+    def columns(margin: float) -> dict[str, np.ndarray]:
+        return {
+            "culture": np.array(["A", "B"], object),
+            "pair_id": np.array(["a", "b"], object),
+            "cluster": np.array([0, 1]),
+            "ref_margin": np.ones(2, np.float32),
+            "margin": np.full(2, margin, np.float32),
+        }
+
+    first = pair_outcomes(columns(1.0))
+    second = pair_outcomes(columns(2.0), first)
+    other = pair_outcomes(columns(2.0) | {"cluster": np.array([0, 0])}, first)
+
+    shared = ("culture", "pair_id", "cluster", "ref_margin")
+    assert all(getattr(second, name) is getattr(first, name) for name in shared)
+    assert second.margin.tolist() == [2, 2] and other.cluster.tolist() == [0, 0]

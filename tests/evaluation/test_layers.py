@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
 from scpo_ray.records import LAYERS, CultureEvaluation, Estimate, Pairs, Text, TextSource
@@ -144,22 +145,26 @@ def test_noise_is_as_large_as_what_training_changed_without_its_mean():
 
 
 def test_a_change_is_set_against_noise_as_large_as_it():
-    # The global model is unsure everywhere. One model turns what it should, another at random.
-    generator = np.random.default_rng(0)
+    # The global model is unsure everywhere, and right on every other pair. One model turns half of
+    # those that it ranks wrong, another half of those that it ranks right.
     test = make_pairs([0] * 400, np.arange(400) // 10, cultures=["A"])
-    before = np.where(np.arange(400) % 2, 0.1, -0.1)
-    turned = generator.random(400) < 0.5
+    place = np.arange(400) % 4
+    before = np.where(place % 2, 0.1, -0.1)
 
-    [learned] = evaluate(test, after=np.abs(before), before=before).values()
-    [lost] = evaluate(test, after=np.where(turned, -before, before), before=before).values()
+    [learned] = evaluate(test, after=np.where(place == 0, 0.1, before), before=before).values()
+    [lost] = evaluate(test, after=np.where(place == 1, -0.1, before), before=before).values()
 
-    # Learned: half of the margins change by 0.2, so the noise is 0.14: Phi(-0.71) is 24 %.
-    assert learned.controls["global_noise"]["distinctive"].value == pytest.approx(0.24, abs=0.005)
-    assert learned.minus_noise["distinctive"].value == pytest.approx(0.76, abs=0.005)
+    # A quarter is turned: b = 3/4 - 1/4 = 1/2. What is left is 0.05 on three quarters and 0.15 on
+    # one: sqrt(0.0075) / b = 0.173, and Phi(-0.1 / 0.173) is 28.2 %.
+    assert learned.scale == lost.scale == pytest.approx(0.5)
+    noise = learned.controls["global_noise"]
+    assert noise["distinctive"].value == pytest.approx(0.282, abs=0.001)
+    assert noise["agreed"].value == pytest.approx(0.718, abs=0.001)
+    assert learned.minus_noise["distinctive"].value == pytest.approx(0.218, abs=0.001)
     assert learned.minus_noise["distinctive"].p_holm < 0.001
-    assert lost.difference["distinctive"].value == pytest.approx(0.5, abs=0.1)
+    assert lost.minus_noise["agreed"].value == pytest.approx(-0.218, abs=0.001)
     assert lost.minus_noise["agreed"].high < 0
-    assert abs(lost.minus_noise["all"].value) < 0.05
+    assert lost.minus_noise["all"].high < 0
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
@@ -213,14 +218,16 @@ def test_p_values_are_corrected_over_the_cultures_of_each_layer():
 
     results = evaluate(test, after=after, before=before)
 
-    # Sums of all six signs, and of eight with two or fewer against; as far as observed is half.
-    smaller = 2 / 2**6 / 2
-    larger = 2 * (1 + 8 + 28 / 2) / 2**8
+    # Six pairs that all changed alike; eight of mean 1/2 and variance 6/7, an ordinary t-test.
+    smaller = 2 * t.sf(6**0.5, 5)
+    larger = 2 * t.sf(0.5 / (6 / 7 / 8) ** 0.5, 7)
+    assert smaller < larger
     a, b = results["A"].difference, results["B"].difference
-    assert (a["all"].p_value, a["all"].p_holm) == (smaller, 2 * smaller)
-    assert (b["all"].p_value, b["all"].p_holm) == (larger, larger)
+    assert (a["all"].p_value, a["all"].p_holm) == pytest.approx((smaller, 2 * smaller))
+    assert b["all"].p_value == pytest.approx(larger)
+    assert b["all"].p_holm == pytest.approx(max(larger, 2 * smaller))
     assert (a["agreed"].p_value, a["agreed"].p_holm) == (None, None)
-    assert b["agreed"].p_holm == b["agreed"].p_value == 0.25
+    assert b["agreed"].p_holm == b["agreed"].p_value == pytest.approx(2 * t.sf(2**0.5, 1))
 
 
 def test_the_seed_decides_the_draws():

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scpo_ray.evaluation.metrics import layer_masks, noise_outcomes, ranked_right, win_probabilities
+from scpo_ray.evaluation.metrics import (
+    layer_masks,
+    margin_scale,
+    noise_outcomes,
+    ranked_right,
+    win_probabilities,
+)
 
 
 def rng() -> np.random.Generator:
@@ -82,9 +88,11 @@ def test_the_threshold_is_a_probability(threshold: float):
 def test_noise_outcomes_are_what_many_draws_of_noise_would_do():
     generator = rng()
     ref_margins = np.array([-2.0, -0.5, 0.1, 1.0])
-    margins = ref_margins + np.array([1.0, -1.0, 1.0, 1.0])  # root mean square 1
+    # Twice the reference margins, and a change that has nothing of them: -2 * 0.5 - 0.5 * -2 = 0.
+    margins = 2 * ref_margins + np.array([0.5, -2.0, 0.0, 0.0])
 
-    drawn = ref_margins + generator.standard_normal((100_000, 4)) > 0
+    size = np.sqrt((0.5**2 + 2.0**2) / 4) / 2
+    drawn = ref_margins + size * generator.standard_normal((100_000, 4)) > 0
 
     np.testing.assert_allclose(noise_outcomes(ref_margins, margins), drawn.mean(axis=0), atol=0.01)
 
@@ -96,3 +104,22 @@ def test_no_change_leaves_the_reference_models_outcomes():
         0,
     ]
     assert noise_outcomes(np.empty(0), np.empty(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.1, 3.0])
+def test_a_model_that_only_grew_surer_is_set_against_the_reference_model_itself(scale: float):
+    ref_margins = rng().normal(0.3, 1, 500).astype(np.float32)
+    margins = np.float32(scale) * ref_margins
+
+    assert margin_scale(ref_margins, margins) == pytest.approx(scale)
+    assert noise_outcomes(ref_margins, margins).tolist() == (ref_margins > 0).tolist()
+
+
+def test_where_nothing_of_the_reference_model_is_left_the_control_is_a_coin():
+    ref_margins = np.array([-1.0, 1.0, 2.0])
+
+    for margins in (-ref_margins, np.array([1.0, 1.0, 0.0])):
+        assert margin_scale(ref_margins, margins) == 0
+        assert noise_outcomes(ref_margins, margins).tolist() == [0.5, 0.5, 0.5]
+    assert margin_scale(np.zeros(2), np.ones(2)) is None
+    assert noise_outcomes(np.zeros(2), np.ones(2)).tolist() == [0.5, 0.5]

@@ -110,7 +110,7 @@ def test_without_another_country_there_is_no_mean_of_others():
     rewards = np.zeros(3, dtype=np.float32)
 
     found = opinion_outcomes(data, rewards, None, trained_cultures=["A"])
-    scores = evaluate_opinions(found, CONFIG, seed=0)[0]
+    scores = evaluate_opinions(found)[0]
 
     assert scores.cultures["A"]["training_countries"].value is None
     assert scores.cultures["B"]["training_countries"].value == 1.0
@@ -144,7 +144,7 @@ def test_answers_that_are_all_refusals_are_missing_for_every_predictor():
 
     assert all(math.isnan(values[0]) for values in found.values())
     outcomes = opinion_outcomes(data, np.zeros(6, np.float32), None, trained_cultures=["A"])
-    scores = {s.options: s for s in evaluate_opinions(outcomes, CONFIG, seed=0)}
+    scores = {s.options: s for s in evaluate_opinions(outcomes)}
     assert scores["drop_refusal"].macro["model"].value is None
     assert scores["all"].macro["model"].value is not None
 
@@ -177,7 +177,7 @@ def test_macro_counts_countries_alike_and_micro_distributions():
         ("B", 2, True, [0.5, 0.5]),
     )
     outcomes = opinion_outcomes(data, np.zeros(9, np.float32), None, trained_cultures=["A"])
-    scores = {(s.options, s.base): s for s in evaluate_opinions(outcomes, CONFIG, seed=0)}
+    scores = {(s.options, s.base): s for s in evaluate_opinions(outcomes)}
 
     a, found = scores["all", "2"].cultures["A"]["model"].value, scores["all", "2"]
 

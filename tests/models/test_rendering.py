@@ -93,7 +93,7 @@ COUNTS = st.integers(0, 60)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(num_prompt=COUNTS, num_response=COUNTS)
 def test_a_pair_is_cut_as_the_library_cuts_the_longest_first(sided, side, num_prompt, num_response):
     pair = sided[side]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import scpo_ray.models.same_tokens as module
@@ -62,7 +62,6 @@ def test_token_types_tell_two_texts_apart():
 TEXTS = st.lists(st.lists(st.integers(0, 1), max_size=4), min_size=1, max_size=8)
 
 
-@settings(deadline=None)
 @given(texts=TEXTS, data=st.data(), chunk=st.integers(1, 9))
 def test_it_is_what_comparing_one_by_one_says_in_chunks_of_any_size(texts, data, chunk):
     place = st.integers(0, len(texts) - 1)

@@ -96,7 +96,7 @@ def test_the_oldest_turns_go_first_and_whole(spaced, history, kept, num_system):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     num_prompt=st.integers(0, 90),
     num_response=st.integers(1, 90),

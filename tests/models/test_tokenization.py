@@ -58,7 +58,7 @@ def control_tokens(renderer: Renderer, tokens: Tokens, row: int) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(prompt=SAID, response=SAID, history=st.lists(st.tuples(SAID, SAID), max_size=2))
 def test_a_pairs_special_tokens_never_depend_on_its_texts(pairs, family, prompt, response, history):
     tokens = pairs[family].encode([Text(tuple(history), prompt, response)])
@@ -67,7 +67,7 @@ def test_a_pairs_special_tokens_never_depend_on_its_texts(pairs, family, prompt,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(prompt=SAID, response=SAID, said=SAID)
 def test_a_conversations_control_tokens_never_depend_on_its_texts(
     chats, family, prompt, response, said
@@ -79,7 +79,7 @@ def test_a_conversations_control_tokens_never_depend_on_its_texts(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(texts=st.lists(st.tuples(PLAIN, PLAIN), min_size=1, max_size=4))
 def test_without_special_tokens_in_them_texts_become_the_librarys_own_tokens(
     pairs, chats, family, texts

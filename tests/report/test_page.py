@@ -13,7 +13,7 @@ from scpo_ray.report import page as report_page
 from scpo_ray.report import pictures
 from scpo_ray.report.page import write_pictures, write_report
 from scpo_ray.settings.methods import method_names
-from scpo_ray.statistics.intervals import within_noise
+from scpo_ray.statistics.intervals import verdict
 from tests.results import comparison, difference, estimate, run_result
 
 SECTIONS = (
@@ -81,18 +81,12 @@ def test_a_comparison_has_every_section_and_balanced_tags(compared):
     assert [path.name for path in compared.parent.iterdir()] == ["report.html"]
 
 
-def test_the_lead_says_the_best_method_and_which_are_within_noise_of_it(compared):
-    assert (
-        "Over all pairs scpo has the best macro mean; within noise of it (paired, in the same "
-        "resamples): finetune, weight."
-    ) in words(compared)
+def test_the_lead_says_the_best_method_and_how_the_others_stand_to_it(compared):
+    lead = words(compared)
 
-
-def test_a_number_says_its_basic_interval_when_hovered_over(compared):
-    hints = [hint for hint in Page(compared).values("title") if "basic interval" in hint]
-
-    # scpo's macro mean on `all` is 62.7 % [56.7, 68.7]: as skewed to neither side, the same.
-    assert "basic interval [56.7, 68.7]" in " ".join(hints)
+    assert "Over all pairs scpo has the best macro mean. Beside it (points, paired, 95 %" in lead
+    assert "not distinguishable: finetune (−0.6 [−3.6, +2.4]), weight (−1.6 [" in lead
+    assert re.search(r"; behind: global \(−4\.1 \[−7\.1, −1\.1\]\), ", lead)
 
 
 def test_the_page_is_self_contained(compared):
@@ -124,8 +118,8 @@ def test_the_lead_says_the_main_finding_with_its_uncertainty(compared):
 
     assert "36 finished runs: 6 methods" in lead and "3 cultures, 2 seeds (0, 1)" in lead
     assert "scpo: 62.7 % [56.7, 68.7] of all test pairs ranked right, macro mean" in lead
-    assert "+4.1 points [+1.1, +7.1] over the global model (Holm p = 0.120)" in lead
-    assert "(Holm p = 1.000, within noise)" in lead
+    assert "+4.1 points [+1.1, +7.1] over the global model (p = 0.040, Holm = 0.120)" in lead
+    assert ", not distinguishable)" in lead
 
 
 def test_the_lead_says_what_the_test_sets_can_show(compared):
@@ -147,14 +141,19 @@ def test_a_gain_that_noise_would_give_is_warned_of_and_a_real_one_is_not(tmp_pat
 
     text = lead(distinctive=difference(0.01), all=difference(0.02))
     assert (
-        "scpo: the gain on distinctive is no more than noise of the same size would give (40.6 % "
-        "against 11.0 %), +1.0 points [−2.0, +4.0]; over all pairs, too, it is no better than that "
-        "noise: it does not show that a taste was learned." in text
+        "scpo: the gain on distinctive is not distinguishable from that of noise of the same size "
+        "(40.6 % against 11.0 %), +1.0 points [−2.0, +4.0]; over all pairs, too, it is not "
+        "distinguishable from that noise, +2.0 points [−1.0, +5.0]: it does not show that a taste "
+        "was learned." in text
     )
     careful = lead(distinctive=difference(-0.05), all=difference(0.05))
     assert "over all pairs it is better than that noise, +5.0 points [+2.0, +8.0]." in careful
     assert "scpo: the gain" not in lead(distinctive=difference(0.05), all=difference(0.0))
     assert "finetune: the gain on distinctive" not in text
+    nothing = replace(difference(0.4), low=None, high=None)
+    unknown = lead(distinctive=nothing, all=nothing)
+    assert "of the same size: there is no interval (40.6 % against 11.0 %)" in unknown
+    assert "; over all pairs there is no interval to tell by." in unknown
     # 35.5 % of agreed against noise's 89.0 %.
     assert "filter: more of agreed is lost than to noise of the same size (35.5 % against" in text
     assert "Over-bias" in words(tmp_path / "r.html")
@@ -188,21 +187,26 @@ def test_numbers_stand_as_they_are_in_the_results(tmp_path):
     text = words(write_report(results, summary, tmp_path / "r.html"))
 
     assert "12.3 [6.3, 18.3]" in text and "4,321 pairs, 17 users" in text
-    assert "−9.9 [−12.9, −6.9] Holm p < 0.001" in text
+    assert "−9.9 [−12.9, −6.9] p < 0.001" in text
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "noise"),
-    [(-0.01, 0.02, True), (0.0, 0.02, True), (0.001, 0.02, False), (-0.02, -0.001, False)]
-    + [(None, None, True)],
+    ("low", "high", "shown", "tone"),
+    [
+        (-0.01, 0.02, "not distinguishable", "noise"),
+        (0.0, 0.02, "not distinguishable", "noise"),
+        (0.001, 0.02, "better", "up"),
+        (-0.02, -0.001, "worse", "down"),
+        (None, None, "unknown", "noise"),
+    ],
 )
-def test_a_difference_is_noise_where_its_interval_contains_zero(low, high, noise):
+def test_the_word_and_the_colour_of_a_difference_are_its_verdict(low, high, shown, tone):
     change = replace(difference(0.01), low=low, high=high)
 
     cell = report_page.cell_of(change, "users")
 
-    assert within_noise(change) is noise
-    assert ("within noise" in cell.lines) is noise and (cell.tone == "noise") is noise
+    assert (verdict(change), cell.tone) == (shown, tone)
+    assert (shown in cell.lines) is (tone == "noise")
 
 
 def test_missing_numbers_are_dashes_and_never_zeros(tmp_path):

@@ -10,7 +10,11 @@ import pytest
 
 from scpo_ray.records import InputError
 from scpo_ray.report import sweep_pictures
-from scpo_ray.report.sweep_page import write_sweep_pictures, write_sweep_report
+from scpo_ray.report.sweep_page import (
+    pairs_needed,
+    write_sweep_pictures,
+    write_sweep_report,
+)
 from scpo_ray.report.sweep_pictures import draw_sweep, heat_maps, short_names, shown
 from tests.report.test_page import ODD_NAMES, Page, words
 from tests.results import difference
@@ -82,7 +86,10 @@ def test_the_lead_says_what_was_run_what_is_best_and_how_sure_that_is(swept):
     assert "Best is the highest objective: % of all test pairs ranked right, macro mean" in lead
     assert "Best: filter_threshold=0.7 weight_temperature=1.1, with 64.3 % [62.3, 66.3]" in lead
     assert "+5.7 points [+3.7, +7.7] over the global model on all pairs" in lead
-    assert re.search(r"\d+ of the 23 other settings are within noise of it: filter_thresh", lead)
+    assert re.search(
+        r"Of the 23 other settings, \d+ are not distinguishable from it: filter_", lead
+    )
+    assert re.search(r"\d+ are behind it \(intervals that hold for all at once\)\.", lead)
     assert "The best of 24 settings, chosen on the same pairs that measure it, looks better" in lead
     assert "measured on the other half, it has 61.9 % [59.9, 63.9] (840 pairs, 54 users" in lead
 
@@ -104,7 +111,6 @@ def test_numbers_stand_as_they_are_in_the_table(tmp_path):
         accuracy=second.accuracy | {"": macro},
         objective=close(0.12345),
         minus_best=difference(-0.0987, 0.01),
-        tied_with_best=False,
         seed_sd=None,
         num_pairs=4_321.4,
         num_failed=3,
@@ -116,6 +122,20 @@ def test_numbers_stand_as_they_are_in_the_table(tmp_path):
     assert row.startswith("0.5 12.3 [10.3, 14.3] −9.9 [−10.9, −8.9] ")
     assert "43.2 [41.2, 45.2] 76.5 [74.5, 78.5]" in row
     assert "4,321 25.0 % – 6 3 failed" in row
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"is_at_most": True}, "scpo needs at most 0.36 [0.24, 0.58] of the pairs"),
+        ({"rival_learned": "unknown"}, "finetune is not shown to be better with all its users"),
+        ({"rival_learned": "not distinguishable"}, "nothing was learned that needs pairs"),
+    ],
+)
+def test_a_flat_curve_is_not_said_to_save_pairs(changed, said):
+    [sentence] = pairs_needed([replace(CURVES[0], **changed)])
+
+    assert said in re.sub("[\u2068\u2069]", "", sentence)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.records import Estimate
+from scpo_ray.records import Difference, Estimate
 from scpo_ray.sweep.efficiency import efficiency_curves, matching_pairs
 from scpo_ray.sweep.records import Setting, SettingSummary
 
@@ -27,11 +27,18 @@ def summary(number: int, row: Row) -> SettingSummary:
         objective_per_culture={},
         minus_best=None,
         minus_global=None,
-        tied_with_best=False,
         seed_sd=None,
         kept_share=1.0,
         num_pairs=num_pairs,
     )
+
+
+def minus(ours: float | None, theirs: float | None) -> Difference | None:
+    """Known to a hundredth of a point."""
+    if ours is None or theirs is None:
+        return None
+    value = ours - theirs
+    return Difference(value, value - 1e-4, value + 1e-4, None, None, 8, 4)
 
 
 def curves_of(rows: Sequence[Row], noise: Sequence[float] = (0.0, 0.0), mode: str = "max"):
@@ -48,7 +55,8 @@ def curves_of(rows: Sequence[Row], noise: Sequence[float] = (0.0, 0.0), mode: st
         summaries,
         replicates,
         mode,
-        tails=dict.fromkeys(replicates, 0.025),
+        tail=0.025,
+        minus=lambda ours, theirs: minus(rows[ours][3], rows[theirs][3]),
     )
     return {curve.name: curve for curve in curves}
 
@@ -110,7 +118,9 @@ def test_a_setting_without_objective_is_no_point_and_a_rival_without_it_no_targe
 def test_one_fraction_or_no_such_axis_makes_no_curve():
     assert curves_of([SCPO[0], FINETUNE[1]]) == {}
     summaries = [summary(number, row) for number, row in enumerate(SCPO)]
-    assert efficiency_curves(["method"], summaries, {}, "max", tails={}) == []
+    assert (
+        efficiency_curves(["method"], summaries, {}, "max", tail=0.025, minus=lambda *_: None) == []
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0, 1), st.floats(0, 1))
@@ -122,3 +132,22 @@ def test_a_higher_target_is_never_reached_with_fewer_pairs(reached, one, other):
 
     assert 100 <= easy <= hard
     assert (hard == inf) == (max(reached) < high - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first", "learned"), [(0.56, "better"), (0.60, "not distinguishable"), (0.64, "worse")]
+)
+def test_a_rival_that_stays_flat_leaves_nothing_to_match(first: float, learned: str):
+    flat = [FINETUNE[0], ("finetune", 0.5, 500, first)]
+
+    scpo = curves_of([*SCPO, *flat])["method=scpo"]
+
+    assert scpo.rival_learned == learned
+
+
+def test_a_curve_that_suffices_at_its_first_point_needs_at_most_that():
+    curves = curves_of([*SCPO, ("finetune", 1.0, 1_000, 0.53), ("finetune", 0.5, 500, 0.50)])
+
+    assert curves["method=scpo"].pairs_to_match[0] == pytest.approx(0.1)
+    assert curves["method=scpo"].is_at_most
+    assert not curves_of([*SCPO, *FINETUNE])["method=scpo"].is_at_most

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred as AnyType",
     "ignore:Operation with range is deprecated",
 )
-DEFAULT_PAIRS = mexico(2, 4)
+DEFAULT_PAIRS = mexico()
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_first_model_is_champion_in_its_own_run(tmp_path, store):
 def test_a_better_model_takes_the_place_and_a_worse_one_does_not(tmp_path, store):
     first, better, worse = (
         Run(tmp_path, store, outcomes, seed=seed)
-        for seed, outcomes in enumerate([mexico(2, 4), mexico(3, 4), mexico(4, 3)])
+        for seed, outcomes in enumerate([mexico(), mexico(6), mexico(12, lost=1)])
     )
     first.register()
 
@@ -107,14 +107,18 @@ def test_a_better_model_takes_the_place_and_a_worse_one_does_not(tmp_path, store
     assert "scpo.not_champion" not in tags(store, 2)
     assert tags(store, 3)["scpo.not_champion"] == lost.reason
     assert tags(store, 3)["scpo.champion.margin"] == "0.02"
-    assert tags(store, 3)["scpo.champion.agreed"] == "-25.00 [-99.41, +0.00]"
-    assert tags(store, 3)["scpo.champion.other_cultures"] == "+0.00 [+0.00, +0.00]"
+    # One of each user's 30 agreed pairs, and as much more as was never seen of others.
+    assert tags(store, 3)["scpo.champion.agreed"].startswith("-3.33 [-5.")
+    assert tags(store, 3)["scpo.champion.since_first_agreed"].startswith("-3.33 [-5.")
+    assert tags(store, 3)["scpo.champion.other_cultures"].startswith("+0.00 [-1.")
+    assert [tags(store, n)["scpo.champion_first"] for n in (1, 2)] == ["scpo-Mexico:1"] * 2
+    assert (lost.first, won.first) == ("scpo-Mexico:1", "scpo-Mexico:1")
 
 
 def test_registering_again_is_the_same_as_once(tmp_path, store):
     runs = [
         Run(tmp_path, store, outcomes, seed=seed)
-        for seed, outcomes in enumerate([mexico(2, 4), mexico(3, 4), mexico(4, 3)])
+        for seed, outcomes in enumerate([mexico(), mexico(6), mexico(12, lost=1)])
     ]
     verdicts = [run.register() for run in runs]
     before = [tags(store, version) for version in (1, 2, 3)]
@@ -128,7 +132,7 @@ def test_registering_again_is_the_same_as_once(tmp_path, store):
 
 
 def test_a_decision_that_was_cut_short_is_taken_again(tmp_path, store):
-    first, better = Run(tmp_path, store), Run(tmp_path, store, mexico(3, 4), seed=1)
+    first, better = Run(tmp_path, store), Run(tmp_path, store, mexico(6), seed=1)
     first.register()
     verdict = better.register()
     client, _ = open_models(store, "scpo-")
@@ -146,7 +150,7 @@ def test_a_promotion_by_force_that_was_cut_short_stays_one(three):
     client.delete_model_version_tag("scpo-Mexico", "2", "scpo.champion.decided")
     folder = Path(three.removeprefix("sqlite:///")).parent
 
-    again = Run(folder, three, mexico(4, 3), seed=1).register()
+    again = Run(folder, three, mexico(12, lost=1), seed=1).register()
 
     assert again == verdict
     assert tags(three, 2).keys() == before.keys()
@@ -171,7 +175,7 @@ def test_training_alone_makes_candidates_and_no_champion(tmp_path, store):
 def test_a_champion_whose_test_pairs_are_others_or_lost_stays(tmp_path, store):
     first = Run(tmp_path, store)
     first.register()
-    other_pairs = Run(tmp_path, store, mexico(4, 4, users=2), seed=1).register()
+    other_pairs = Run(tmp_path, store, mexico(users=10), seed=1).register()
     _, run = find_run(first.config, first.folder)
     artifact = Path(run.info.artifact_uri.removeprefix("file://")) / "test_pairs.parquet"
 
@@ -228,9 +232,9 @@ def test_what_cannot_be_registered_is_named(tmp_path, store):
 @pytest.fixture
 def three(tmp_path, store) -> str:
     """A champion, 1; a model that may not follow it, 2; one that has not been judged and may, 3."""
-    Run(tmp_path, store, mexico(2, 4)).register()
-    Run(tmp_path, store, mexico(4, 3), seed=1).register()
-    Run(tmp_path, store, mexico(3, 4), seed=2).track(log_model=True)
+    Run(tmp_path, store, mexico()).register()
+    Run(tmp_path, store, mexico(12, lost=1), seed=1).register()
+    Run(tmp_path, store, mexico(6), seed=2).track(log_model=True)
     return store
 
 
@@ -263,9 +267,11 @@ def test_force_overrides_the_rule_and_is_recorded(three):
     verdict = promote(three, "scpo-Mexico:2", force=True)
 
     assert verdict.is_champion
-    assert verdict.reason.startswith("promoted by force, though it may be worse, in points: agreed")
+    assert verdict.reason.startswith(
+        "promoted by force, though it is not shown to be as good, in points: agreed"
+    )
     assert aliases(three) == {"champion": 2, "candidate": 3}
-    assert tags(three, 2)["scpo.promoted_by_force"].startswith("it may be worse")
+    assert tags(three, 2)["scpo.promoted_by_force"].startswith("it is not shown to be as good")
     assert "scpo.not_champion" not in tags(three, 2)
 
     # Back by force again: the first is champion as if it had never been replaced.
@@ -273,6 +279,22 @@ def test_force_overrides_the_rule_and_is_recorded(three):
     assert aliases(three) == {"champion": 1, "candidate": 3}
     assert "scpo.champion_until" not in tags(three, 1)
     assert "scpo.champion_until" in tags(three, 2)
+
+
+def test_losses_since_the_first_champion_add_up_and_force_begins_a_new_line(tmp_path, store):
+    # One of 90 pairs of another culture at a time is within the margin, two are not.
+    line = [mexico(6 * step, others=step, pairs=90) for step in range(4)]
+    runs = [Run(tmp_path, store, outcomes, seed=seed) for seed, outcomes in enumerate(line)]
+
+    steps = [run.register() for run in runs[:3]]
+    forced = promote(store, "scpo-Mexico:3", force=True)
+    after = runs[3].register()
+
+    assert [step.is_champion for step in steps] == [True, True, False]
+    assert "other cultures against the first champion -2.22 [" in steps[2].reason
+    assert (forced.is_champion, forced.first) == (True, "scpo-Mexico:1")
+    assert (after.is_champion, after.first) == (True, "scpo-Mexico:3")
+    assert tags(store, 4)["scpo.champion_first"] == "scpo-Mexico:3"
 
 
 def test_force_that_was_not_needed_is_not_recorded(three):
@@ -309,12 +331,15 @@ def test_the_command_line_compares_and_promotes(three, scpo):
     assert "scpo-Mexico:2 against scpo-Mexico:1" in compared.out
     for words in ("all ", "distinctive ", "agreed ", "other cultures ", "low end > -2.0: no"):
         assert words in compared.out
-    assert "scpo-Mexico:2 could not replace scpo-Mexico:1: it may be worse" in compared.err
+    assert (
+        "scpo-Mexico:2 could not replace scpo-Mexico:1: it is not shown to be as good"
+        in compared.err
+    )
 
     refused = scpo("models", "--uri", three, "--json", "promote", "scpo-Mexico:2")
     assert refused.code == 2
     assert json.loads(refused.out)["is_champion"] is False
-    assert "scpo-Mexico:2 is not champion: it may be worse" in refused.err
+    assert "scpo-Mexico:2 is not champion: it is not shown to be as good" in refused.err
 
     forced = scpo("models", "promote", "scpo-Mexico:2", "--force", "--uri", three)
     assert forced.code == 0
