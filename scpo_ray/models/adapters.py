@@ -133,6 +133,8 @@ def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 by a name that is going away; nothing a user can mend.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # GPT-2's layers are turned about; the library sees to it.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         # Here an error, with the names.
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         yield

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import shutil
+import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -105,7 +106,10 @@ def _read(paths: list[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in paths:
         try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # What it cannot read it refuses all the same.
+                warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+                content: Any = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path}: cannot be read as weights alone", [reason]) from None
