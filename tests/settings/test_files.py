@@ -413,3 +413,28 @@ def test_a_section_written_twice_is_an_error_that_names_key_and_line(tmp_path):
 
     assert "'train' is set twice" in str(error.value)
     assert "line 4" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "spelling", "name"),
+    [("prism", " Me\u0301xico ", "México"), ("opinions", "S.  Africa", "South Africa")],
+)
+def test_cultures_have_one_name_wherever_a_setting_names_them(tmp_path, source, spelling, name):
+    data = {"source": source, "cultures": [spelling]}
+    run = {"data": data, "culture_weights": {spelling: 1.0}}
+    space = {"culture": [spelling], "method": ["finetune"]}
+    axes = {"culture": {"grid": [spelling]}, "train.batch_size": {"grid": [4, 8]}}
+    mixed = {f"culture_weights.{spelling}": {"grid": [0.5, 1.0]}}
+
+    config = load_config(write(tmp_path, yaml.safe_dump(run)))
+    compared = load_comparison(write(tmp_path, yaml.safe_dump({"run": run, "space": space})))
+    objective = {"culture": spelling}
+    swept = load_sweep(
+        write(tmp_path, yaml.safe_dump({"run": run, "space": axes, "objective": objective}))
+    )
+    weighed = load_sweep(write(tmp_path, yaml.safe_dump({"run": run, "space": mixed})))
+
+    assert config.data.cultures == list(config.culture_weights) == [name]
+    assert compared.space.culture == [name]
+    assert (swept.space["culture"].grid, swept.objective.culture) == ([name], name)
+    assert list(weighed.space) == [f"culture_weights.{name}"]
