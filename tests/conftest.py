@@ -1,16 +1,46 @@
-"""What several test files share: the offline switch and the tiny models."""
+"""What the tests share: an environment, the tiny models, how they are spread."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from tests.tiny import write_tiny_backbone, write_tiny_reward_model
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Tiny models gain nothing from threads, and two tests at once would fight over the cores.
+# Before torch is loaded, which reads it once: tiny models gain nothing from threads, and two tests
+# at once would fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.spread import InGroups, group_of, place_of
+from tests.tiny import write_tiny_backbone, write_tiny_reward_model
+
+# How long an example takes says how busy the machine is; the same examples in every run.
+settings.register_profile(
+    "scpo_ray", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("scpo_ray")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups:
+    return InGroups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups in their order; a test that needs a Ray of its own before those that share one."""
+    items.sort(key=lambda item: (place_of(group_of(item.nodeid)), "shared_ray" in taken_by(item)))
+    strays = [
+        item.nodeid
+        for item in items
+        if item.get_closest_marker("ray") and group_of(item.nodeid) != "ray"
+    ]
+    if strays:
+        raise pytest.UsageError(f"on Ray, but not in its group (tests/spread.py): {strays}")
+
+
+def taken_by(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def two_models(values: tuple[list[bool], ...]) -> tuple[PairOutcomes, PairOutcom
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(BOTH)
 def test_a_model_may_always_follow_itself(values):
     model, _ = two_models(values)
@@ -219,7 +219,7 @@ def test_a_model_may_always_follow_itself(values):
     assert judged(model, model).is_champion
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(BOTH)
 def test_two_models_replace_each_other_only_if_equal_on_all(values):
     one, other = two_models(values)
@@ -228,7 +228,7 @@ def test_two_models_replace_each_other_only_if_equal_on_all(values):
         assert judged(one, other).contests[0].difference.value == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(BOTH, st.floats(0, 1), st.floats(0, 1))
 def test_a_wider_margin_never_refuses_what_a_narrower_one_allows(values, one, other):
     new, champion = two_models(values)
@@ -239,7 +239,7 @@ def test_a_wider_margin_never_refuses_what_a_narrower_one_allows(values, one, ot
     assert wide.is_champion or not narrow.is_champion
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(BOTH, st.integers(0, 23))
 def test_one_more_pair_ranked_right_never_costs_the_title(values, pair):
     new, champion = two_models(values)

@@ -132,7 +132,7 @@ def test_another_source_than_opinions_is_refused():
         RunConfig(method="gpo")
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(1, 6), st.integers(2, 6), st.integers(0, 100))
 def test_a_target_sees_the_context_and_no_other_target(num_shown, num_asked, seed):
     draw = torch.Generator().manual_seed(seed)

@@ -83,7 +83,7 @@ def test_the_scale_of_the_features_changes_no_reward():
     np.testing.assert_allclose(large * 100, small, rtol=1e-5, atol=1e-8)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1_000), st.integers(2, 4), st.floats(1e-3, 1), st.floats(1e-3, 1))
 def test_the_shared_head_is_the_offsets_mean_in_the_ratio_of_the_penalties(
     seed, num_cultures, shared, own

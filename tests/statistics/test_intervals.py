@@ -82,7 +82,7 @@ def test_intervals_widen_when_pairs_come_in_clusters():
     assert together.low < alone.low - 0.1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
 def test_the_interval_lies_in_0_to_1_and_does_not_depend_on_the_pairs_order(rows):
     clusters, outcomes = (np.array(column) for column in zip(*rows, strict=True))
@@ -366,7 +366,7 @@ def test_one_user_with_nearly_all_pairs_leaves_the_range_of_the_resamples(large:
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.booleans()), min_size=2, max_size=30)
 )

@@ -66,7 +66,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         append_json_lines(tmp_path / "none" / "x.jsonl", LINES)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.dictionaries(

@@ -186,7 +186,7 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, value):
 # Tokens
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     chunks=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=3),
     types=st.booleans(),

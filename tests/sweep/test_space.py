@@ -199,7 +199,7 @@ def test_draws_that_are_alike_are_one_setting():
     assert [s.number for s in planned] == [0, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), low=st.floats(1e-12, 1e3), factor=st.floats(1.000001, 1e9))
 def test_a_draw_lies_between_the_ends_and_is_short(seed, low, factor):
     high = low * factor
@@ -229,7 +229,7 @@ def test_logarithms_are_drawn_evenly():
     assert 165 <= sum(s.values["a"] < 1e-4 for s in planned) <= 235
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     concentrations=st.lists(st.floats(1e-3, 100), min_size=2, max_size=8),
@@ -530,7 +530,7 @@ def test_what_it_chooses_becomes_a_settings_values():
     assert suggested_values(sweep(SPACE, search=TPE), {**suggestion, TAU: 0.71239})[TAU] == 0.7124
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_suggestion_is_a_setting_that_a_run_can_have(data):
     of = sweep({**SPACE, "mix": {"bundles": {"a": {}}}}, search=TPE)
@@ -551,7 +551,7 @@ def test_every_suggestion_is_a_setting_that_a_run_can_have(data):
     assert {t.config.train.max_steps for t in trials} <= {5, 50}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_suggested_shares_add_up_to_one_however_small_the_concentration(data):
     quantiles = st.floats(1e-6, 1 - 1e-6)
@@ -591,7 +591,7 @@ def test_changes_name_each_place_with_what_was_and_is():
     assert changes({"a": "b"}, {"a": {"b": True}}) == ["a: was b, now {b: true}"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.recursive(
         st.integers() | st.text() | st.booleans(),

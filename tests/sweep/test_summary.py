@@ -624,7 +624,7 @@ cultures = st.lists(
 )
 
 
-@effort(max_examples=40, deadline=None)
+@effort(max_examples=40)
 @given(cultures, st.booleans())
 def test_joint_resamples_are_those_of_the_single_ones(rows, shared: bool):
     columns = [tuple(map(np.array, zip(*culture, strict=True))) for culture in rows]

@@ -97,7 +97,7 @@ def test_where_the_best_is_among_the_newest_no_other_stays(tmp_path):
     assert kept_steps(tmp_path) == [15, 20]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     losses=st.lists(st.floats(0, 2, allow_nan=False), min_size=1, max_size=7),
     keep=st.integers(1, 3),

@@ -13,7 +13,7 @@ def write(folder, rank: int, *pieces: Piece, steps_done: int = 7) -> None:
     write_state(folder / f"worker-{rank}", pieces, steps_done=steps_done)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), numel=st.integers(1, 30), workers=st.integers(1, 4))
 def test_any_range_of_a_weight_is_read_from_the_pieces_of_any_division(
     tmp_path_factory, data, numel, workers

@@ -79,7 +79,7 @@ def test_every_pair_is_used_once_per_epoch_and_a_batch_may_span_two():
     assert rows[:6].tolist() != rows[6:].tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans())
 def test_no_pair_comes_twice_before_all_have_come(plan):
     rows = np.concatenate([step.rows for step in plan.steps_from(0)])
@@ -89,7 +89,7 @@ def test_no_pair_comes_twice_before_all_have_come(plan):
         assert len(set(epoch)) == len(epoch)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans())
 def test_the_workers_together_compute_each_pair_of_the_step_once(plan):
     for step in plan.steps_from(0):
@@ -99,7 +99,7 @@ def test_the_workers_together_compute_each_pair_of_the_step_once(plan):
         assert len(step.rows) == plan.batch_size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans())
 def test_every_worker_has_as_many_micro_batches_and_idles_only_where_pairs_are_single(plan):
     for step in plan.steps_from(0):
@@ -112,7 +112,7 @@ def test_every_worker_has_as_many_micro_batches_and_idles_only_where_pairs_are_s
         assert sizes.count(0) < plan.num_workers
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans())
 def test_a_micro_batch_holds_each_text_once_and_keeps_to_the_token_budget(plan):
     for step in plan.steps_from(0):
@@ -124,7 +124,7 @@ def test_a_micro_batch_holds_each_text_once_and_keeps_to_the_token_budget(plan):
             assert padded <= plan.micro_batch_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans())
 def test_a_micro_batchs_pairs_point_at_the_right_texts(plan):
     for step in plan.steps_from(0):
@@ -132,7 +132,7 @@ def test_a_micro_batchs_pairs_point_at_the_right_texts(plan):
             np.testing.assert_array_equal(batch.texts[batch.pairs], plan.pairs[batch.rows])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans(num_workers=4), st.sampled_from([1, 2, 4]))
 def test_what_is_in_a_step_does_not_depend_on_the_number_of_workers(plan, num_workers):
     other = plan_steps(
@@ -149,7 +149,7 @@ def test_what_is_in_a_step_does_not_depend_on_the_number_of_workers(plan, num_wo
         assert step.rows.tolist() == other_step.rows.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans(), st.data())
 def test_a_plan_taken_up_at_a_step_goes_on_as_if_never_left(plan, data):
     last_step = data.draw(st.integers(0, plan.num_steps), label="last step")
