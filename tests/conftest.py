@@ -1,8 +1,12 @@
-"""What the tests share: an environment, the tiny models, how they are spread."""
+"""What the tests share: an environment, processes and stores made once, how they are spread."""
 
 import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +17,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # at once would fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.group import Groups
 from tests.spread import InGroups, group_of, place_of
 from tests.tiny import write_tiny_backbone, write_tiny_reward_model
+
+if TYPE_CHECKING:
+    from tests.test_cli import Outcome
 
 # How long an example takes says how busy the machine is; the same examples in every run.
 settings.register_profile(
@@ -51,6 +59,43 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_reward_model(tmp_path_factory.mktemp("models") / "global")
+
+
+@pytest.fixture
+def scpo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., "Outcome"]:
+    """Runs a command in this process."""
+    import scpo_ray.cli
+    from tests.test_cli import Outcome  # A file of tests: pytest must be the first to load it.
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["scpo", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            scpo_ray.cli.main()
+        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator[Groups]:
+    """Processes that work together, as many as a test asks for: their start is what costs."""
+    with Groups() as groups:
+        yield groups
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An MLflow store with nothing in it, to be copied: making one costs seconds."""
+    from scpo_ray.tracking.mlflow_store import open_models
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    path.touch()
+    open_models(f"sqlite:///{path}", "")
+    with closing(sqlite3.connect(path)) as database:
+        return database.serialize()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,9 @@ class Group:
     """`world_size` processes joined on this machine, which do one task after another."""
 
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        # Loaded once, by the process that the others are forked from.
+        context.set_forkserver_preload(["scpo_ray.launch.worker", "deepspeed"])
         self._folder = tempfile.TemporaryDirectory()
         meeting_place = str(Path(self._folder.name) / "store")
         self._processes, self._pipes = [], []
@@ -96,15 +98,6 @@ class Groups:
         except BaseException:
             self._groups.pop(world_size).__exit__()
             raise
-
-
-def in_group(world_size: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `task(worker, *arguments)` returns in each of `world_size` processes, by rank.
-
-    Raises: AssertionError with the traceback of a process that fails; all are ended.
-    """
-    with Group(world_size) as group:
-        return group.run(task, *arguments)
 
 
 def _received(pipe: Connection) -> tuple[Any, str | None]:

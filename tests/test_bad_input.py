@@ -1,5 +1,4 @@
 """Bad input through the command line: exit code 2, one message, nothing half-written."""
-# ruff: noqa: F401, F811 (the fixture `scpo` is imported)
 
 import gzip
 import json
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.data.test_opinions import HEADER, many, row, write
-from tests.test_cli import Outcome, scpo, write_yaml
+from tests.test_cli import Outcome, write_yaml
 from tests.tiny import tiny_document
 
 Rows = list[dict[str, Any]]

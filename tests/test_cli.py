@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-import scpo_ray.cli
 from scpo_ray.commands import efficiency_file
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models.reward_model import load_exported
@@ -48,20 +46,6 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture
-def scpo(monkeypatch, capsys):
-    """Runs a command in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["scpo", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            scpo_ray.cli.main()
-        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def start_process(*arguments: object, code: str | None = None) -> "subprocess.Popen[str]":
@@ -117,7 +101,6 @@ def test_help_lists_every_command(scpo):
     assert re.findall(r"^│ ([a-z]+) ", outcome.out, flags=re.MULTILINE) == list(COMMANDS)
 
 
-@pytest.mark.slow
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['scpo', '--help']\n"
@@ -126,18 +109,16 @@ def test_help_is_quick_and_imports_nothing_heavy():
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'mlflow', 'peft', 'pydantic', 'ray',\n"
         "         'scipy', 'pyarrow', 'matplotlib', 'deepspeed', 'pandas'}\n"
-        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        "print(sorted(heavy & set(sys.modules)), len(sys.modules), file=sys.stderr)\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     outcome = in_process(code=code)
 
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert (outcome.code, outcome.err) == (0, "[]\n")
+    heavy, _, num_modules = outcome.err.rpartition(" ")
+    assert (outcome.code, heavy) == (0, "[]")
     assert "compare" in outcome.out
-    # Processor time, of which 0.5 s is too much; double it for a slow machine.
-    assert seconds < 1.0
+    # Some 420 in half a second; torch alone would be 1,000 more.
+    assert int(num_modules) < 600
 
 
 @pytest.mark.parametrize(
@@ -159,7 +140,6 @@ def test_wrong_usage_is_said_and_exits_with_2(scpo, arguments, message):
     assert outcome.out == ""
 
 
-@pytest.mark.slow
 def test_an_own_fault_exits_with_1_and_a_traceback(config):
     code = (
         "import sys; sys.argv = ['scpo', 'data', sys.argv[0]]\n"

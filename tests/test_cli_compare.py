@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import Outcome, config, run_folder, scpo, write_yaml
+from tests.test_cli import Outcome, config, run_folder, write_yaml
 from tests.tiny import tiny_document
 
 
@@ -27,7 +27,6 @@ def modified(folder: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("tiny/*/result.json")}
 
 
-@pytest.mark.slow
 def test_a_comparison_runs_again_only_what_is_missing(scpo, comparison, tmp_path):
     outcome = scpo("compare", comparison)
     summary = json.loads(scpo("compare", comparison, "--json").out)
@@ -50,7 +49,6 @@ def test_a_comparison_runs_again_only_what_is_missing(scpo, comparison, tmp_path
     assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
 
 
-@pytest.mark.slow
 def test_a_failing_run_is_listed_and_the_others_go_on(scpo, comparison, tmp_path):
     threshold = ("--set", "run.selection.filter_threshold=1.0e-6")
 
@@ -99,7 +97,6 @@ def test_a_dry_comparison_plans_every_run(scpo, comparison, tmp_path):
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
-@pytest.mark.slow
 def test_a_report_is_made_of_folders(scpo, comparison, config, tmp_path):
     scpo("compare", comparison)
     page = tmp_path / "page.html"
@@ -123,8 +120,9 @@ def test_a_report_is_made_of_folders(scpo, comparison, config, tmp_path):
     "ignore:.*Any type hint is inferred as AnyType",
     "ignore:Operation with range is deprecated",
 )
-@pytest.mark.slow
-def test_models_lists_what_runs_registered(scpo, tiny_reward_model, tmp_path):
+def test_models_lists_what_runs_registered(scpo, tiny_reward_model, mlflow_database, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mlflow.db").write_bytes(mlflow_database)
     document = tiny_document(tiny_reward_model, tmp_path / "runs", tracking={"tracker": "mlflow"})
     config = write_yaml(tmp_path / "run.yaml", document)
     assert scpo("train", config).code == 0

@@ -296,15 +296,15 @@ def test_a_global_model_that_changes_under_a_run_is_refused(tiny_reward_model, t
         start_run(config)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated",
     "ignore:.*Any type hint is inferred as AnyType",
     "ignore:Operation with range is deprecated",
 )
 def test_a_run_that_ended_without_its_store_is_tracked_when_found_again(
-    tiny_reward_model, tmp_path
+    tiny_reward_model, mlflow_database, tmp_path
 ):
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
     config = tiny_config(
         tiny_reward_model, tmp_path, tracking={"tracker": "mlflow", "log_model": False}
     )

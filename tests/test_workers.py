@@ -19,7 +19,6 @@ from scpo_ray.workers import (
     total,
     total_array,
 )
-from tests.group import in_group
 
 
 def test_one_worker_alone_says_nothing_and_has_everything():
@@ -74,9 +73,8 @@ def failed_checkpoint(folder: Path, worker: Worker) -> str:
     return "written"
 
 
-@pytest.mark.slow
-def test_two_workers_agree_on_values_errors_and_order(tmp_path):
-    first, second = in_group(2, exchange, str(tmp_path))
+def test_two_workers_agree_on_values_errors_and_order(groups, tmp_path):
+    first, second = groups.run(2, exchange, str(tmp_path))
 
     for said in (first, second):
         assert said["gathered"] == ["rank 0", "rank 1"]

@@ -168,7 +168,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     slurm = Slurm(folder, environment)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + TIMEOUT_S
         while slurm.run("sinfo", "--noheader", "--states=idle", "--format=%D") != "2":
             assert time.monotonic() < deadline, (folder / "daemons.log").read_text()
             time.sleep(0.2)
@@ -179,7 +179,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
-            daemon.wait(timeout=30)
+            daemon.wait(timeout=TIMEOUT_S)
         for logs in slurm.logs():
             shutil.rmtree(logs)
 

@@ -16,7 +16,7 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "submit.sh"
 SHARED = "--set run.output_dir=/mnt/shared/runs".split()
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 # Says what it was called with; fails, or waits to be stopped, when told to.
 COMMAND = """\
@@ -207,7 +207,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield token | {"RAY_ADDRESS": f"http://127.0.0.1:{jobs_port}", "FOUND": str(folder)}
     finally:
         head.terminate()
-        head.wait(timeout=60)
+        head.wait(timeout=TIMEOUT_S)
         shutil.rmtree(f"/tmp/ray-submit-{os.getpid()}", ignore_errors=True)
 
 

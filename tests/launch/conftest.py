@@ -3,19 +3,38 @@
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.launch.clusters import end_all_started
+from tests.tiny import tiny_config
 
 # Before Ray is imported, which reads them once. A head listens on every interface of the machine;
 # one started by hand asks for no token unless told to, and a node that does cannot talk to one
 # that does not.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+# By default Ray's workers yield to all others (niceness 15): beside other tests they would starve.
+os.environ["RAY_worker_niceness"] = "0"
 
 
 @pytest.fixture(autouse=True)
 def nothing_runs_on() -> Iterator[None]:
     yield
     end_all_started()
+
+
+@pytest.fixture(scope="session")
+def shared_ray(tiny_reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray of this process's, for all tests whose subject is not its start or loss.
+
+    A command that a test calls in this process finds itself joined to it.
+    """
+    import ray
+
+    from scpo_ray.launch.ray_cluster import connect
+
+    connect(tiny_config(tiny_reward_model, tmp_path_factory.mktemp("unused")))
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.test_remote_code import CODE
 from tests.storage.test_disk_faults import mounted_tmpfs
 from tests.test_bad_input import assert_refused, place
-from tests.test_cli import run_folder, scpo
+from tests.test_cli import run_folder
 
 # Models
 

@@ -6,13 +6,17 @@ import pytest
 
 from scpo_ray.sweep.store import load_sweep_result
 from tests.launch.test_sweep import folder_of, states, sweep_file
-from tests.test_cli import in_process
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [
+    pytest.mark.ray,
+    # Ray warns of settings of its own, and leaves files to the collector.
+    pytest.mark.filterwarnings("ignore:::ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 
 def test_the_shares_are_trained_on_and_the_pairs_that_scpo_needs_are_said(
-    tiny_reward_model, tmp_path
+    scpo, shared_ray, tiny_reward_model, tmp_path
 ):
     file = sweep_file(
         tmp_path,
@@ -25,7 +29,7 @@ def test_the_shares_are_trained_on_and_the_pairs_that_scpo_needs_are_said(
         },
     )
 
-    outcome = in_process("efficiency", file)
+    outcome = scpo("efficiency", file)
 
     assert outcome.code == 0, outcome.err
     result = load_sweep_result(folder_of(file))

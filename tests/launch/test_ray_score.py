@@ -18,34 +18,26 @@ from safetensors.torch import load_file, save_file
 
 import scpo_ray.storage.stores
 from scpo_ray.experiment import RunInputs, global_rewards, load_inputs, open_run_dir
-from scpo_ray.launch.ray_cluster import connect
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.records import InputError
 from scpo_ray.settings.run import RunConfig
+from tests.launch.clusters import TIMEOUT_S
 from tests.launch.test_bad_places import cut_weights, spoil_with_nan
 from tests.test_cli import in_process, start_process, write_yaml
 from tests.tiny import tiny_config, tiny_document
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.ray,
-    # Ray warns of settings of its own.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    # Ray warns of settings of its own, and leaves files to the collector.
+    pytest.mark.filterwarnings("ignore:::ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
 # Some 4,200 texts in 66 small parts, and small batches: long enough to be killed midway.
 DATA = {"users": {"Majority": 10, "North": 70, "South": 70}, "interactions_per_user": 10}
 MODEL = {"inference_batch_tokens": 256}
 TEXTS_PER_PART, NUM_PARTS = 64, 66
-
-
-@pytest.fixture(scope="module")
-def cluster(tiny_reward_model, tmp_path_factory) -> Iterator[str]:
-    """The address of a Ray of this machine's, to which this process belongs."""
-    connect(tiny_config(tiny_reward_model, tmp_path_factory.mktemp("unused")))
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -109,7 +101,7 @@ def own_model(tiny_reward_model, tmp_path) -> Path:
 
 
 def test_ray_writes_the_parts_that_one_process_writes(
-    cluster, local, small_parts, tiny_reward_model, tmp_path, caplog
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path, caplog
 ):
     ours = scoring(tiny_reward_model, tmp_path)
 
@@ -124,7 +116,7 @@ def test_ray_writes_the_parts_that_one_process_writes(
 
 
 def test_only_what_is_missing_or_damaged_is_computed(
-    cluster, local, small_parts, tiny_reward_model, tmp_path
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
     score_here(ours)
@@ -194,7 +186,8 @@ def one_killed_midway(scoring: Scoring) -> Iterator[list[int]]:
         killer.join()
 
 
-def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_model, tmp_path):
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_part(shared_ray, local, small_parts, tiny_reward_model, tmp_path):
     ours = scoring(tiny_reward_model, tmp_path, launch=alone())
 
     with one_killed_midway(ours) as killed:
@@ -204,8 +197,9 @@ def test_a_killed_worker_costs_no_part(cluster, local, small_parts, tiny_reward_
     assert ours.contents() == local
 
 
+@pytest.mark.slow
 def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has(
-    cluster, local, small_parts, tiny_reward_model, tmp_path
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path, launch={**alone(), "max_failures": 0})
 
@@ -221,24 +215,25 @@ def test_a_scoring_that_loses_too_many_workers_is_given_up_and_keeps_what_it_has
     assert ours.contents().items() <= local.items()
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_what_is_missing(
-    cluster, local, small_parts, tiny_reward_model, tmp_path
+    shared_ray, local, small_parts, tiny_reward_model, tmp_path
 ):
     ours = scoring(tiny_reward_model, tmp_path)
     document = tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA, model=MODEL)
     config = write_yaml(tmp_path / "run.yaml", document)
-    arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={cluster}"]
+    arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={shared_ray}"]
     command = start_process(
         code=f"import sys, scpo_ray.cli, scpo_ray.storage.stores; sys.argv = {arguments}\n"
         f"scpo_ray.storage.stores._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
         "scpo_ray.cli.main()\n"
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TIMEOUT_S
     while not ours.parts:
         assert command.poll() is None and time.monotonic() < deadline, command.communicate()[1]
         time.sleep(0.001)
     command.kill()
-    command.communicate(timeout=30)
+    command.communicate(timeout=TIMEOUT_S)
     before = ours.written()
     assert 0 < len(before) < NUM_PARTS
 
@@ -267,7 +262,7 @@ def change_weights(model: Path) -> None:
     ids=["gone", "half of it", "another"],
 )
 def test_a_machine_whose_model_is_not_the_commands_is_named(
-    cluster, own_model, tmp_path, spoil, expected, capfd
+    shared_ray, own_model, tmp_path, spoil, expected, capfd
 ):
     ours = scoring(own_model, tmp_path)
     spoil(own_model)
@@ -282,18 +277,12 @@ def test_a_machine_whose_model_is_not_the_commands_is_named(
 
 
 def test_rewards_that_are_no_numbers_end_the_command_with_2_and_are_not_kept(
-    cluster, own_model, tmp_path
+    scpo, shared_ray, own_model, tmp_path
 ):
     spoil_with_nan(own_model)
     document = tiny_document(own_model, tmp_path / "runs")
 
-    outcome = in_process(
-        "score",
-        write_yaml(tmp_path / "run.yaml", document),
-        "--ray",
-        "--set",
-        f"launch.address={cluster}",
-    )
+    outcome = scpo("score", write_yaml(tmp_path / "run.yaml", document), "--ray")
 
     assert (outcome.code, outcome.out) == (2, "")
     assert "the global model gives rewards that are not finite" in outcome.err
@@ -304,29 +293,31 @@ def test_rewards_that_are_no_numbers_end_the_command_with_2_and_are_not_kept(
 # Commands
 
 
-def test_score_on_ray_prints_what_score_prints(cluster, tiny_reward_model, tmp_path):
+def test_score_on_ray_prints_what_score_prints(scpo, shared_ray, tiny_reward_model, tmp_path):
     config = write_yaml(
         tmp_path / "run.yaml", tiny_document(tiny_reward_model, tmp_path / "runs", data=DATA)
     )
-    alone = in_process("score", config, "--set", f"output_dir={tmp_path / 'alone'}")
+    alone = scpo("score", config, "--set", f"output_dir={tmp_path / 'alone'}")
 
-    ours = in_process("score", config, "--ray", "--set", f"launch.address={cluster}")
+    ours = in_process("score", config, "--ray", "--set", f"launch.address={shared_ray}")
 
     assert (ours.code, ours.out) == (0, alone.out)
     assert "scores: 1 of 1 parts\n" in ours.err
     assert not [noise for noise in ("(pid=", "INFO", "Traceback") if noise in ours.err]
 
 
-def test_a_run_on_ray_has_many_texts_scored_by_all_machines(cluster, tiny_reward_model, tmp_path):
+def test_a_run_on_ray_has_many_texts_scored_by_all_machines(
+    scpo, shared_ray, tiny_reward_model, tmp_path, caplog
+):
     document = tiny_document(
         tiny_reward_model,
         tmp_path / "runs",
         train={"max_steps": 2},
-        launch={"on": "ray", "address": cluster, "score_on_ray_above": 50},
+        launch={"on": "ray", "address": shared_ray, "score_on_ray_above": 50},
     )
 
-    outcome = in_process("train", write_yaml(tmp_path / "run.yaml", document))
+    outcome = scpo("train", write_yaml(tmp_path / "run.yaml", document))
 
     assert outcome.code == 0, outcome.err
-    computed, read = outcome.err.index("texts computed"), outcome.err.index("texts read from")
-    assert outcome.err.index("scores: 1 of 1 parts") < computed < read
+    computed, read = caplog.text.index("texts computed"), caplog.text.index("texts read from")
+    assert caplog.text.index("scores: 1 of 1 parts") < computed < read

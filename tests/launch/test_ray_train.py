@@ -9,10 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.launch.clusters import TWO, ended, ray_config, run_dir, start
-from tests.test_cli import ROOT, in_process
+from scpo_ray.launch.runs import start_run
+from scpo_ray.settings.files import load_config
+from tests.launch.clusters import TIMEOUT_S, TWO, ended, ray_config, run_dir, start
+from tests.test_cli import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [
+    pytest.mark.ray,
+    # Ray warns of settings of its own, and leaves files to the collector.
+    pytest.mark.filterwarnings("ignore:::ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 STEADY = {"dropout": False, "max_steps": 60}
 
@@ -24,7 +31,7 @@ def curve(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def on_ray(tiny_reward_model, tmp_path_factory):
-    """A run of two workers on Ray, and what the command printed."""
+    """A run of two workers on a Ray that the command starts, and what it printed."""
     folder = tmp_path_factory.mktemp("ray")
     outcome = ended(start(ray_config(folder, tiny_reward_model, train=STEADY)))
     assert outcome.code == 0, outcome.err
@@ -36,8 +43,7 @@ def alone(tiny_reward_model, tmp_path_factory) -> Path:
     """The run in one process, with plain PyTorch."""
     folder = tmp_path_factory.mktemp("alone")
     config = ray_config(folder, tiny_reward_model, train=STEADY)
-    outcome = in_process("train", config, "--set", f"train={json.dumps(single())}")
-    assert outcome.code == 0, outcome.err
+    start_run(load_config(config, [f"train={json.dumps(single())}"]))
     return folder
 
 
@@ -50,14 +56,14 @@ def test_two_workers_on_ray_end_as_one_process_does(on_ray, alone):
 
 
 def test_one_worker_on_ray_is_the_run_of_one_process_to_the_byte(
-    alone, tiny_reward_model, tmp_path
+    scpo, shared_ray, alone, tiny_reward_model, tmp_path, caplog
 ):
     config = ray_config(tmp_path, tiny_reward_model, train=STEADY, launch={"on": "ray"})
 
-    outcome = in_process("train", config, "--set", f"train={json.dumps(single())}")
+    outcome = scpo("train", config, "--set", f"train={json.dumps(single())}")
 
     assert outcome.code == 0, outcome.err
-    assert "starting on Ray" in outcome.err
+    assert "starting on Ray" in caplog.text
     ours, theirs = (run_dir(f) / "model" / "model.safetensors" for f in (tmp_path, alone))
     assert ours.read_bytes() == theirs.read_bytes()
     assert curve(tmp_path) == curve(alone)
@@ -83,15 +89,15 @@ def test_our_lines_come_once_and_rays_noise_does_not(on_ray):
     assert "ranked right" in outcome.out
 
 
-def test_a_run_that_ended_is_read_and_starts_no_ray(on_ray):
+def test_a_run_that_ended_is_read_and_starts_no_ray(on_ray, scpo, caplog):
     folder, first = on_ray
 
-    outcome = ended(start(folder / "run.yaml"))
+    outcome = scpo("train", folder / "run.yaml")
 
     assert outcome.code == 0
     assert outcome.out == first.out
-    assert "has ended before, nothing to do" in outcome.err
-    assert "starting on Ray" not in outcome.err
+    assert "has ended before, nothing to do" in caplog.text
+    assert "starting on Ray" not in caplog.text
 
 
 def test_torchrun_makes_the_same_run_of_the_same_config_and_prints_it_once(
@@ -105,7 +111,7 @@ def test_torchrun_makes_the_same_run_of_the_same_config_and_prints_it_once(
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=200,
+        timeout=TIMEOUT_S,
     )
 
     assert done.returncode == 0, done.stderr
@@ -115,20 +121,20 @@ def test_torchrun_makes_the_same_run_of_the_same_config_and_prints_it_once(
 
 
 def test_a_storage_uri_brings_a_run_to_a_machine_that_has_nothing_of_it(
-    tiny_reward_model, tmp_path
+    scpo, shared_ray, tiny_reward_model, tmp_path, caplog
 ):
     there, here = tmp_path / "there", tmp_path / "here"
     storage = {"storage": f"file://{tmp_path}/store"}
-    first = ended(start(ray_config(there, tiny_reward_model, train=STEADY, launch=storage)))
+    first = scpo("train", ray_config(there, tiny_reward_model, train=STEADY, launch=storage))
     assert first.code == 0, first.err
     stored = {p.name for p in (tmp_path / "store" / "tiny").glob("*/*")}
     assert {"result.json", "run.json", "model"} <= stored
     assert "checkpoints" not in stored
 
-    second = ended(start(ray_config(here, tiny_reward_model, train=STEADY, launch=storage)))
+    second = scpo("train", ray_config(here, tiny_reward_model, train=STEADY, launch=storage))
 
     assert second.code == 0, second.err
-    assert "has ended before" in second.err
+    assert caplog.text.count("starting on Ray") == caplog.text.count("has ended before") == 1
     assert second.out == first.out
     weights = [(run_dir(f) / "model" / "model.safetensors").read_bytes() for f in (there, here)]
     assert weights[0] == weights[1]

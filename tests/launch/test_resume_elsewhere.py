@@ -1,6 +1,5 @@
 """A run stopped on some workers goes on on others, of any engine, along the same trajectory."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from scpo_ray.records import Worker
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from scpo_ray.tracking.trackers import SilentTracker, Tracker
-from tests.group import Groups
 from tests.tiny import tiny_document
 
 pytestmark = pytest.mark.slow
@@ -75,12 +73,6 @@ def document(model: Path, output_dir: Path, engine: dict[str, Any], *, dropout: 
 
 def run_path(document: dict[str, Any]) -> Path:
     return open_run_dir(RunConfig.model_validate(document)).path
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    with Groups() as groups:
-        yield groups
 
 
 PAIRINGS = [

@@ -1,4 +1,4 @@
-"""Runs that a kill, Ctrl-C or a wild setting ends, in processes of their own."""
+"""Runs that a kill or Ctrl-C ends, in processes of their own, and a wild setting."""
 
 import json
 import re
@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import Outcome, in_process, run_folder, start_process, write_yaml
+from tests.launch.clusters import TIMEOUT_S
+from tests.test_cli import (
+    Outcome,
+    in_process,
+    run_folder,
+    start_process,
+    write_yaml,
+)
 from tests.tiny import tiny_document
 
 LONG = {"max_steps": 240, "checkpoint_every": 40, "log_every": 7}
@@ -34,12 +41,12 @@ def undisturbed(tiny_reward_model, tmp_path_factory) -> Path:
 
 def stop_midway(process: "subprocess.Popen[str]", folder: Path, stop: signal.Signals) -> Outcome:
     """Waits for the first whole checkpoint, then sends the signal."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + TIMEOUT_S
     while not list(folder.glob("runs/tiny/*/checkpoints/step-*")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(stop)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     return Outcome(process.returncode, out, err)
 
 
@@ -93,11 +100,10 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_does(tiny_reward_model, tmp_path, 
     assert_ends_alike(run_folder(tmp_path / "runs"), undisturbed)
 
 
-@pytest.mark.slow
-def test_a_run_that_diverges_exits_with_2_and_says_where(tiny_reward_model, tmp_path):
+def test_a_run_that_diverges_exits_with_2_and_says_where(scpo, tiny_reward_model, tmp_path):
     config = long_config(tiny_reward_model, tmp_path)
 
-    outcome = in_process("train", config, "--set", "train.learning_rate=1.0e+30")
+    outcome = scpo("train", config, "--set", "train.learning_rate=1.0e+30")
 
     assert outcome.code == 2
     assert re.search(r"training stopped at step \d+: the (loss|gradient)", outcome.err)

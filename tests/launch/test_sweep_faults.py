@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 
 from scpo_ray.sweep.store import load_sweep_result
 from tests.launch.clusters import (
+    TIMEOUT_S,
     descendants,
     ended,
     lines_until,
@@ -153,10 +154,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_command_is_refused_meanwhile(
     list(lines_until("4 trials; 0 have ended", process))
 
     refused = in_process("sweep", file)
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("runs/tiny/*/checkpoints/*")):
-        assert time.monotonic() < deadline and process.poll() is None, "no trial began"
-        time.sleep(0.2)
+    wait_until(lambda: list(tmp_path.glob("runs/tiny/*/checkpoints/*")), process, "a trial")
     process.send_signal(signal.SIGINT)
     outcome = ended(process)
 
@@ -192,7 +190,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + TIMEOUT_S
         while not answers(port):
             assert time.monotonic() < deadline and process.poll() is None, "no MLflow server"
             time.sleep(0.2)
@@ -234,5 +232,6 @@ def test_a_tracking_server_that_is_not_there_is_said_within_seconds(tiny_reward_
 
     assert outcome.code == 2
     assert "MLflow cannot be used there" in outcome.err
-    assert time.monotonic() - started < 15 + 15  # Python's own start on a busy machine.
+    # A minute for Python's own start on a busy machine; MLflow's own patience would be minutes.
+    assert time.monotonic() - started < 15 + 60
     assert not json.dumps(list(map(str, folder_of(file).glob("trials.jsonl")))).count("jsonl")

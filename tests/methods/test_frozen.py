@@ -15,7 +15,6 @@ from scpo_ray.records import ALONE, InputError, Worker
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_test_pairs
-from tests.group import in_group
 from tests.tiny import tiny_config, tiny_document
 
 HEADS = ["shared_offset", "lore"]
@@ -180,14 +179,15 @@ def run_on(worker: Worker, document: dict[str, Any]) -> None:
     work(RunConfig.model_validate(document), worker)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", HEADS)
-def test_two_workers_share_the_features_and_find_the_same_head(tiny_reward_model, tmp_path, method):
+def test_two_workers_share_the_features_and_find_the_same_head(
+    groups, tiny_reward_model, tmp_path, method
+):
     margins = []
     for workers in (1, 2):
         # An output folder each, so that neither finds the other's features.
         document = tiny_document(tiny_reward_model, tmp_path / str(workers), method=method)
-        in_group(workers, run_on, document)
+        groups.run(workers, run_on, document)
         folder = open_run_dir(RunConfig.model_validate(document)).path
         margins.append(load_test_pairs(folder)["margin"])
 

@@ -168,7 +168,6 @@ def similarity(opinions, logits, country) -> float:
     return float(similarities(softmax(logits[texts], axis=1), aims, base=2.0).mean())
 
 
-@pytest.mark.slow
 def test_planted_countries_are_told_apart_from_a_few_answers():
     opinions, features = planted()
     config = gpo(learning_countries=["A", "C", "E", "G"], num_steps=600, learning_rate=1e-3)

@@ -27,7 +27,6 @@ def run_dir(folder: Path) -> RunDir:
 # Run folders
 
 
-@pytest.mark.slow
 def test_a_run_folder_is_held_by_one_process_and_free_after_its_death(tmp_path):
     run = run_dir(tmp_path)
     code = """

@@ -120,7 +120,6 @@ def test_an_exception_leaves_the_old_folder_and_no_rest(tmp_path):
     assert everything_below(tmp_path) == ["f/a", "f/manifest.json"]
 
 
-@pytest.mark.slow
 def test_a_killed_process_leaves_the_old_content_or_nothing(tmp_path):
     (tmp_path / "old.txt").write_text("old")
     with whole_folder(tmp_path / "old") as part:
@@ -247,7 +246,6 @@ def test_a_failing_renderer_leaves_no_tokens(tmp_path):
     assert everything_below(tmp_path) == []
 
 
-@pytest.mark.slow
 def test_of_two_processes_that_render_the_same_texts_one_waits_for_the_other(tmp_path):
     code = """
 from pathlib import Path

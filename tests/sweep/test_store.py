@@ -104,7 +104,6 @@ def test_a_sweep_has_one_driver_at_a_time(folder):
         pass
 
 
-@pytest.mark.slow
 def test_the_lock_of_a_killed_driver_is_free(folder):
     script = f"""
 import os, signal

@@ -23,12 +23,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """One database for the module, since making it takes seconds; each test its experiment."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+def store(tmp_path_factory, mlflow_database):
+    """One database for the module; each test its experiment."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    path.write_bytes(mlflow_database)
+    return f"sqlite:///{path}"
 
 
-@pytest.mark.slow
 def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(
     tmp_path, store, tiny_reward_model
 ):
@@ -64,7 +65,6 @@ def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(
     np.testing.assert_allclose(rewards, ours, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tiny_reward_model):
     trackers, results = [], []
     for seed in (0, 1):
@@ -78,7 +78,6 @@ def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tin
     assert [(m.version, m.aliases) for m in versions] == [(2, ["candidate"]), (1, [])]
 
 
-@pytest.mark.slow
 def test_a_model_that_cannot_be_logged_costs_a_warning(tmp_path, store, caplog):
     tracker = start_tracker(make_config(tmp_path, uri=store, cultures={"Cuba": 1.0}), tmp_path)
     (tmp_path / "model").mkdir()

@@ -1,8 +1,6 @@
 """Registered models and their champion, in a real MLflow store."""
 
 import json
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,33 +16,20 @@ from scpo_ray.tracking.registry import compare_versions, promote, register_champ
 from scpo_ray.tracking.trackers import list_models, start_tracker
 from tests.evaluation.test_champion import mexico
 from tests.results import run_result
-from tests.test_cli import scpo  # noqa: F401  (a fixture)
 from tests.tracking.test_trackers import make_config
 
 # MLflow 3.17's own: on SQLAlchemy 2.1, on importing its model types, on pandas 3.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:The ``noload`` loader strategy is deprecated",
-        "ignore:.*Any type hint is inferred as AnyType",
-        "ignore:Operation with range is deprecated",
-    ),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated",
+    "ignore:.*Any type hint is inferred as AnyType",
+    "ignore:Operation with range is deprecated",
+)
 DEFAULT_PAIRS = mexico(2, 4)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> bytes:
-    """A database to copy, since making one takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    start_tracker(make_config(folder), folder / "run").finish("FINISHED")
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        return database.serialize()
-
-
 @pytest.fixture
-def store(tmp_path, empty_store) -> str:
-    (tmp_path / "mlflow.db").write_bytes(empty_store)
+def store(tmp_path, mlflow_database) -> str:
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
@@ -315,7 +300,7 @@ def test_a_version_that_is_not_there_is_named_with_those_that_are(three):
         assert "\n" not in str(caught.value)
 
 
-def test_the_command_line_compares_and_promotes(three, scpo):  # noqa: F811
+def test_the_command_line_compares_and_promotes(three, scpo):
     listed = scpo("models", "--uri", three)
     assert (listed.code, listed.out.count("scpo-Mexico")) == (0, 3)
 

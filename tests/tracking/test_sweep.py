@@ -38,7 +38,6 @@ def test_a_store_that_is_away_when_the_sweep_begins_is_an_error(tmp_path, file, 
         SweepTracker(make_config(tmp_path, uri=dead_store), "tau", "tau-1", file)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tau", "it's", "a'b\"c", "Größe %_`"])
 def test_a_sweep_is_found_again_by_its_tag(tmp_path, file, store, name):
     config = make_config(tmp_path, uri=store)
@@ -55,7 +54,6 @@ def test_a_sweep_is_found_again_by_its_tag(tmp_path, file, store, name):
     assert run_of(again).info.status == "FINISHED"
 
 
-@pytest.mark.slow
 def test_the_result_is_there_once_however_often_it_is_sent(tmp_path, file, store):
     tracker = SweepTracker(make_config(tmp_path, uri=store), "tau", "tau-1", file)
     (tmp_path / "pictures").mkdir()
@@ -77,7 +75,6 @@ def test_the_result_is_there_once_however_often_it_is_sent(tmp_path, file, store
     assert {f.path for f in files} == {"tau.yaml", "pictures"}
 
 
-@pytest.mark.slow
 def test_a_sweep_without_a_finished_run_has_no_best(tmp_path, file, store):
     failures = {(number, culture): "lost" for number in range(2) for culture in ("A", "B")}
     result = sweep_result({"a": [1, 2]}, ["A", "B"], failures=failures)
@@ -90,7 +87,6 @@ def test_a_sweep_without_a_finished_run_has_no_best(tmp_path, file, store):
     assert "scpo.best_setting" not in run_of(tracker).data.tags
 
 
-@pytest.mark.slow
 def test_a_child_whose_process_was_killed_is_ended_and_no_other(tmp_path, file, store):
     config = make_config(tmp_path, uri=store)
     tracker = SweepTracker(config, "tau", "tau-1", file)
@@ -106,7 +102,6 @@ def test_a_child_whose_process_was_killed_is_ended_and_no_other(tmp_path, file, 
     assert runs[0].data.tags["mlflow.parentRunId"] == tracker.sweep.mlflow_run_id
 
 
-@pytest.mark.slow
 def test_a_store_that_is_lost_costs_warnings_and_not_the_sweep(tmp_path, file, store, caplog):
     config = make_config(tmp_path, uri=store)
     tracker = SweepTracker(config, "tau", "tau-1", file)

@@ -1,6 +1,6 @@
 """One plan, one trajectory: whichever engine computes it, on however many workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,6 @@ from scpo_ray.workers import first_worker_first
 from tests.evaluation.test_opinions import opinions_document
 from tests.group import Groups
 from tests.tiny import tiny_document
-
-pytestmark = pytest.mark.slow
 
 TORCH = {"engine": "torch"}
 ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in range(4)]
@@ -91,12 +89,6 @@ def ended(worker: Worker, config: RunConfig) -> tuple[RunResult | None, Plan | N
     result = run_experiment(config, prepared, worker, SilentTracker(), run_dir)
     assert result is None or result.num_workers == worker.world_size
     return result, prepared.plan
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    with Groups() as groups:
-        yield groups
 
 
 @pytest.fixture
