@@ -1,19 +1,22 @@
 # Two commands: `make quickstart` (the whole system on generated data) and `make test`.
+# `make test-slow` has what takes minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Two processes, each with whole groups of tests (tests/spread.py), the longest group first.
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 20
 
-.PHONY: quickstart test test-fast lint format types docs backbone
+.PHONY: quickstart test test-slow lint format types docs backbone
 
 quickstart: $(INSTALLED)
 	$(BIN)/scpo quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
-# Without the tests that start processes, MLflow stores or browsers.
-test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+# Runs, commands and nodes that are killed or stopped midway, a job server, Slurm, browsers.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
