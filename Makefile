@@ -14,7 +14,7 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
-# Commands and nodes that are killed, a job server, Slurm, browsers.
+# Runs, commands and nodes that are killed or stopped midway, a job server, Slurm, browsers.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 

@@ -15,6 +15,8 @@ from tests.tiny import tiny_config
 # that does not.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+# By default Ray's workers yield to all others (niceness 15): beside other tests they would starve.
+os.environ["RAY_worker_niceness"] = "0"
 
 
 @pytest.fixture(autouse=True)

@@ -295,6 +295,7 @@ def test_a_sweep_whose_trial_does_not_fit_the_cluster_fails_at_once(tiny_reward_
     assert not folder_of(file).joinpath("trials.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_hours_that_are_up_leave_trials_for_the_next_command(tiny_reward_model, tmp_path):
     file = sweep_file(tmp_path, tiny_reward_model, {"train": {"max_steps": 100}})
 

@@ -104,7 +104,6 @@ def test_a_failing_renderer_leaves_no_tokens(tmp_path):
     assert everything_below(tmp_path) == []
 
 
-@pytest.mark.slow
 def test_of_two_processes_that_render_the_same_texts_one_waits_for_the_other(tmp_path):
     code = """
 from pathlib import Path
