@@ -24,11 +24,11 @@ from scpo_ray.experiment import (
     open_run_dir,
     prepare_run,
     task_of,
-    truncated_texts,
     with_tokens,
 )
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
+from scpo_ray.methods.account import truncated_texts
 from scpo_ray.methods.selection import disagreement_mask
 from scpo_ray.methods.task import PreparedRun
 from scpo_ray.models.adapters import merged_adapters

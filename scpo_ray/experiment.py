@@ -7,7 +7,6 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +14,19 @@ from numpy.typing import NDArray
 
 import scpo_ray
 from scpo_ray.data.loading import load_preferences
-from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
+from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.opinions import (
     OpinionOutcomes,
     Options,
     evaluate_opinions,
     opinion_columns,
     opinion_outcomes,
+)
+from scpo_ray.methods.account import (
+    examples,
+    selection_summaries,
+    test_pair_columns,
+    truncated_texts,
 )
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
 from scpo_ray.models.export import load_exported
@@ -33,13 +38,11 @@ from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import (
     CultureEvaluation,
-    ExamplePair,
     InputError,
     OpinionScores,
     Pairs,
     PreferenceData,
     RunResult,
-    SelectionSummary,
     Tokens,
     TrainingRecord,
     Worker,
@@ -249,19 +252,6 @@ def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
-def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
-    """Culture -> how many of its pairs' distinct texts were cut at the maximum length."""
-    counts = {}
-    for code, culture in enumerate(data.cultures):
-        texts = [
-            texts_of_side[pairs.culture_codes == code]
-            for pairs in (data.train, data.test)
-            for texts_of_side in (pairs.chosen, pairs.rejected)
-        ]
-        counts[culture] = int(tokens.truncated[np.unique(np.concatenate(texts))].sum())
-    return counts
-
-
 def task_of(config: RunConfig, inputs: RunInputs, worker: Worker) -> Task:
     """What a method is given. Raises: InputError naming an unknown culture, or as `rewards`."""
     data = inputs.data
@@ -414,8 +404,8 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         data=data.counts,
         warnings=list(data.warnings),
         truncated_texts=truncated_texts(data, task.tokens),
-        selection=_selection_summaries(prepared),
-        examples=_examples(prepared),
+        selection=selection_summaries(prepared),
+        examples=examples(prepared),
         num_steps=record.num_steps,
         num_pairs_seen=record.num_pairs_seen,
         train_seconds=record.seconds,
@@ -431,62 +421,9 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
     )
 
 
-def _examples(prepared: PreparedRun) -> list[ExamplePair]:
-    task = prepared.task
-    if task.ref_rewards is None:
-        return []
-    return example_pairs(
-        task.train_pairs,
-        task.ref_rewards,
-        prepared.selection.keep.numpy(),
-        prepared.selection.weights.numpy(),
-        task.data.texts,
-        task.data.interaction_ids,
-        num_examples=task.config.evaluation.num_examples,
-        seed=task.config.seed,
-    )
-
-
-def _selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
-    pairs, kept = prepared.task.train_pairs, prepared.selection.keep.numpy()
-    weights = prepared.selection.weights.numpy()
-    summaries = {}
-    for code, culture in enumerate(pairs.cultures):
-        mine = pairs.culture_codes == code
-        if not mine.any():
-            continue
-        selected = weights[mine & kept]
-        counts, edges = np.histogram(selected, bins=10, range=(0, max(1.0, selected.max())))
-        summaries[culture] = SelectionSummary(
-            num_pairs=int(mine.sum()),
-            num_selected=len(selected),
-            kept_share=len(selected) / int(mine.sum()),
-            mean_weight=float(selected.mean()),
-            histogram_edges=edges.tolist(),
-            histogram_counts=counts.tolist(),
-        )
-    return summaries
-
-
 def _save_outcomes(
     task: Task, rewards: NDArray[np.float32], found: Evaluated, run_dir: RunDir
 ) -> None:
-    run_dir.save_test_pairs(_test_pair_columns(task, rewards))
+    run_dir.save_test_pairs(test_pair_columns(task, rewards))
     if found.outcomes is not None:
         run_dir.save_test_opinions(opinion_columns(found.outcomes))
-
-
-def _test_pair_columns(
-    task: Task, rewards: NDArray[np.float32]
-) -> dict[str, list[str] | NDArray[Any]]:
-    """What a comparison needs of every test pair; see `run_dir.load_test_pairs`."""
-    test, ref = task.data.test, task.ref_rewards
-    columns: dict[str, list[str] | NDArray[Any]] = {
-        "culture": [test.cultures[code] for code in test.culture_codes],
-        "pair_id": pair_ids(test, task.data.interaction_ids),
-        "cluster": test.cluster_codes,
-        "margin": rewards[test.chosen] - rewards[test.rejected],
-    }
-    if ref is not None:
-        columns["ref_margin"] = ref[test.chosen] - ref[test.rejected]
-    return columns

@@ -75,6 +75,7 @@ ROOMS: dict[str, list[str]] = {
         "distributions",
         "layers",
         "opinions",
+        "comparable",
         "comparison",
         "opinion_comparison",
         "champion",
@@ -95,6 +96,7 @@ ROOMS: dict[str, list[str]] = {
     ],
     "methods": [
         "task",
+        "account",
         "selection",
         "network",
         "heads",
@@ -107,7 +109,17 @@ ROOMS: dict[str, list[str]] = {
         "lore",
         "gpo",
     ],
-    "report": ["overviews", "pictures", "page", "sweep_pictures", "sweep_page", "tables"],
+    "report": [
+        "overviews",
+        "pictures",
+        "cells",
+        "findings",
+        "page",
+        "sweep_looks",
+        "sweep_pictures",
+        "sweep_page",
+        "tables",
+    ],
     "experiment": [],
     "launch": [
         "worker",
@@ -141,7 +153,7 @@ HOMES = {
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {"tracking.mlflow_store", "tracking.trackers", "tracking.mlflow_model"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
-    "matplotlib": {"report.pictures", "report.sweep_pictures"},
+    "matplotlib": {"report.pictures", "report.sweep_looks", "report.sweep_pictures"},
     "jinja2": {"models.templates", "report.page"},
     "ray": {
         "launch.ray_cluster",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.comparison import (
+from scpo_ray.evaluation.comparable import (
     CulturePairs,
     PairOutcomes,
     culture_pairs,

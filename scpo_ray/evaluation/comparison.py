@@ -3,21 +3,26 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.metrics import layer_masks, margin_scale, noise_outcomes, ranked_right
+from scpo_ray.evaluation.comparable import (
+    ComparedRun,
+    CulturePairs,
+    check_comparable,
+    culture_pairs,
+    evaluation_settings,
+    right,
+)
+from scpo_ray.evaluation.metrics import margin_scale, noise_outcomes
 from scpo_ray.records import (
     ComparisonResult,
     Difference,
     Estimate,
-    InputError,
     Layer,
     MethodSummary,
-    RunResult,
 )
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.methods import method_order
@@ -33,71 +38,6 @@ from scpo_ray.statistics.joint_scores import Seeds, measured
 
 MACRO = ""
 """The culture of the rows that hold the macro mean."""
-
-# Reference margins of two runs may differ by the rounding of another device, not by another model.
-REF_MARGIN_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class PairOutcomes:
-    """What one model did with every test pair: a run's `test_pairs.parquet` in columns.
-
-    Attributes:
-        culture, pair_id: (P,) text.
-        cluster: (P,) int64, the user or question, the same number in all runs on one data set.
-        ref_margin: (P,) float32, the global model's r+ - r-, or None where there is none.
-        margin: (P,) float32, the trained model's.
-    """
-
-    culture: NDArray[Any]
-    pair_id: NDArray[Any]
-    cluster: NDArray[Any]
-    ref_margin: NDArray[np.float32] | None
-    margin: NDArray[np.float32]
-
-
-def pair_outcomes(
-    columns: Mapping[str, NDArray[Any]], like: PairOutcomes | None = None
-) -> PairOutcomes:
-    """From the columns of `run_dir.load_test_pairs`.
-
-    Args:
-        like: a run on the same pairs: what equals its columns is kept once, for both. Thousands
-            of runs are told apart by their margins alone.
-
-    Raises: InputError if one is missing or a margin is NaN or infinite.
-    """
-    missing = {"culture", "pair_id", "cluster", "margin"} - columns.keys()
-    if missing:
-        raise InputError(f"test pairs without {', '.join(sorted(missing))}")
-    for name in sorted(columns.keys() & {"margin", "ref_margin"}):
-        if not np.isfinite(columns[name]).all():
-            raise InputError(f"test pairs with a {name} that is not finite")
-    kept: dict[str, NDArray[Any] | None] = {}
-    for name in ("culture", "pair_id", "cluster", "ref_margin"):
-        ours, theirs = columns.get(name), getattr(like, name, None)
-        is_known = ours is not None and theirs is not None and np.array_equal(ours, theirs)
-        kept[name] = theirs if is_known else ours
-    # Copied: a view would keep the whole table that it was read from.
-    return PairOutcomes(**kept, margin=columns["margin"].copy())  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """A finished run and the culture it was trained for (for "global": it stands in for).
-
-    `culture` is "" for one model of a mixture, which a sweep measures on every culture.
-    `opinions`: the columns of `run_dir.load_test_opinions`.
-    """
-
-    result: RunResult
-    culture: str
-    outcomes: PairOutcomes
-    opinions: Mapping[str, NDArray[Any]] | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.result.method}/{self.culture or 'mixture'}/seed {self.result.seed}"
 
 
 def compare_runs(
@@ -175,20 +115,6 @@ def is_one_training(cells: Mapping[tuple[str, str], Sequence[ComparedRun]], meth
 
 
 @dataclass(frozen=True)
-class CulturePairs:
-    """One culture's test pairs, the same in every run.
-
-    `rows`: where they stand in a run's columns; `clusters`: (P_c,) codes, alike over cultures;
-    `masks`: layer -> (P_c,); `ref_outcomes`: (P_c,) of the global model, or None.
-    """
-
-    rows: NDArray[np.int64]
-    clusters: NDArray[np.int64]
-    masks: dict[Layer, NDArray[np.bool_]]
-    ref_outcomes: NDArray[np.bool_] | None
-
-
-@dataclass(frozen=True)
 class _Grid:
     """All that the summaries are made from: runs by (method, trained culture), and their pairs."""
 
@@ -249,97 +175,6 @@ class _Grid:
 
     def stream(self, *names: str) -> np.random.Generator:
         return stream(self.seed, "comparison", *names)
-
-
-def check_comparable(run: ComparedRun, first: ComparedRun) -> None:
-    """Whether both were tested on the same pairs in the same order, in the same way.
-
-    Raises: ValueError naming the two runs and what sets them apart, or the run whose trained
-        culture is not among those it was tested on.
-    """
-    check_same_evaluation(run, first)
-    ours, theirs = run.outcomes, first.outcomes
-    both = f"{first.name} and {run.name}"
-    if run.culture and run.culture not in set(ours.culture):
-        raise ValueError(f"{run.name} was not tested on {run.culture!r}")
-    difference = pairs_difference(theirs, ours)
-    if difference is not None:
-        raise ValueError(f"{both} differ in {difference}")
-
-
-def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
-    """What two models' test pairs differ in; None where they are the same ones in one order."""
-    if not all(
-        np.array_equal(getattr(first, column), getattr(second, column))
-        for column in ("culture", "pair_id", "cluster")
-    ):
-        return f"their test pairs: {_first_difference(first, second)}"
-    if first.ref_margin is None and second.ref_margin is None:
-        return None
-    if first.ref_margin is None or second.ref_margin is None:
-        return "their global model: only one has its margins"
-    change = float(np.abs(first.ref_margin - second.ref_margin).max(initial=0))
-    if change > REF_MARGIN_TOLERANCE:
-        return f"their global model: margins by up to {change:.3g}"
-    return None
-
-
-def check_same_evaluation(run: ComparedRun, first: ComparedRun) -> None:
-    """Whether two runs, perhaps on other pairs, were tested in the same way.
-
-    Raises: ValueError naming the two, if their evaluation settings differ or only one of them has
-        a global model's margins.
-    """
-    both = f"{first.name} and {run.name}"
-    if evaluation_settings(run) != evaluation_settings(first):
-        raise ValueError(f"{both} differ in their evaluation settings")
-    if (run.outcomes.ref_margin is None) != (first.outcomes.ref_margin is None):
-        raise ValueError(f"of {both} only one has a global model's margins")
-
-
-def _first_difference(first: PairOutcomes, second: PairOutcomes) -> str:
-    rows = (
-        zip(columns.culture, columns.pair_id, columns.cluster, strict=True)
-        for columns in (first, second)
-    )
-    for number, (one, other) in enumerate(zip_longest(*rows)):
-        if one != other:
-            shown = ["no pair" if row is None else " ".join(map(repr, row)) for row in (one, other)]
-            return f"row {number} is {shown[0]} and {shown[1]} (culture, pair, cluster)"
-    return "they hold values of different types"
-
-
-def evaluation_settings(run: ComparedRun) -> EvaluationConfig:
-    """How the run was tested, from its result's config."""
-    return EvaluationConfig.model_validate(run.result.config["evaluation"])
-
-
-def right(margins: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(P,) whether each pair is ranked right, from r+ - r-.
-
-    Raises: ValueError if a margin is NaN or infinite.
-    """
-    return ranked_right(margins, np.zeros_like(margins))
-
-
-def culture_pairs(outcomes: PairOutcomes, settings: EvaluationConfig) -> dict[str, CulturePairs]:
-    """Tested culture -> its pairs, in the order of the columns; clusters are coded over all."""
-    _, clusters = np.unique(outcomes.cluster, return_inverse=True)
-    tested = {}
-    for culture in dict.fromkeys(outcomes.culture):
-        rows = np.flatnonzero(outcomes.culture == culture)
-        masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(rows), dtype=np.bool_)}
-        ref_outcomes = None
-        if outcomes.ref_margin is not None:
-            margins = outcomes.ref_margin[rows]
-            ref_outcomes = right(margins)
-            masks = layer_masks(
-                margins,
-                np.zeros_like(margins),
-                distinctive_threshold=settings.distinctive_threshold,
-            )
-        tested[str(culture)] = CulturePairs(rows, clusters[rows], masks, ref_outcomes)
-    return tested
 
 
 def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Difference | None]:

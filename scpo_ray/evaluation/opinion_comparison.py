@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.comparison import MACRO, ComparedRun, is_one_training
+from scpo_ray.evaluation.comparable import ComparedRun
+from scpo_ray.evaluation.comparison import MACRO, is_one_training
 from scpo_ray.evaluation.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
 from scpo_ray.records import Difference, Estimate, OpinionSummary
 from scpo_ray.settings.methods import method_order

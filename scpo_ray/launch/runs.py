@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch.distributed
 
-from scpo_ray.evaluation.comparison import ComparedRun, compare_runs, pair_outcomes
+from scpo_ray.evaluation.comparable import ComparedRun, pair_outcomes
+from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work

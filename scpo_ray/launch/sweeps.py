@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.evaluation.comparison import ComparedRun
+from scpo_ray.evaluation.comparable import ComparedRun
 from scpo_ray.experiment import ended_result, global_rewards, open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray

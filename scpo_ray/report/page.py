@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +19,36 @@ from scpo_ray.records import (
     Estimate,
     ExamplePair,
     InputError,
-    MethodSummary,
     OpinionScores,
     RunResult,
     SelectionSummary,
-    Verdict,
 )
 from scpo_ray.report import pictures
+from scpo_ray.report.cells import (
+    NONE,
+    Cell,
+    Row,
+    Table,
+    cell_of,
+    percent,
+    points,
+    run_name,
+    scaled,
+    selection_cell,
+    shortened,
+    size_of,
+    unit_of,
+)
+from scpo_ray.report.findings import lead
 from scpo_ray.report.pictures import controls, in_order, label, trained_on
 from scpo_ray.settings.methods import method_order
-from scpo_ray.statistics.intervals import standing, verdict
 from scpo_ray.storage.disk import whole_file
 
 log = logging.getLogger(__name__)
 
-NONE = "–"
-MAX_CHARACTERS = 700
-
-TONES: dict[Verdict, str] = {
-    "better": "up",
-    "worse": "down",
-    "not distinguishable": "noise",
-    "unknown": "noise",
-}
-"""How a difference's cell reads."""
-UNSHOWN = ("not distinguishable", "unknown")
-"""The verdicts that a cell says in words; the others are its colour and its sign."""
 
 Pick = Callable[[Any], Mapping[str, Estimate | Difference]]
 """Which numbers, by layer, of a MethodSummary or a CultureEvaluation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A number as text, what stands below it, how it reads and what hovering over it says."""
-
-    main: str
-    lines: tuple[str, ...] = ()
-    tone: str = ""
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    name: str
-    size: str
-    kind: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """`columns`: (name, its size)."""
-
-    title: str
-    corner: str
-    columns: list[tuple[str, str]]
-    rows: list[Row]
-
-    @property
-    def is_empty(self) -> bool:
-        return all(cell.main == NONE for row in self.rows for cell in row.cells)
 
 
 def write_report(
@@ -145,7 +114,7 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         "report.html.jinja",
         pictures.draw(results, comparison),
         title=comparison.experiment if comparison else results[0].experiment,
-        lead=_lead(results, comparison),
+        lead=lead(results, comparison),
         results=results,
         comparison=comparison,
         tables=_comparison_tables(results, comparison) if comparison else _run_tables(results),
@@ -155,179 +124,16 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         examples=_examples(results),
         data=_data(results),
         warnings=list(dict.fromkeys(w for r in results for w in r.warnings)),
-        told=[(_run_name(r), sentence) for r in results for sentence in r.told],
-        unit=_unit(results),
+        told=[(run_name(r), sentence) for r in results for sentence in r.told],
+        unit=unit_of(results),
     )
-
-
-def _lead(results: Sequence[RunResult], comparison: ComparisonResult | None) -> list[str]:
-    """What was run and what came out, in plain sentences."""
-    unit = _unit(results)
-    sources = "; ".join(dict.fromkeys(_model_and_data(r.config) for r in results))
-    if comparison is None:
-        said = [f"{counted(len(results), 'run')}, nothing averaged over runs: {sources}."]
-        return said + [s for r in results[:6] for s in _run_finding(r, unit)]
-    said = [
-        f"{counted(len(comparison.run_ids), 'finished run')}: "
-        f"{counted(len(comparison.methods), 'method')} ({', '.join(comparison.methods)}) on "
-        f"{counted(len(comparison.cultures), 'culture')}, "
-        f"{counted(len(comparison.seeds), 'seed')} ({', '.join(map(str, comparison.seeds))}); "
-        f"{sources or 'no run finished'}."
-    ]
-    macro = {s.method: s for s in comparison.summaries if s.culture == ""}
-    trained = [m for m in comparison.methods if m != "global"]
-    main = "scpo" if "scpo" in trained else next(reversed(trained), "global")
-    if main in macro:
-        said += _macro_finding(macro[main], comparison, unit)
-        changes = [s.minus_global for s in comparison.summaries if s.method == main]
-        said += _what_can_be_shown(macro[main].minus_global, changes[1:], unit)
-    said += _best_finding(list(macro.values()))
-    for method in trained:
-        if method in macro:
-            s = macro[method]
-            said += _noise_findings(method, s.accuracy, s.noise, s.minus_noise, s.scale)
-    return said
-
-
-def _best_finding(macro: Sequence[MethodSummary]) -> list[str]:
-    """Which method has the best macro mean, and what is known of the others beside it."""
-    by_standing: dict[str, list[str]] = {}
-    for s in macro:
-        behind = s.minus_best
-        found = standing(s.accuracy.get("all"), behind)
-        shown = "" if behind is None else f" ({points(behind.value)} {interval(behind)})"
-        by_standing.setdefault(found, []).append(f"{s.method}{shown}")
-    if "best" not in by_standing or len(macro) == 1:
-        return []
-    said = [
-        f"{standing}: {', '.join(by_standing[standing])}"
-        for standing in ("not distinguishable", "behind", "unknown")
-        if standing in by_standing
-    ]
-    return [
-        f"Over all pairs {by_standing['best'][0]} has the best macro mean. Beside it (points, "
-        f"paired, 95 % intervals that hold for all at once), {'; '.join(said)}."
-    ]
-
-
-def _macro_finding(macro: MethodSummary, comparison: ComparisonResult, unit: str) -> list[str]:
-    estimate = macro.accuracy.get("all")
-    if estimate is None or estimate.value is None:
-        return [f"{macro.method} has no macro mean: there was nothing to average."]
-    main = (
-        f"{macro.method}: {percent(estimate.value)} % {interval(estimate)} of all test pairs "
-        f"ranked right, macro mean of {counted(len(comparison.cultures), 'culture')} "
-        f"({size_of(estimate, unit)})"
-        f"{change_over(macro.minus_global.get('all'), 'over the global model')}"
-        f"{change_over(macro.minus_finetune.get('all'), 'against finetune')}."
-    )
-    layers = [
-        f"{percent(e.value)} % {interval(e)} {where}"
-        for e, where in (
-            (macro.accuracy.get("distinctive"), "where the global model is wrong (distinctive)"),
-            (macro.accuracy.get("agreed"), "where it is right (agreed)"),
-            (macro.other_cultures, "on the other cultures' pairs"),
-        )
-        if e is not None and e.value is not None
-    ]
-    kept = f"It trained on {percent(macro.kept_share)} % of the training pairs."
-    return [main, f"{kept} It ranks right {', '.join(layers)}."]
-
-
-def _run_finding(result: RunResult, unit: str) -> Iterator[str]:
-    for culture in result.culture_weights:
-        tested = result.evaluation.get(culture)
-        estimate = tested.after.get("all") if tested else None
-        if tested is None or estimate is None or estimate.value is None:
-            continue
-        change = tested.difference.get("all")
-        yield (
-            f"{_run_name(result)}: {percent(estimate.value)} % {interval(estimate)} of the test "
-            f"pairs of {isolated(culture)} ranked right ({size_of(estimate, unit)})"
-            f"{change_over(change, 'over the global model')}."
-        )
-        if change is not None and change.detectable is not None:
-            yield (
-                f"With these {unit}, a difference of {100 * change.detectable:.1f} points would be "
-                "found in 80 % of cases (p ≤ 0.05); a smaller one may be there and not show."
-            )
-        noise = tested.controls.get("global_noise", {})
-        name = _run_name(result)
-        yield from _noise_findings(name, tested.after, noise, tested.minus_noise, tested.scale)
-
-
-def _what_can_be_shown(
-    macro: Mapping[str, Difference], by_culture: Sequence[Mapping[str, Difference]], unit: str
-) -> list[str]:
-    """How large a difference must be for these test sets to show it."""
-    change = macro.get("all")
-    if change is None or change.detectable is None:
-        return []
-    found = [c["all"].detectable for c in by_culture if "all" in c]
-    alone = sorted(detectable for detectable in found if detectable is not None)
-    ends = " to ".join(dict.fromkeys(f"{100 * end:.1f}" for end in (alone[:1] + alone[-1:])))
-    return [
-        f"With these {unit}, a macro difference from the global model of "
-        f"{100 * change.detectable:.1f} points would be found in 80 % of cases (p ≤ 0.05)"
-        f"{f'; in one culture alone it would take {ends} points' if alone else ''}. "
-        "A smaller one may be there and not show."
-    ]
-
-
-def _noise_findings(
-    name: str,
-    accuracy: Mapping[str, Estimate],
-    noise: Mapping[str, Estimate],
-    minus_noise: Mapping[str, Difference],
-    scale: float | None,
-) -> Iterator[str]:
-    """Warnings where a change is not shown to do better than noise as large as it."""
-    gained, kept, whole = (minus_noise.get(layer) for layer in ("distinctive", "agreed", "all"))
-    if gained is not None and gained.value is not None and verdict(gained) != "better":
-        than = {
-            "worse": "is less than noise of the same size would give",
-            "not distinguishable": "is not distinguishable from that of noise of the same size",
-            "unknown": "cannot be told from that of noise of the same size: there is no interval",
-        }
-        over_all = {
-            "better": f"over all pairs it is better than that noise{_by(whole)}",
-            "worse": f"over all pairs it is worse than that noise{_by(whole)}",
-            "not distinguishable": (
-                "over all pairs, too, it is not distinguishable from that noise"
-                f"{_by(whole)}: it does not show that a taste was learned"
-            ),
-            "unknown": "over all pairs there is no interval to tell by",
-        }
-        yield (
-            f"{name}: the gain on distinctive {than[verdict(gained)]}"
-            f"{_against(accuracy, noise, 'distinctive')}{_by(gained)}; {over_all[verdict(whole)]}."
-        )
-    if kept is not None and kept.value is not None and verdict(kept) == "worse":
-        yield (
-            f"{name}: more of agreed is lost than to noise of the same size"
-            f"{_against(accuracy, noise, 'agreed')}{_by(kept)}: it contradicts the global model."
-        )
-    if scale is not None and not 0.5 <= scale <= 2:
-        yield (
-            f"{name}: its margins are {scale:.2f} times the global model's, which alone turns no "
-            "pair; the noise is as large as what else changed."
-        )
-
-
-def _against(accuracy: Mapping[str, Estimate], noise: Mapping[str, Estimate], layer: str) -> str:
-    ours, theirs = (percent(of[layer].value) for of in (accuracy, noise))
-    return f" ({ours} % against {theirs} %)"
-
-
-def _by(change: Difference | None) -> str:
-    return "" if change is None else f", {points(change.value)} points {interval(change)}"
 
 
 def _comparison_tables(
     results: Sequence[RunResult], comparison: ComparisonResult
 ) -> dict[str, list[Table]]:
     """Section -> its tables; rows are cultures, the macro mean first, columns the methods."""
-    unit = _unit(results)
+    unit = unit_of(results)
     summaries = {(s.method, s.culture): s for s in comparison.summaries}
     tested = pictures.control_evaluations(results)
 
@@ -354,7 +160,7 @@ def _comparison_tables(
     overbias = [
         _overbias_row(
             s.method,
-            _scaled(s.scale),
+            scaled(s.scale),
             s.minus_global,
             s.noise,
             s.minus_noise,
@@ -390,7 +196,7 @@ def _comparison_tables(
 
 def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
     """Section -> its tables; rows are runs, columns the cultures they were tested on."""
-    unit = _unit(results)
+    unit = unit_of(results)
     tested = pictures.control_evaluations(results)
     cultures = list(tested)
 
@@ -405,8 +211,8 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
     found: dict[str, list[Table]] = {"accuracy": [], "differences": []}
     overbias = [
         _overbias_row(
-            f"{_run_name(r)}, tested on {label(culture, 40)}",
-            f"{r.run_id}{_scaled(r.evaluation[culture].scale, ', ')}",
+            f"{run_name(r)}, tested on {label(culture, 40)}",
+            f"{r.run_id}{scaled(r.evaluation[culture].scale, ', ')}",
             r.evaluation[culture].difference,
             r.evaluation[culture].controls.get("global_noise", {}),
             r.evaluation[culture].minus_noise,
@@ -427,8 +233,8 @@ def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:
                 rows.append(row(c, "control", "control", r, _control(c), layer))
         changes = []
         for r in results:
-            rows.append(row(_run_name(r), r.run_id, "", r, lambda e: e.after, layer))
-            changes.append(row(_run_name(r), r.run_id, "", r, lambda e: e.difference, layer))
+            rows.append(row(run_name(r), r.run_id, "", r, lambda e: e.after, layer))
+            changes.append(row(run_name(r), r.run_id, "", r, lambda e: e.difference, layer))
         columns = [(c, size_of(tested[c].after.get(layer), unit)) for c in cultures]
         title = f"{layer}: % of test pairs ranked right"
         found["accuracy"].append(Table(title, "run", columns, rows))
@@ -448,11 +254,6 @@ def _overbias_tables(
     ]
     title = "Gained on distinctive, and what it cost, beside noise as large as the change"
     return [Table(title, corner, [*columns, *more_columns], rows)] if rows else []
-
-
-def _scaled(scale: float | None, before: str = "") -> str:
-    """How much surer a model is of what the global one says, too."""
-    return "" if scale is None else f"{before}margins × {scale:.2f}"
 
 
 def _overbias_row(
@@ -492,7 +293,7 @@ def _opinion_tables(
                 rows += [_opinion_row(p, "control", r.opinions[place], p, cultures) for p in others]
         for r in scored:
             for predictor in ("model", "model_fitted"):
-                name = f"{_run_name(r)}, {_temperature(predictor)}"
+                name = f"{run_name(r)}, {_temperature(predictor)}"
                 rows.append(_opinion_row(name, "", r.opinions[place], predictor, cultures))
         columns = [("macro mean", ""), ("micro mean", ""), *((c, "") for c in cultures)]
         title = f"{_opinion_title(scores[0].options, scores[0].base)}"
@@ -573,7 +374,7 @@ def _selection_table(results: Sequence[RunResult]) -> Table:
         for culture, summary in r.selection.items():
             found.setdefault((culture, r.method), summary)
     rows = [
-        Row(culture, "", "", [_selection_cell(found.get((culture, m))) for m in methods])
+        Row(culture, "", "", [selection_cell(found.get((culture, m))) for m in methods])
         for culture in dict.fromkeys(c for c, _ in found)
     ]
     return Table("% of training pairs kept", "trained on", [(m, "") for m in methods], rows)
@@ -601,100 +402,3 @@ def _data(results: Sequence[RunResult]) -> dict[tuple[str, str], tuple[CultureCo
 
 def _control(name: str) -> Pick:
     return lambda evaluation: evaluation.controls.get(name, {})
-
-
-def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
-    if found is None or found.value is None:
-        return Cell(NONE)
-    hint = size_of(found, unit)
-    if isinstance(found, Estimate):
-        sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
-        return Cell(percent(found.value), (interval(found), *sd), "", hint)
-    shown = verdict(found)
-    below = (interval(found), _p_value(found), *([shown] if shown in UNSHOWN else []))
-    if found.detectable is not None:
-        hint += f"; shows {100 * found.detectable:.1f} points in 80 % of cases"
-    return Cell(points(found.value), below, TONES[shown], hint)
-
-
-def _selection_cell(found: SelectionSummary | None) -> Cell:
-    if found is None:
-        return Cell(NONE)
-    kept = f"{found.num_selected:,} of {found.num_pairs:,}"
-    return Cell(percent(found.kept_share), (kept, f"mean weight {found.mean_weight:.2f}"))
-
-
-def change_over(change: Difference | None, against: str) -> str:
-    if change is None or change.value is None:
-        return ""
-    # Settings of a sweep are told apart by their intervals alone.
-    said = [] if change.p_value is None else [_p_value(change)]
-    said += [shown] if (shown := verdict(change)) in UNSHOWN else []
-    in_brackets = f" ({', '.join(said)})" if said else ""
-    return f"; {points(change.value)} points {interval(change)} {against}{in_brackets}"
-
-
-def percent(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:.1f}"
-
-
-def points(change: float | None) -> str:
-    return NONE if change is None else f"{100 * change:+z.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def interval(found: Estimate | Difference) -> str:
-    if found.low is None or found.high is None:
-        return "[no interval]"
-    shown = points if isinstance(found, Difference) else percent
-    return f"[{shown(found.low)}, {shown(found.high)}]"
-
-
-def _p_value(change: Difference) -> str:
-    """The p-value, which goes with the interval, and beside it that after Holm's correction."""
-    p, corrected = change.p_value, change.p_holm
-    if p is None:
-        return f"p {NONE}"
-    holm = "" if corrected is None or corrected == p else f", Holm {_shown_p(corrected)}"
-    return f"p {_shown_p(p)}{holm}"
-
-
-def _shown_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def size_of(found: Estimate | Difference | None, unit: str) -> str:
-    return "" if found is None else f"{found.num_pairs:,} pairs, {found.num_clusters:,} {unit}"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _unit(results: Sequence[RunResult]) -> str:
-    """What intervals resample, by the data's settings."""
-    if any(r.opinions for r in results):
-        return "questions"
-    columns = [r.config.get("data", {}).get("columns") for r in results]
-    if any(c is None or c.get("user") for c in columns):
-        return "users"
-    return "questions" if any(c.get("question") for c in columns) else "interactions"
-
-
-def shortened(text: str) -> str:
-    more = len(text) - MAX_CHARACTERS
-    return text if more <= 0 else f"{text[:MAX_CHARACTERS]} … ({more:,} more characters)"
-
-
-def isolated(name: str, longest: int = 40) -> str:
-    """A name inside a sentence, safe for writing that runs the other way."""
-    return f"\N{FIRST STRONG ISOLATE}{label(name, longest)}\N{POP DIRECTIONAL ISOLATE}"
-
-
-def _run_name(result: RunResult) -> str:
-    return f"{result.method}, {label(trained_on(result), 40)}, seed {result.seed}"
-
-
-def _model_and_data(config: Mapping[str, Any]) -> str:
-    model, data = config.get("model", {}), config.get("data", {})
-    source = data.get("path") or data.get("hub") or data.get("source", NONE)
-    return f"global model {model.get('path', NONE)}, data {source}"

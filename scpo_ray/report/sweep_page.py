@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scpo_ray.records import LAYERS, Difference
 from scpo_ray.report import pictures
-from scpo_ray.report.page import (
+from scpo_ray.report.cells import (
     NONE,
     Cell,
     Row,
@@ -20,18 +20,13 @@ from scpo_ray.report.page import (
     isolated,
     percent,
     points,
-    render,
     shortened,
     size_of,
 )
+from scpo_ray.report.page import render
 from scpo_ray.report.pictures import label
-from scpo_ray.report.sweep_pictures import (
-    MAX_CULTURE_MAPS,
-    draw_sweep,
-    short_names,
-    shown,
-    with_objective,
-)
+from scpo_ray.report.sweep_looks import short_names, shown
+from scpo_ray.report.sweep_pictures import MAX_CULTURE_MAPS, draw_sweep, with_objective
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.storage.disk import whole_file
 from scpo_ray.sweep.records import (

@@ -1,7 +1,5 @@
 """A sweep's figures: its table in, matplotlib Figures out, in the look of a run's report."""
 
-import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +15,8 @@ from matplotlib.patches import Rectangle
 from scpo_ray.records import Estimate
 from scpo_ray.report.pictures import (
     INKS,
-    OTHER_STYLE,
     PANEL,
     SETTINGS,
-    STYLES,
     Picture,
     Style,
     has_number,
@@ -28,12 +24,25 @@ from scpo_ray.report.pictures import (
     one_panel,
     percentages,
 )
+from scpo_ray.report.sweep_looks import (
+    LOOKS,
+    MAX_INTERVALS,
+    by_look,
+    horizontal_dots,
+    intervals,
+    is_number,
+    line_styles,
+    marks,
+    note,
+    scale,
+    short_names,
+    shown,
+    spread,
+)
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import EfficiencyCurve, EfficiencyPoint, SettingSummary, SweepResult
 
 MAX_MARKS = 200
-MAX_INTERVALS = 60
-"""With more marks than this their intervals would hide them and are left out."""
 MAX_RANKED = 30
 MAX_LEVELS = 12
 MAX_CULTURE_MAPS = 8
@@ -42,21 +51,8 @@ MAX_CURVES = 8
 MAX_AXES = 12
 NARROWEST_SCALE = 5.0
 """Points of accuracy between the faintest and the fullest colour of a heat map, at least."""
-LOG_SPAN = 20.0
-"""A numeric axis whose highest value is over so many times its lowest has a log scale."""
 
 PREFERRED_AXES = ("selection.filter_threshold", "selection.weight_temperature")
-
-BEST = Style("scpo", "*", "-")
-TIED = Style("better", "o", "-")
-BEHIND = Style("soft", "o", "-")
-UNKNOWN = Style("soft", "x", ":")
-LOOKS: dict[str, Style] = {
-    "best": BEST,
-    "not distinguishable": TIED,
-    "behind": BEHIND,
-    "unknown": UNKNOWN,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +120,10 @@ def ranking_figure(ranked: Sequence[SettingSummary]) -> Figure:
     figure, axes = one_panel(title, (7.6, 0.9 + 0.19 * len(rows)))
     named = [f"{i}  {label(s.setting.label, 52)}" for i, s in enumerate(rows, 1)]
     marks = [(s.objective, LOOKS[standing(s.objective, s.minus_best)].ink) for s in rows]
-    _horizontal_dots(axes, named, marks)
+    horizontal_dots(axes, named, marks)
     axes.set_xlabel("objective, %")
     if len(rows) > 1:
-        _note(
-            axes, "Blue: the best, and what is not distinguishable from it. Bars: 95 % intervals."
-        )
+        note(axes, "Blue: the best, and what is not distinguishable from it. Bars: 95 % intervals.")
     return figure
 
 
@@ -148,10 +142,10 @@ def cultures_figure(best: SettingSummary, metric: str) -> Figure:
         same = estimate is not None and estimate.value == value
         bare = Estimate(value, None, None, 0, 0)
         marks.append((estimate if estimate is not None and same else bare, ink))
-    _horizontal_dots(axes, [label(culture) for culture, _ in shown], marks)
+    horizontal_dots(axes, [label(culture) for culture, _ in shown], marks)
     axes.set_xlabel("objective, %")
     if len(shown) < len(ordered):
-        _note(axes, f"The {half} highest and the {half} lowest of {len(ordered)} cultures.")
+        note(axes, f"The {half} highest and the {half} lowest of {len(ordered)} cultures.")
     return figure
 
 
@@ -174,7 +168,7 @@ def importance_figure(importance: Mapping[str, float], names: Mapping[str, str])
     axes.set_axisbelow(True)
     axes.set_xlabel("% of the variance between settings explained alone")
     if len(rows) < len(ordered):
-        _note(axes, f"The first {len(rows)} of {len(ordered)} axes.")
+        note(axes, f"The first {len(rows)} of {len(ordered)} axes.")
     return figure
 
 
@@ -265,20 +259,20 @@ def scatter_figure(
     """
     placed = [s for s in ranked if s.setting.number in numbers]
     # Over the whole ranking: the first ones alone would show no axis that matters.
-    rows = _spread(placed, MAX_MARKS)
+    rows = spread(placed, MAX_MARKS)
     figure, axes = one_panel(axis)
     objectives = {s.setting.number: s.objective for s in rows if s.objective}
-    for look, group in _by_look(rows, ranked[0], by_method=False):
+    for look, group in by_look(rows, ranked[0], by_method=False):
         xs = [numbers[s.setting.number] for s in group]
         ys = [percentages(objectives[s.setting.number]) for s in group]
         if len(rows) <= MAX_INTERVALS:
-            _intervals(axes, look, xs, ys, upright=True)
-        _marks(axes, look, xs, [y[0] for y in ys])
-    _scale(axes, [numbers[s.setting.number] for s in rows])
+            intervals(axes, look, xs, ys, upright=True)
+        marks(axes, look, xs, [y[0] for y in ys])
+    scale(axes, [numbers[s.setting.number] for s in rows])
     axes.set_xlabel(label(axis, 40))
     axes.set_ylabel("objective, %")
     if len(rows) < len(placed):
-        _note(axes, f"{len(rows)} of {len(placed):,} settings, evenly over the ranking.")
+        note(axes, f"{len(rows)} of {len(placed):,} settings, evenly over the ranking.")
     return figure
 
 
@@ -295,7 +289,7 @@ def efficiency_figure(curves: Sequence[EfficiencyCurve]) -> Figure:
     last = {c.name: max(_measured(c), key=lambda p: p.fraction) for c in rows}
     furthest = max(p.num_pairs for c in rows for p in _measured(c))
     handles, matched = [], 0
-    for curve, style in zip(rows, _line_styles([c.name for c in rows]), strict=True):
+    for curve, style in zip(rows, line_styles([c.name for c in rows]), strict=True):
         points = sorted(_measured(curve), key=lambda p: p.num_pairs)
         xs, ys = [p.num_pairs for p in points], [percentages(p.objective) for p in points]
         dashed = curve.name in rivals and len(rivals) < len(rows)
@@ -315,13 +309,13 @@ def efficiency_figure(curves: Sequence[EfficiencyCurve]) -> Figure:
     for rival in sorted(rivals & last.keys()):
         level = percentages(last[rival].objective)[0]
         axes.axhline(level, color=INKS["soft"][0], lw=0.8, ls=":", zorder=0)
-    _scale(axes, [p.num_pairs for c in rows for p in _measured(c)])
+    scale(axes, [p.num_pairs for c in rows for p in _measured(c)])
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("selected training pairs per run, mean")
     axes.set_ylabel("objective, %")
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     if len(rows) < len(curves):
-        _note(axes, f"{len(rows)} of {len(curves)} methods.")
+        note(axes, f"{len(rows)} of {len(curves)} methods.")
     return figure
 
 
@@ -338,14 +332,14 @@ def layers_figure(
     rows = [s for i, s in enumerate(placed) if i < MAX_MARKS or s.setting.number in pareto]
     figure, axes = one_panel(f"{y} against {x}", (5.2, 4.0))
     handles = []
-    for look, group in _by_look(rows, placed[0], by_method=True):
+    for look, group in by_look(rows, placed[0], by_method=True):
         across = [percentages(s.accuracy[""][x]) for s in group]
         up = [percentages(s.accuracy[""][y]) for s in group]
         xs, ys = [a[0] for a in across], [u[0] for u in up]
         if len(rows) <= MAX_INTERVALS:
-            _intervals(axes, look, xs, up, upright=True)
-            _intervals(axes, look, ys, across, upright=False)
-        _marks(axes, look, xs, ys)
+            intervals(axes, look, xs, up, upright=True)
+            intervals(axes, look, ys, across, upright=False)
+        marks(axes, look, xs, ys)
         ink = INKS[look.style.ink][0]
         mark: dict[str, Any] = {"marker": look.style.marker, "ls": "none", "markersize": 6}
         handles.append(Line2D([], [], color=ink, **mark, label=look.name))
@@ -362,33 +356,13 @@ def layers_figure(
     if len(handles) > 1:
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7.5)
     if len(rows) < len(placed):
-        _note(axes, f"The first {len(rows)} of {len(placed):,} settings.")
+        note(axes, f"The first {len(rows)} of {len(placed):,} settings.")
     return figure
 
 
 def with_objective(result: SweepResult) -> list[SettingSummary]:
     """The settings that have one, best first."""
     return [s for s in result.settings if s.objective and s.objective.value is not None]
-
-
-def short_names(axes: Sequence[str]) -> dict[str, str]:
-    """Axis -> the last part of its name, or all of it where two would be called the same."""
-    last = [axis.rpartition(".")[2] for axis in axes]
-    return {
-        axis: axis if last.count(short) > 1 else short
-        for axis, short in zip(axes, last, strict=True)
-    }
-
-
-def shown(value: Any) -> str:
-    """A setting's value as the sweep file spells it; numbers to four digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _of_culture(culture: str, summary: SettingSummary) -> float | None:
@@ -400,7 +374,7 @@ def _levels(result: SweepResult, axis: str) -> list[Any]:
     found: list[Any] = []
     for s in result.settings:
         value = s.setting.values.get(axis, "")
-        if value is not None and not _is_number(value) and not isinstance(value, bool):
+        if value is not None and not is_number(value) and not isinstance(value, bool):
             return []
         if value not in found:
             found.append(value)
@@ -424,17 +398,13 @@ def _numeric_axes(result: SweepResult, besides: Collection[str]) -> dict[str, di
             value = s.setting.values.get(axis)
             parts = value if isinstance(value, dict) else {"": value}
             for part, number in parts.items():
-                if number is not None and _is_number(number):
+                if number is not None and is_number(number):
                     name = f"{axis}: {part}" if part else axis
                     found.setdefault(name, {})[s.setting.number] = number
                     importance[name] = result.importance.get(axis, 0.0)
     several = [name for name, numbers in found.items() if len(set(numbers.values())) > 2]
     several.sort(key=lambda name: -importance[name])
     return {name: found[name] for name in several[:MAX_AXES]}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _on_both(summary: SettingSummary, x: str, y: str) -> bool:
@@ -444,90 +414,6 @@ def _on_both(summary: SettingSummary, x: str, y: str) -> bool:
 
 def _measured(curve: EfficiencyCurve) -> list[EfficiencyPoint]:
     return [p for p in curve.points if p.objective.value is not None]
-
-
-def _spread(rows: Sequence[SettingSummary], most: int) -> list[SettingSummary]:
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    name: str
-    style: Style
-
-
-def _by_look(
-    rows: Sequence[SettingSummary], best: SettingSummary, *, by_method: bool
-) -> list[tuple[_Look, list[SettingSummary]]]:
-    """The settings by how they are drawn, those to be drawn on top last.
-
-    By method where that is asked and an axis says it for all; else by how they stand to the best.
-    """
-    methods = [_method(s) for s in rows]
-    if by_method and all(methods) and len(set(methods)) > 1:
-        looks = [_Look(m, STYLES[m]) for m in methods if m]
-    else:
-        names = [standing(s.objective, s.minus_best) for s in rows]
-        looks = [_Look(name, LOOKS[name]) for name in names]
-    # Behind first, then what stands out.
-    order = [*STYLES, *reversed(LOOKS)]
-    found: dict[_Look, list[SettingSummary]] = {}
-    for look, summary in zip(looks, rows, strict=True):
-        found.setdefault(look, []).append(summary)
-    return sorted(found.items(), key=lambda item: order.index(item[0].name))
-
-
-def _method(summary: SettingSummary) -> str:
-    values = [v for v in summary.setting.values.values() if isinstance(v, str)]
-    return next((v for v in values if v in STYLES), "")
-
-
-def _line_styles(names: Sequence[str]) -> list[Style]:
-    """A style each: the method's where every name holds one of its own, else by turns."""
-    methods = [next((w for w in re.findall(r"\w+", n) if w in STYLES), "") for n in names]
-    if all(methods) and len(set(methods)) == len(methods):
-        return [STYLES[method] for method in methods]
-    turns = [STYLES[m] for m in ("scpo", "finetune", "weight", "filter", "inverse", "global")]
-    return [(turns + [OTHER_STYLE])[i % (len(turns) + 1)] for i in range(len(names))]
-
-
-def _horizontal_dots(
-    axes: Axes, names: Sequence[str], marks: Sequence[tuple[Estimate | None, str]]
-) -> None:
-    for row, (estimate, ink) in enumerate(marks):
-        if estimate is None:
-            continue
-        value, low, high = percentages(estimate)
-        color = INKS[ink][0]
-        axes.hlines(row, low, high, color=color, lw=1, alpha=0.55)
-        axes.plot([value], [row], marker="o", markersize=4.5, color=color)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0, labelsize=7.5, labelcolor=INKS["ink"][0])
-
-
-def _marks(axes: Axes, look: _Look, xs: Sequence[float], ys: Sequence[float]) -> None:
-    size = 11 if look.style is BEST else 5 if len(xs) <= MAX_INTERVALS else 3.5
-    faint = 0.5 if look.style is BEHIND else 0.9
-    style: dict[str, Any] = {"marker": look.style.marker, "ls": "none"}
-    style |= {"markersize": size, "alpha": faint}
-    axes.plot(xs, ys, color=INKS[look.style.ink][0], zorder=3, **style)
-
-
-def _intervals(
-    axes: Axes,
-    look: _Look,
-    at: Sequence[float],
-    estimates: Sequence[Sequence[float]],
-    *,
-    upright: bool,
-) -> None:
-    draw = axes.vlines if upright else axes.hlines
-    lows, highs = [e[1] for e in estimates], [e[2] for e in estimates]
-    draw(at, lows, highs, color=INKS[look.style.ink][0], lw=0.7, alpha=0.3)
 
 
 def _match(
@@ -556,16 +442,3 @@ def _match(
         fontsize=8,
         color=color,
     )
-
-
-def _scale(axes: Axes, numbers: Sequence[float]) -> None:
-    if min(numbers) > 0 and max(numbers) / min(numbers) > LOG_SPAN:
-        axes.set_xscale("log")
-        # The default writes its labels as mathematics, which the page's fonts do not set.
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-
-
-def _note(axes: Axes, text: str) -> None:
-    """Below the axis, where a picture's caption stands."""
-    axes.set_xlabel(f"{axes.get_xlabel()}\n{text}")

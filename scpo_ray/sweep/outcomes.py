@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.comparison import (
+from scpo_ray.evaluation.comparable import (
     ComparedRun,
     CulturePairs,
     PairOutcomes,

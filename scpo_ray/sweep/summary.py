@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.evaluation.comparison import MACRO, ComparedRun
+from scpo_ray.evaluation.comparable import ComparedRun
+from scpo_ray.evaluation.comparison import MACRO
 from scpo_ray.records import Estimate
 from scpo_ray.settings.sweep import CULTURE, ObjectiveConfig
 from scpo_ray.statistics.intervals import stream

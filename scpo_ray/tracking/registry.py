@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scpo_ray.evaluation.champion import MARGIN, Contest, Judgement, in_points, judge
-from scpo_ray.evaluation.comparison import PairOutcomes, pair_outcomes
+from scpo_ray.evaluation.comparable import PairOutcomes, pair_outcomes
 from scpo_ray.records import Difference, InputError, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures

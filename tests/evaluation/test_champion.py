@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import t
 
 from scpo_ray.evaluation.champion import MARGIN, Judgement, judge
-from scpo_ray.evaluation.comparison import PairOutcomes
+from scpo_ray.evaluation.comparable import PairOutcomes
 
 RIGHT, WRONG = 1.0, -1.0
 USERS = 20

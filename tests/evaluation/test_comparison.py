@@ -5,12 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from scpo_ray.evaluation.comparison import (
-    ComparedRun,
-    PairOutcomes,
-    compare_runs,
-    pair_outcomes,
-)
+from scpo_ray.evaluation.comparable import ComparedRun, PairOutcomes, pair_outcomes
+from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.records import LAYERS, ComparisonResult, Estimate, MethodSummary
 from scpo_ray.statistics.intervals import standing
 from tests.results import run_result

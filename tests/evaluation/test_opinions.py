@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from scpo_ray.evaluation.comparison import ComparedRun, pair_outcomes
+from scpo_ray.evaluation.comparable import ComparedRun, pair_outcomes
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.evaluation.opinions import PREDICTORS, evaluate_opinions, opinion_outcomes
 from scpo_ray.launch.runs import compare, start_run

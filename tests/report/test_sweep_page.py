@@ -10,12 +10,13 @@ import pytest
 
 from scpo_ray.records import InputError
 from scpo_ray.report import sweep_pictures
+from scpo_ray.report.sweep_looks import short_names, shown
 from scpo_ray.report.sweep_page import (
     pairs_needed,
     write_sweep_pictures,
     write_sweep_report,
 )
-from scpo_ray.report.sweep_pictures import draw_sweep, heat_maps, short_names, shown
+from scpo_ray.report.sweep_pictures import draw_sweep, heat_maps
 from tests.report.test_page import ODD_NAMES, Page, words
 from tests.results import difference
 from tests.sweep_results import BETA, CURVES, TAU, close, curve, noise, sweep_result

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.evaluation.comparison import ComparedRun, PairOutcomes
+from scpo_ray.evaluation.comparable import ComparedRun, PairOutcomes
 from scpo_ray.records import Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.statistics.intervals import accuracy, standing

@@ -1,0 +1,81 @@
+"""What a run's result says of its pairs, and of how long they were."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scpo_ray.evaluation.layers import example_pairs, pair_ids
+from scpo_ray.methods.task import PreparedRun, Task
+from scpo_ray.records import (
+    ExamplePair,
+    PreferenceData,
+    SelectionSummary,
+    Tokens,
+)
+
+
+def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
+    """Culture -> how many of its pairs' distinct texts were cut at the maximum length."""
+    counts = {}
+    for code, culture in enumerate(data.cultures):
+        texts = [
+            texts_of_side[pairs.culture_codes == code]
+            for pairs in (data.train, data.test)
+            for texts_of_side in (pairs.chosen, pairs.rejected)
+        ]
+        counts[culture] = int(tokens.truncated[np.unique(np.concatenate(texts))].sum())
+    return counts
+
+
+def examples(prepared: PreparedRun) -> list[ExamplePair]:
+    task = prepared.task
+    if task.ref_rewards is None:
+        return []
+    return example_pairs(
+        task.train_pairs,
+        task.ref_rewards,
+        prepared.selection.keep.numpy(),
+        prepared.selection.weights.numpy(),
+        task.data.texts,
+        task.data.interaction_ids,
+        num_examples=task.config.evaluation.num_examples,
+        seed=task.config.seed,
+    )
+
+
+def selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
+    pairs, kept = prepared.task.train_pairs, prepared.selection.keep.numpy()
+    weights = prepared.selection.weights.numpy()
+    summaries = {}
+    for code, culture in enumerate(pairs.cultures):
+        mine = pairs.culture_codes == code
+        if not mine.any():
+            continue
+        selected = weights[mine & kept]
+        counts, edges = np.histogram(selected, bins=10, range=(0, max(1.0, selected.max())))
+        summaries[culture] = SelectionSummary(
+            num_pairs=int(mine.sum()),
+            num_selected=len(selected),
+            kept_share=len(selected) / int(mine.sum()),
+            mean_weight=float(selected.mean()),
+            histogram_edges=edges.tolist(),
+            histogram_counts=counts.tolist(),
+        )
+    return summaries
+
+
+def test_pair_columns(
+    task: Task, rewards: NDArray[np.float32]
+) -> dict[str, list[str] | NDArray[Any]]:
+    """What a comparison needs of every test pair; see `run_dir.load_test_pairs`."""
+    test, ref = task.data.test, task.ref_rewards
+    columns: dict[str, list[str] | NDArray[Any]] = {
+        "culture": [test.cultures[code] for code in test.culture_codes],
+        "pair_id": pair_ids(test, task.data.interaction_ids),
+        "cluster": test.cluster_codes,
+        "margin": rewards[test.chosen] - rewards[test.rejected],
+    }
+    if ref is not None:
+        columns["ref_margin"] = ref[test.chosen] - ref[test.rejected]
+    return columns

@@ -1,0 +1,167 @@
+"""Cells, rows and tables of a page, and how numbers read in them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scpo_ray.records import (
+    Difference,
+    Estimate,
+    RunResult,
+    SelectionSummary,
+    Verdict,
+)
+from scpo_ray.report.pictures import label, trained_on
+from scpo_ray.statistics.intervals import verdict
+
+MAX_CHARACTERS = 700
+
+
+TONES: dict[Verdict, str] = {
+    "better": "up",
+    "worse": "down",
+    "not distinguishable": "noise",
+    "unknown": "noise",
+}
+"""How a difference's cell reads."""
+
+
+UNSHOWN = ("not distinguishable", "unknown")
+"""The verdicts that a cell says in words; the others are its colour and its sign."""
+
+
+NONE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as text, what stands below it, how it reads and what hovering over it says."""
+
+    main: str
+    lines: tuple[str, ...] = ()
+    tone: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: str
+    size: str
+    kind: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`columns`: (name, its size)."""
+
+    title: str
+    corner: str
+    columns: list[tuple[str, str]]
+    rows: list[Row]
+
+    @property
+    def is_empty(self) -> bool:
+        return all(cell.main == NONE for row in self.rows for cell in row.cells)
+
+
+def scaled(scale: float | None, before: str = "") -> str:
+    """How much surer a model is of what the global one says, too."""
+    return "" if scale is None else f"{before}margins × {scale:.2f}"
+
+
+def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | None = None) -> Cell:
+    if found is None or found.value is None:
+        return Cell(NONE)
+    hint = size_of(found, unit)
+    if isinstance(found, Estimate):
+        sd = () if seed_sd is None else (f"sd {100 * seed_sd:.1f}",)
+        return Cell(percent(found.value), (interval(found), *sd), "", hint)
+    shown = verdict(found)
+    below = (interval(found), _p_value(found), *([shown] if shown in UNSHOWN else []))
+    if found.detectable is not None:
+        hint += f"; shows {100 * found.detectable:.1f} points in 80 % of cases"
+    return Cell(points(found.value), below, TONES[shown], hint)
+
+
+def selection_cell(found: SelectionSummary | None) -> Cell:
+    if found is None:
+        return Cell(NONE)
+    kept = f"{found.num_selected:,} of {found.num_pairs:,}"
+    return Cell(percent(found.kept_share), (kept, f"mean weight {found.mean_weight:.2f}"))
+
+
+def change_over(change: Difference | None, against: str) -> str:
+    if change is None or change.value is None:
+        return ""
+    # Settings of a sweep are told apart by their intervals alone.
+    said = [] if change.p_value is None else [_p_value(change)]
+    said += [shown] if (shown := verdict(change)) in UNSHOWN else []
+    in_brackets = f" ({', '.join(said)})" if said else ""
+    return f"; {points(change.value)} points {interval(change)} {against}{in_brackets}"
+
+
+def percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def points(change: float | None) -> str:
+    return NONE if change is None else f"{100 * change:+z.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(found: Estimate | Difference) -> str:
+    if found.low is None or found.high is None:
+        return "[no interval]"
+    shown = points if isinstance(found, Difference) else percent
+    return f"[{shown(found.low)}, {shown(found.high)}]"
+
+
+def _p_value(change: Difference) -> str:
+    """The p-value, which goes with the interval, and beside it that after Holm's correction."""
+    p, corrected = change.p_value, change.p_holm
+    if p is None:
+        return f"p {NONE}"
+    holm = "" if corrected is None or corrected == p else f", Holm {_shown_p(corrected)}"
+    return f"p {_shown_p(p)}{holm}"
+
+
+def _shown_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def size_of(found: Estimate | Difference | None, unit: str) -> str:
+    return "" if found is None else f"{found.num_pairs:,} pairs, {found.num_clusters:,} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def unit_of(results: Sequence[RunResult]) -> str:
+    """What intervals resample, by the data's settings."""
+    if any(r.opinions for r in results):
+        return "questions"
+    columns = [r.config.get("data", {}).get("columns") for r in results]
+    if any(c is None or c.get("user") for c in columns):
+        return "users"
+    return "questions" if any(c.get("question") for c in columns) else "interactions"
+
+
+def shortened(text: str) -> str:
+    more = len(text) - MAX_CHARACTERS
+    return text if more <= 0 else f"{text[:MAX_CHARACTERS]} … ({more:,} more characters)"
+
+
+def isolated(name: str, longest: int = 40) -> str:
+    """A name inside a sentence, safe for writing that runs the other way."""
+    return f"\N{FIRST STRONG ISOLATE}{label(name, longest)}\N{POP DIRECTIONAL ISOLATE}"
+
+
+def run_name(result: RunResult) -> str:
+    return f"{result.method}, {label(trained_on(result), 40)}, seed {result.seed}"
+
+
+def model_and_data(config: Mapping[str, Any]) -> str:
+    model, data = config.get("model", {}), config.get("data", {})
+    source = data.get("path") or data.get("hub") or data.get("source", NONE)
+    return f"global model {model.get('path', NONE)}, data {source}"
