@@ -20,6 +20,7 @@ from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
 from scpo_ray.report import tables
 from scpo_ray.report.overviews import DataHealth
 from scpo_ray.settings.files import load_config, load_sweep
+from scpo_ray.storage.disk import read_json
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
 from scpo_ray.tracking.trackers import RegisteredModel
 from tests.evaluation.test_opinions import opinions_document
@@ -213,7 +214,7 @@ def test_train_prints_its_table_and_where_everything_is(scpo, config, tmp_path):
         assert str(folder / name) in outcome.err
         assert (folder / name).exists()
     document = json.loads(scpo("train", config, "--json").out)
-    assert document == json.loads((folder / "result.json").read_text())
+    assert document == json.loads(read_json(folder / "result.json", ""))
 
 
 def test_names_from_the_data_are_printed_as_they_are(scpo, tiny_reward_model, tmp_path):

@@ -108,7 +108,7 @@ def test_changed_data_under_a_run_is_refused(scpo, place, ended):
     outcome = scpo("train", config)
 
     assert outcome.code == 2
-    assert f"{folder}: began with other input\n  data fingerprint then" in outcome.err
+    assert f"{folder}: began with other input\n  training fingerprint then" in outcome.err
     assert "delete the folder" in outcome.err
 
 
