@@ -315,8 +315,9 @@ def export_from_zero_3(worker: Worker, folder: str) -> list[str]:
     config = TrainConfig(engine="deepspeed", zero_stage=3)
     weights = DeepSpeedEngine(RewardModel(network, None, "cpu", 99), config, worker).whole_weights()
     assert weights is not None
-    network.save_pretrained(folder, state_dict=weights)
-    return list(weights)
+    names = list(weights)
+    network.save_pretrained(folder, state_dict=weights)  # which empties it
+    return names
 
 
 @pytest.mark.slow
