@@ -19,6 +19,7 @@ ROOMS: dict[str, list[str]] = {
     "workers": [],
     "statistics": ["cluster_variance", "intervals", "joint_scores"],
     "settings": [
+        "shown",
         "section",
         "countries",
         "data",
@@ -32,6 +33,7 @@ ROOMS: dict[str, list[str]] = {
         "comparison",
         "presets",
         "sweep",
+        "documents",
         "files",
         "page",
         "naming",
@@ -60,7 +62,7 @@ ROOMS: dict[str, list[str]] = {
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
-    "tracking": ["mlflow_store", "trackers", "sweep", "registry"],
+    "tracking": ["opening", "mlflow_store", "trackers", "sweep", "registry"],
     "training": [
         "deepspeed_settings",
         "loss",
@@ -104,7 +106,13 @@ HOMES = {
     "tokenizers": {"models.tiny"},
     "peft": {"models.reward_model"},
     "deepspeed": {"training.deepspeed_engine"},
-    "mlflow": {"tracking.mlflow_store", "tracking.trackers", "tracking.mlflow_model"},
+    "mlflow": {
+        "tracking.opening",
+        "tracking.mlflow_store",
+        "tracking.trackers",
+        "tracking.mlflow_model",
+    },
+    "sqlalchemy": {"tracking.opening"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
     "matplotlib": {"report.pictures", "report.sweep_pictures"},
     "jinja2": {"report.page"},
@@ -119,7 +127,7 @@ HOMES = {
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "report.tables"},
-    "yaml": {"settings.files", "report.page", "commands", "cli"},
+    "yaml": {"settings.documents"},
     "pydantic": {
         *(f"settings.{file}" for file in ROOMS["settings"]),
         "storage.run_dir",
@@ -129,6 +137,7 @@ HOMES = {
 
 # Arrays and numbers in, arrays and numbers out: no files, clock, chance of their own, logging.
 PURE = [
+    "settings.shown",
     "settings.countries",
     "methods.selection",
     "training.loss",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -26,6 +25,7 @@ from scpo_ray.records import (
 )
 from scpo_ray.report import pictures
 from scpo_ray.report.pictures import controls, in_order, label, order, trained_on
+from scpo_ray.settings.documents import write_yaml
 from scpo_ray.statistics.intervals import basic_interval, within_noise
 from scpo_ray.storage.disk import whole_file
 
@@ -114,7 +114,7 @@ def render(template: str, drawn: Sequence[pictures.Picture], **values: Any) -> s
     )
     environment.filters |= {"label": label, "percent": percent, "points": points}
     environment.filters |= {"shortened": shortened, "trained_on": trained_on}
-    environment.filters |= {"yaml": yaml.safe_dump}
+    environment.filters |= {"yaml": write_yaml}
     page = environment.get_template(template).render(
         figures=[
             (p.section, Markup(pictures.to_svg(p.figure, title=p.title, key=p.name))) for p in drawn

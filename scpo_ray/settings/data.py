@@ -18,6 +18,10 @@ PAPER_CULTURES = (
 )
 
 
+MAX_GENERATED = 10_000_000
+"""Responses of a generated data set: more are no test but a mistake, and fill the memory."""
+
+
 class SplitConfig(Section):
     by: Literal["user", "question", "source"] = "user"
     """What is kept on one side: a user, a question, or as the source says (its test files)."""
@@ -25,10 +29,10 @@ class SplitConfig(Section):
     test_size: float = Field(0.15, gt=0, lt=1)
     """Share of the users (or questions) held out, over the whole data in file order."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the split alone; 0 with 0.15 by user gives the paper's test sets on PRISM."""
 
-    num_folds: int | None = Field(None, ge=2)
+    num_folds: int | None = Field(None, ge=2, le=1_000)
     """Instead of `test_size`: this many user-disjoint folds per culture."""
 
     fold: int = Field(0, ge=0)
@@ -184,7 +188,7 @@ class OpinionsConfig(DataSection):
     options_as: Literal["texts", "letters"] = "texts"
     """What the model scores: an option's text, or its letter under a lettered list."""
 
-    num_option_orders: int = Field(4, ge=1)
+    num_option_orders: int = Field(4, ge=1, le=1_000)
     """With letters: orders in which a question's options are listed, each with another option
     first (as many as it has options at most); the model's shares are the mean over them."""
 
@@ -208,7 +212,7 @@ class SyntheticConfig(DataSection):
     users: dict[str, int] = {"Majority": 120, "North": 40, "South": 40, "East": 40}
     """Culture -> number of users. The first is the majority; the others' tastes leave it."""
 
-    interactions_per_user: int = Field(12, ge=1)
+    interactions_per_user: int = Field(12, ge=1, le=10_000)
     """Prompts each user answers."""
 
     responses_per_interaction: int = Field(3, ge=2, le=8)
@@ -217,17 +221,22 @@ class SyntheticConfig(DataSection):
     taste_distance: float = Field(1.0, ge=0, le=2)
     """How far a culture's taste lies from the majority's: 0 the same, 1 unrelated, 2 opposed."""
 
-    person_noise: float = Field(0.3, ge=0)
+    person_noise: float = Field(0.3, ge=0, le=1_000)
     """Standard deviation of a person's own noise, in units of taste."""
 
     outlier_share: float = Field(0.1, ge=0, lt=1)
     """Share of a culture's people whose taste is drawn at random instead."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the generated data."""
 
     @model_validator(mode="after")
     def has_people(self) -> Self:
         if not self.users or min(self.users.values()) < 1:
             raise ValueError(f"users must name cultures with at least 1 user, got {self.users}")
+        num = sum(self.users.values()) * self.interactions_per_user * self.responses_per_interaction
+        if num > MAX_GENERATED:
+            raise ValueError(
+                f"{num:,} responses (users x interactions x responses): at most {MAX_GENERATED:,}"
+            )
         return self

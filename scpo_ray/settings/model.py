@@ -8,7 +8,7 @@ from scpo_ray.settings.section import Section
 
 
 class LoraConfig(Section):
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=100_000)
     """Rank of the adapters."""
 
     alpha: float = Field(32.0, gt=0)
@@ -28,7 +28,7 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of the hub model."""
 
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(512, ge=8, le=1_000_000)
     """Tokens per text; what is longer is cut and counted."""
 
     renderer: Literal["auto", "pair", "chat"] = "auto"
@@ -47,5 +47,5 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
 
-    inference_batch_tokens: int = Field(16_384, ge=64)
+    inference_batch_tokens: int = Field(16_384, ge=64, le=10**9)
     """Padded tokens per forward pass when scoring and evaluating."""

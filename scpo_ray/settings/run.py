@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scpo_ray.settings.countries import country_names
 from scpo_ray.settings.data import OpinionsConfig, PreferencesConfig, PrismConfig, SyntheticConfig
@@ -23,10 +24,13 @@ from scpo_ray.settings.section import Section
 from scpo_ray.settings.tracking import TrackingConfig
 from scpo_ray.settings.train import TrainConfig
 
+_DATABASE = "mlflow.db"
+
 
 class RunConfig(Section):
     experiment: str = Field("scpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Groups runs: a folder below `output_dir` and an MLflow experiment."""
+    """Groups runs: a folder below `output_dir` and an MLflow experiment. Not cache, mlartifacts,
+    mlflow.db or ray, which stand there already."""
 
     method: MethodName = "scpo"
     """global (no training), finetune (all pairs), filter, weight, inverse, scpo; or one of the
@@ -36,7 +40,7 @@ class RunConfig(Section):
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
 
     output_dir: Path = Path("runs")
-    """Everything a run writes lies below it."""
+    """Everything a run writes lies below it; ~ at its beginning is your home."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
@@ -71,6 +75,24 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
     """Where the workers run, and what they reserve."""
 
+    @field_validator("experiment")
+    @classmethod
+    def experiment_is_no_folder_of_ours(cls, value: str) -> str:
+        # File systems that do not tell "Cache" from "cache" exist.
+        if value.lower() in ("cache", "mlartifacts", "ray") or value.lower().startswith(_DATABASE):
+            raise ValueError(f"{value!r} is what output_dir or launch.storage needs for itself")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def home_is_written_out(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError:
+            raise ValueError(
+                f"no user has the home {value.parts[0]!r}; write ./~ for a name"
+            ) from None
+
     @model_validator(mode="before")
     @classmethod
     def countries_have_one_name(cls, document: Any) -> Any:
@@ -84,6 +106,14 @@ class RunConfig(Section):
     def settings_agree(self) -> Self:
         if "\0" in str(self.output_dir):
             raise ValueError("output_dir: a path cannot hold a NUL character")
+        if self.tracking.tracker == "mlflow" and not self.tracking.uri:
+            path = str(self.output_dir.resolve())
+            if re.search(r"\?|%[0-9A-Fa-f]{2}", path):
+                raise ValueError(
+                    f"output_dir: MLflow's database cannot lie in {path!r}, since a URI reads ? "
+                    "and % with two digits as something else: rename it, or set tracking.uri or "
+                    "tracking.tracker"
+                )
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
         _check_method(self.method, self)
@@ -111,7 +141,7 @@ class RunConfig(Section):
 
     @property
     def mlflow_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{(self.output_dir / 'mlflow.db').resolve()}"
+        return self.tracking.uri or f"sqlite:///{(self.output_dir / _DATABASE).resolve()}"
 
 
 # Where a run is computed, written and tracked decides nothing of its result but its rounding: a
