@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,12 +82,30 @@ def folder_fault(path: Path) -> str | None:
     if not manifest or not isinstance(manifest, dict):
         return "its manifest is missing or unreadable"
     for name, digest in manifest.items():
-        file = path / name
+        try:
+            file = inside(path, name)
+        except InputError as error:
+            return error.title
         if not file.is_file():
             return f"{name} is missing"
         if file_digest(file) != digest:
             return f"{name} is not what was written"
     return None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file in `folder` whose name was read from a file or from a store.
+
+    Raises: InputError if the name leads out of the folder, by itself or by a link on the way.
+    """
+    parts = name.split("/")
+    is_plain = all(part not in ("", ".", "..") for part in parts)
+    if not is_plain or re.search(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:", name):
+        raise InputError(f"{folder}: {name!r} is no name of a file in it")
+    path = folder.joinpath(*parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: {name!r} leads out of it, by a link")
+    return path
 
 
 def write_json(path: Path, document: Any) -> None:
