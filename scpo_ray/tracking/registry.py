@@ -19,13 +19,11 @@ from scpo_ray.storage.run_dir import TEST_PAIRS_FILE, load_result, load_test_pai
 from scpo_ray.tracking.mlflow_store import (
     CANDIDATE,
     CHAMPION,
-    StoreAwayError,
     find_run,
     log_model,
     open_models,
-    slow_uploads,
-    store_errors,
 )
+from scpo_ray.tracking.opening import StoreAwayError, slow_uploads, store_errors
 from scpo_ray.tracking.trackers import start_tracker
 
 log = logging.getLogger(__name__)
