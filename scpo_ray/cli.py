@@ -5,11 +5,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from scpo_ray.settings.shown import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -323,20 +326,31 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # The libraries' own lines: quiet unless the user asks otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_PlainLines("%(message)s"))
     logging.getLogger("scpo_ray").setLevel(logging.INFO if _is_first() else logging.WARNING)
     # DeepSpeed (imported by transformers) logs to standard output, where the JSON goes.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         app(prog_name="scpo")
     except InputError as error:
-        if _is_first():
-            print(error, file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
     except SystemExit as end:
         if end.code == _STOPPED:
             print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         raise
+    except Exception:  # As Python would show it, but for what steers the terminal.
+        print(plain(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
+
+
+class _PlainLines(logging.Formatter):
+    """Log lines, those of libraries too, in which nothing from the data steers the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def _is_first() -> bool:
@@ -360,20 +374,19 @@ def _show(as_json: bool, document: Any, tables: "list[Table]") -> None:
 
 
 def _show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> None:
-    import yaml
-
     from scpo_ray.report import tables
+    from scpo_ray.settings.documents import write_yaml
 
     document = {"config": settings, "plans": [asdict(plan) for plan in plans]}
     if not as_json:
-        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        print(write_yaml(settings))
     _show(as_json, document, [tables.plan_table(plans)])
 
 
 def _say(line: str) -> None:
     # Beside the tables, so that standard output is the table or the JSON and nothing else.
     if _is_first():
-        print(line, file=sys.stderr)
+        print(plain(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

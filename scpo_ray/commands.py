@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
@@ -47,6 +46,7 @@ from scpo_ray.records import (
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.report.page import write_report
 from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.files import holds_a_space, load_config, load_sweep
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
@@ -213,8 +213,7 @@ def efficiency_file(config: RunConfig) -> Path:
     file = folder / "efficiency.yaml"
     question = "# How many training pairs does scpo need to match finetune on all of them?\n\n"
     with whole_file(file) as part:
-        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-        part.write_text(question + text, encoding="utf-8")
+        part.write_text(question + write_yaml(document), encoding="utf-8")
     return file
 
 

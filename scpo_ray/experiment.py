@@ -103,7 +103,7 @@ def open_run_dir(config: RunConfig) -> RunDir:
     """The run's folder: the same config finds the same one, and so resumes or is done."""
     below = Path(config.experiment) / f"{run_name(config)}-{config.run_id}"
     storage = config.launch.storage
-    remote = None if storage is None else RemoteFolder(f"{storage.rstrip('/')}/{below}")
+    remote = None if storage is None else RemoteFolder(storage).below(below.as_posix())
     return RunDir(config.output_dir / below, config.output_dir / "cache", remote)
 
 

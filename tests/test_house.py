@@ -19,6 +19,7 @@ ROOMS: dict[str, list[str]] = {
     "workers": [],
     "statistics": ["cluster_variance", "intervals", "joint_scores"],
     "settings": [
+        "shown",
         "section",
         "spelling",
         "plugins",
@@ -35,6 +36,7 @@ ROOMS: dict[str, list[str]] = {
         "comparison",
         "presets",
         "sweep",
+        "documents",
         "files",
         "page",
         "naming",
@@ -81,7 +83,7 @@ ROOMS: dict[str, list[str]] = {
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
-    "tracking": ["mlflow_store", "trackers", "sweep", "registry"],
+    "tracking": ["opening", "mlflow_store", "trackers", "sweep", "registry"],
     "training": [
         "deepspeed_settings",
         "loss",
@@ -151,7 +153,13 @@ HOMES = {
     "tokenizers": {"models.tokenization", "models.tiny"},
     "peft": {"models.adapters"},
     "deepspeed": {"training.deepspeed_engine"},
-    "mlflow": {"tracking.mlflow_store", "tracking.trackers", "tracking.mlflow_model"},
+    "mlflow": {
+        "tracking.opening",
+        "tracking.mlflow_store",
+        "tracking.trackers",
+        "tracking.mlflow_model",
+    },
+    "sqlalchemy": {"tracking.opening"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
     "matplotlib": {"report.pictures", "report.sweep_looks", "report.sweep_pictures"},
     "jinja2": {"models.templates", "report.page"},
@@ -166,7 +174,7 @@ HOMES = {
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "report.tables"},
-    "yaml": {"settings.files", "report.page", "commands", "cli"},
+    "yaml": {"settings.documents"},
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),
         "storage.run_dir",
@@ -177,6 +185,7 @@ HOMES = {
 # Arrays and numbers in, arrays and numbers out: no files, clock, chance of their own, logging.
 PURE = [
     "settings.spelling",
+    "settings.shown",
     "settings.countries",
     "methods.selection",
     "training.loss",

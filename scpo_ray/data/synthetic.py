@@ -73,7 +73,7 @@ class SyntheticConfig(DataSection):
     outlier_share: float = Field(0.1, ge=0, lt=1)
     """Share of a culture's people whose taste is drawn at random instead."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the generated data."""
 
     @field_validator("users")

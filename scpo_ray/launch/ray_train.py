@@ -17,7 +17,7 @@ from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, re
 from scpo_ray.launch.worker import work
 from scpo_ray.records import InputError, RunResult, Worker
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.storage.remote import RemoteFolder
+from scpo_ray.storage.remote import RemoteFolder, below_uri
 from scpo_ray.tracking.trackers import Status, Sweep, Tracker
 from scpo_ray.workers import BACKENDS, TIMEOUT
 
@@ -43,7 +43,7 @@ def train_on_ray(config: RunConfig, inputs: RunInputs, sweep: Sweep | None = Non
     check_resources(config)
     run_dir = open_run_dir(config)
     # Ray notes there which attempt it is at; all machines must see it.
-    folder = config.launch.storage or str((config.output_dir / "cache").resolve())
+    storage, cache = config.launch.storage, str((config.output_dir / "cache").resolve())
     name = f"{run_dir.path.name}-{uuid4().hex[:8]}"
     with relayed_to_here() as relay:
         trainer = ray.train.torch.TorchTrainer(
@@ -59,7 +59,7 @@ def train_on_ray(config: RunConfig, inputs: RunInputs, sweep: Sweep | None = Non
             run_config=ray.train.RunConfig(
                 # A name is never used twice: Ray takes a known one for a run that has ended.
                 name=name,
-                storage_path=f"{folder}/ray",
+                storage_path=below_uri(storage, "ray") if storage else f"{cache}/ray",
                 failure_config=ray.train.FailureConfig(
                     max_failures=config.launch.max_failures,
                     controller_failure_limit=_FOR_EVER
@@ -75,7 +75,7 @@ def train_on_ray(config: RunConfig, inputs: RunInputs, sweep: Sweep | None = Non
         except ray.train.TrainingFailedError as failure:
             raise first_error(relay) or _given_up(config, run_dir.path, failure) from None
         finally:
-            RemoteFolder(folder).remove(f"ray/{name}")
+            RemoteFolder(storage or cache).remove(f"ray/{name}")
         error = first_error(relay)
         if error is not None:
             raise error

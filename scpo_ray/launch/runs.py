@@ -18,14 +18,16 @@ from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import (
+    COMPARISON_FILE,
     load_result,
     load_test_opinions,
     load_test_pairs,
     save_comparison_result,
 )
 from scpo_ray.sweep.space import comparison_trials
+from scpo_ray.tracking.trackers import check_tracking
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
-from scpo_ray.workers import join_group
+from scpo_ray.workers import join_group, together
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +41,25 @@ def start_run(config: RunConfig) -> tuple[RunResult, Path]:
     """
     worker = torchrun_worker(config)
     if worker is None:
+        _check_store(config)
         return _run(config, load_inputs(config, open_run_dir(config)))
     join_group(worker)
     try:
+        with together(worker):
+            if worker.rank == 0:
+                _check_store(config)
         path = work(config, worker)
     finally:
         torch.distributed.destroy_process_group()
     return load_result(path), path
+
+
+def _check_store(config: RunConfig) -> None:
+    """Before the data are read, unless the run has ended."""
+    run_dir = open_run_dir(config)
+    run_dir.fetch()
+    if not run_dir.result_path.is_file():
+        check_tracking(config)
 
 
 def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
@@ -97,6 +111,9 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     run = comparison.run
     if torchrun_worker(run) is not None:
         raise InputError("a comparison starts the workers of its runs: call it without torchrun")
+    folder = run.output_dir / run.experiment
+    if not (folder / COMPARISON_FILE).is_file():
+        check_tracking(run)
     # Read once, and before any run: what is wrong with the input is said once.
     inputs = load_inputs(run, open_run_dir(run))
     trials = comparison_trials(comparison, inputs.data.cultures)
@@ -107,6 +124,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         name = run_name(trial.config)
         log.info("run %d of %d: %s", number, len(trials), name)
         try:
+            # Of two comparisons at once, one waits for the runs of the other and reads them.
+            open_run_dir(trial.config).wait_until_free()
             result, path = _run(trial.config, inputs)
             first = compared[0] if compared else None
             compared.append(compared_run(trial.culture, result, path, first))
@@ -115,7 +134,6 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
             failures[name] = " ".join(str(error).split())
     if not compared:
         raise InputError("no run of the comparison came to its end", list(failures.values()))
-    folder = run.output_dir / run.experiment
     summary = replace(
         compare_runs(compared, run.experiment, failures), opinions=compare_opinions(compared)
     )

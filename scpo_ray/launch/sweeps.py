@@ -46,10 +46,11 @@ from scpo_ray.sweep.space import (
 )
 from scpo_ray.sweep.store import RESULT_FILE, SweepDir
 from scpo_ray.sweep.summary import summarize_sweep
-from scpo_ray.tracking.mlflow_store import StoreAwayError, forget_run, noted_run_id
+from scpo_ray.tracking.mlflow_store import forget_run, noted_run_id
+from scpo_ray.tracking.opening import StoreAwayError
 from scpo_ray.tracking.registry import register_champion
 from scpo_ray.tracking.sweep import SweepTracker
-from scpo_ray.tracking.trackers import has_unsent
+from scpo_ray.tracking.trackers import check_tracking, has_unsent
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +175,7 @@ def run_sweep(
     sweep, folder = read_sweep(file, overrides)
     # Before anything of it is read: what another command is doing is not known halfway.
     with folder.locked():
+        check_tracking(sweep.run)
         prepared = prepare_sweep(file, sweep, folder, cache)
         folder.begin(prepared.sweep.document, prepared.fingerprints, extend=extend)
         if rerun:

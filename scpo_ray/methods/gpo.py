@@ -23,19 +23,19 @@ class Settings(Section):
     learning_countries: list[str] | None = Field(None, min_length=1)
     """The countries to learn from, in place of drawn ones."""
 
-    num_context_questions: int = Field(20, ge=1)
+    num_context_questions: int = Field(20, ge=1, le=1_000_000)
     """Training questions whose answers are known of the country that is predicted."""
 
-    num_steps: int = Field(2_000, ge=1)
+    num_steps: int = Field(2_000, ge=1, le=10**7)
     """Steps of the predictor; every learning country is in each. The paper makes 200,000."""
 
     learning_rate: float = Field(3e-4, gt=0)
     """Adam's, falling to zero in a cosine."""
 
-    min_questions: int = Field(10, ge=1)
+    min_questions: int = Field(10, ge=1, le=1_000_000)
     """Questions that a learning country shows in a step, and that are asked of it, at least."""
 
-    max_questions: int = Field(100, ge=1)
+    max_questions: int = Field(100, ge=1, le=1_000_000)
     """The same at most."""
 
     @field_validator("learning_countries")

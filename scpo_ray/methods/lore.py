@@ -29,7 +29,7 @@ class Settings(Section):
     ridge: float = Field(1e-5, gt=0)
     """Penalty on each shared head's distance from the global model's, as for shared_offset."""
 
-    max_iterations: int = Field(1_000, ge=1)
+    max_iterations: int = Field(1_000, ge=1, le=1_000_000)
     """Iterations of the solver at most; it ends before where the gradient vanishes."""
 
 

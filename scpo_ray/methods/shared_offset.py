@@ -28,7 +28,7 @@ class Settings(Section):
     offset_ridge: float = Field(1e-4, gt=0)
     """The same for what a culture has of its own: higher keeps the cultures closer together."""
 
-    max_iterations: int = Field(1_000, ge=1)
+    max_iterations: int = Field(1_000, ge=1, le=1_000_000)
     """Iterations of the solver at most; it ends before where the gradient vanishes."""
 
 

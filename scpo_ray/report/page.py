@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -41,6 +40,7 @@ from scpo_ray.report.cells import (
 )
 from scpo_ray.report.findings import lead
 from scpo_ray.report.pictures import controls, in_order, label, trained_on
+from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.methods import method_order
 from scpo_ray.storage.disk import whole_file
 
@@ -95,7 +95,7 @@ def render(template: str, drawn: Sequence[pictures.Picture], **values: Any) -> s
     )
     environment.filters |= {"label": label, "percent": percent, "points": points}
     environment.filters |= {"shortened": shortened, "trained_on": trained_on}
-    environment.filters |= {"yaml": yaml.safe_dump}
+    environment.filters |= {"yaml": write_yaml}
     page = environment.get_template(template).render(
         figures=[
             (p.section, Markup(pictures.to_svg(p.figure, title=p.title, key=p.name))) for p in drawn

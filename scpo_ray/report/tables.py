@@ -17,6 +17,7 @@ from scpo_ray.records import (
     OpinionSummary,
 )
 from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.settings.shown import plain
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.tracking.trackers import RegisteredModel
@@ -42,7 +43,8 @@ def data_tables(health: DataHealth) -> list[Table]:
     )
     cut = health.truncated_texts
     for culture, c in health.counts.items():
-        counts.add_row(
+        _add_row(
+            counts,
             culture,
             f"{c.users}\n({c.train_users} + {c.test_users})",
             str(c.interactions),
@@ -66,13 +68,13 @@ def data_tables(health: DataHealth) -> list[Table]:
     skipped = _table("rows left out", "culture", "reason", "rows")
     for culture, c in health.counts.items():
         for reason, rows in c.skipped.items():
-            skipped.add_row(culture, reason, str(rows))
+            _add_row(skipped, culture, reason, str(rows))
     if skipped.row_count:
         tables.append(skipped)
     if health.warnings:
         warnings = Table(title="warnings", title_justify="left", box=box.SIMPLE, show_header=False)
         for warning in health.warnings:
-            warnings.add_row(warning)
+            _add_row(warnings, warning)
         tables.append(warnings)
     return tables
 
@@ -88,7 +90,8 @@ def score_table(scores: GlobalScores) -> Table:
         "kept" if threshold is None else f"kept below {threshold:g}",
     )
     for culture, s in scores.cultures.items():
-        table.add_row(
+        _add_row(
+            table,
             culture,
             str(s.num_pairs),
             f"{100 * s.accuracy:.1f} %",
@@ -116,7 +119,8 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
     for culture, e in evaluation.items():
         whole = e.after["all"]
         change = e.difference.get("all")
-        table.add_row(
+        _add_row(
+            table,
             culture,
             str(whole.num_pairs),
             str(whole.num_clusters),
@@ -153,7 +157,8 @@ def opinion_tables(opinions: Sequence[OpinionScores]) -> list[Table]:
         for name, found in rows:
             change = differences.get(name, {}).get("model_fitted")
             temperature = scores.temperatures.get(name, {}).get("model_fitted")
-            table.add_row(
+            _add_row(
+                table,
                 name,
                 str(found["model"].num_pairs),
                 str(found["model"].num_clusters),
@@ -181,7 +186,8 @@ def opinion_comparison_tables(summaries: Sequence[OpinionSummary]) -> list[Table
     )
     for s in rows:
         change = s.minus_global
-        table.add_row(
+        _add_row(
+            table,
             s.method,
             s.options,
             "fitted" if s.predictor == "model_fitted" else "1",
@@ -209,7 +215,8 @@ def comparison_table(summary: ComparisonResult) -> Table:
         if s.culture:
             continue
         change = s.minus_global.get("all")
-        table.add_row(
+        _add_row(
+            table,
             s.method,
             *(_percent(s.accuracy.get(layer)) for layer in LAYERS),
             _percent(change, signed=True),
@@ -236,7 +243,8 @@ def plan_table(plans: Sequence[PlannedRun]) -> Table:
         "time",
     )
     for plan in plans:
-        table.add_row(
+        _add_row(
+            table,
             plan.name,
             str(plan.num_train_pairs),
             str(plan.num_selected),
@@ -250,17 +258,17 @@ def plan_table(plans: Sequence[PlannedRun]) -> Table:
 
 def sweep_cost_table(cost: SweepCost) -> Table:
     """What a sweep would run, in lines."""
-    table = Table(title=f"sweep {cost.name}", title_justify="left", box=box.SIMPLE)
+    table = Table(title=plain(f"sweep {cost.name}"), title_justify="left", box=box.SIMPLE)
     table.add_column("what")
     table.add_column("number", justify="right")
     for axis, num_values in cost.axes.items():
-        table.add_row(f"values of {axis}", str(num_values))
-    table.add_row("settings", str(cost.num_settings))
-    table.add_row("trials", str(cost.num_trials))
-    table.add_row("of these ended already", str(cost.num_ended))
+        _add_row(table, f"values of {axis}", str(num_values))
+    _add_row(table, "settings", str(cost.num_settings))
+    _add_row(table, "trials", str(cost.num_trials))
+    _add_row(table, "of these ended already", str(cost.num_ended))
     if cost.seconds is not None:
         one_by_one = f"training, one by one (from {cost.num_sampled} of them)"
-        table.add_row(one_by_one, f"about {_duration(cost.seconds)}")
+        _add_row(table, one_by_one, f"about {_duration(cost.seconds)}")
     return table
 
 
@@ -278,7 +286,8 @@ def sweep_table(result: SweepResult) -> Table:
     )
     for summary in result.settings[:20]:
         macro = summary.accuracy.get("", {})
-        table.add_row(
+        _add_row(
+            table,
             summary.setting.label,
             _percent(summary.objective),
             _behind(summary.objective, summary.minus_best),
@@ -301,7 +310,8 @@ def efficiency_table(result: SweepResult) -> Table:
     )
     for curve in result.efficiency:
         for point in curve.points:
-            table.add_row(
+            _add_row(
+                table,
                 curve.name,
                 f"{point.fraction:g}",
                 f"{point.num_pairs:,.0f}",
@@ -313,7 +323,8 @@ def efficiency_table(result: SweepResult) -> Table:
 def model_table(models: Sequence[RegisteredModel]) -> Table:
     table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
     for m in models:
-        table.add_row(
+        _add_row(
+            table,
             m.name,
             str(m.version),
             ", ".join(m.aliases),
@@ -343,7 +354,8 @@ def judgement_table(judgement: Judgement) -> Table:
     for c in judgement.contests:
         asked = rule(c, judgement.margin)
         of = f"\nagainst {judgement.first}" if c.against == "first champion" else ""
-        table.add_row(
+        _add_row(
+            table,
             f"{c.test_pairs}{of}",
             str(c.difference.num_pairs),
             str(c.difference.num_clusters),
@@ -356,17 +368,22 @@ def judgement_table(judgement: Judgement) -> Table:
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE)
     # Too narrow a terminal wraps the headers and the other cells before it cuts a name.
     table.add_column(first, no_wrap=True)
     for name in numbers:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(plain(name), justify="right", overflow="fold")
     return table
 
 
 def _same_tokens(count: CultureCounts) -> str:
     train, test = count.same_tokens_train, count.same_tokens_test
     return f"{train + test}\n({train} + {test})" if train + test else "0"
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Adds a row whose texts, which may come from the data, cannot steer the terminal."""
+    table.add_row(*map(plain, cells))
 
 
 def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:

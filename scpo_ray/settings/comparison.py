@@ -18,7 +18,7 @@ class SpaceConfig(Section):
     culture: list[str] | None = None
     """One model per culture; null: the cultures of `run.data.cultures`."""
 
-    seed: list[Annotated[int, Field(ge=0)]] = [0]
+    seed: list[Annotated[int, Field(ge=0, lt=2**63)]] = [0]
     """Each method and culture is run with each seed."""
 
     @model_validator(mode="after")

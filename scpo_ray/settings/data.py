@@ -30,7 +30,7 @@ class SplitConfig(Section):
     test_size: float = Field(0.15, gt=0, lt=1)
     """Share of the users (or questions) held out, over the whole data in file order."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the split alone; 0 with 0.15 by user gives the paper's test sets on PRISM."""
 
     num_folds: int | None = Field(None, ge=2, le=1_000)

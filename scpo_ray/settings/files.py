@@ -1,19 +1,24 @@
 """Config files: read, laid over their preset, overridden, checked; problems in the user's words."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from scpo_ray.records import InputError
 from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.documents import MAX_CHARACTERS, read_yaml
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.shown import (
+    kept_secrets,
+    line_without_secrets,
+    text_fault,
+    without_secrets,
+)
 from scpo_ray.settings.spelling import nearest_names
 from scpo_ray.settings.sweep import SweepConfig
 
@@ -90,43 +95,34 @@ def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: st
         raise InputError("unknown cultures", problems)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's last of two equal keys wins, silently; here two are an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is set twice", node.value[number][0].start_mark
-                )
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-# YAML 1.1 takes 1e-4 for text: only 1.0e-4 is a number there.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def _read_document(path: Path | str) -> dict[str, Any]:
     if str(path) in PRESETS:
         return {"preset": str(path)}
+    text = _read_text(Path(path))
+    # The whole text: a sweep's file is kept as it is, with its comments.
+    fault = text_fault(text)
+    if fault is not None:
+        raise InputError(f"{path}: a secret in a file of settings", [fault])
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read", [error.strerror or str(error)]) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8", [str(error)]) from None
-    try:
-        document = yaml.load(text, _UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        raise InputError(f"{path}: not YAML", str(error).splitlines()) from None
+        document = read_yaml(text)
+    except ValueError as error:
+        lines = [line_without_secrets(line) for line in str(error).splitlines()]
+        raise InputError(f"{path}: not YAML", lines) from None
     if not isinstance(document, dict):
         kind = "nothing" if document is None else type(document).__name__
         raise InputError(f"{path}: a config is a mapping of settings, got {kind}")
     return document
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            # No more than shows that it is too large: a device has no end.
+            return file.read(MAX_CHARACTERS + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read", [error.strerror or str(error)]) from None
+    except ValueError as error:
+        raise InputError(f"{path}: not UTF-8", [str(error)]) from None
 
 
 def _overridden(
@@ -137,20 +133,24 @@ def _overridden(
     problems = []
     for override in overrides:
         setting, equals, raw = override.partition("=")
+        said = f"--set {line_without_secrets(override)}"
         if not equals or not setting:
-            problems.append(f"--set {override}: must be setting=value")
+            problems.append(f"{said}: must be setting=value")
             continue
         try:
-            value = yaml.load(raw, _UniqueKeyLoader)
-        except (yaml.YAMLError, ValueError):
-            problems.append(f"--set {override}: the value is not YAML")
+            value = read_yaml(raw)
+        except ValueError:
+            problems.append(f"{said}: the value is not YAML")
             continue
         try:
             set_dotted(document, setting.split("."), value)
         except TypeError:
-            problems.append(f"--set {override}: a part of {setting!r} is not a section")
+            problems.append(f"{said}: a part of {setting!r} is not a section")
     if problems:
         raise InputError(f"{path}: {count_problems(problems)} in overrides", problems)
+    secrets = list(kept_secrets(document))
+    if secrets:
+        raise InputError(f"{path}: {count_problems(secrets)}", secrets)
     return document
 
 
@@ -207,7 +207,8 @@ def _problem(error: Any) -> str:
     where = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":
-            return f"{where} = {_shown(error['input'])}: no such setting"
+            name = str(error["loc"][-1]) if error["loc"] else ""
+            return f"{where} = {_shown(error['input'], name)}: no such setting"
         case "invalid_key":
             return f"{where}: no such setting"
         case "value_error":
@@ -231,9 +232,9 @@ def count_problems(problems: Sequence[str]) -> str:
     return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
 
 
-def _shown(value: Any) -> str:
-    """A value in one line, as YAML writes it."""
+def _shown(value: Any, name: str = "") -> str:
+    """A setting's value in one line, as YAML writes it; a secret's is not shown."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    text = " ".join(str(value).split())
+    text = " ".join(str(without_secrets(value, name)).split())
     return text if len(text) <= 60 else text[:57] + "..."

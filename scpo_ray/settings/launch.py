@@ -1,10 +1,13 @@
 """Where the workers run, and what they reserve."""
 
+import re
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field, field_validator
 
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.shown import password_fault
 
 
 class LaunchConfig(Section):
@@ -16,10 +19,10 @@ class LaunchConfig(Section):
     """The Ray cluster, "auto" for the one this machine belongs to; null: the one RAY_ADDRESS
     names, or else a Ray of this command's own on this machine."""
 
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, le=100_000)
     """CPUs that each worker reserves; a fraction lets more workers share a core."""
 
-    gpus_per_worker: float | None = Field(None, ge=0)
+    gpus_per_worker: float | None = Field(None, ge=0, le=100_000)
     """GPUs that each worker reserves, a fraction for small models; null: one where the cluster
     has GPUs and `device` is not cpu."""
 
@@ -28,9 +31,10 @@ class LaunchConfig(Section):
 
     storage: str | None = None
     """Where workers on machines without a common folder meet: a URI (s3://, gs://, file://, any
-    that fsspec knows). Checkpoints and finished runs go there and are taken up from there."""
+    that fsspec knows), without a password. Checkpoints and finished runs go there and are taken up
+    from there. Options of a bucket's stand behind a ?, as in s3://bucket/runs?region=eu-north-1."""
 
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=1_000_000)
     """How often a run starts again from its checkpoint after a worker or a machine is lost."""
 
     wait_for_resources: bool = False
@@ -42,8 +46,22 @@ class LaunchConfig(Section):
     @field_validator("storage")
     @classmethod
     def storage_is_a_uri(cls, value: str | None) -> str | None:
-        if value is not None and "://" not in value:
+        if value is None:
+            return None
+        fault = password_fault(value, is_uri=True)
+        if fault is not None:
+            raise ValueError(fault)
+        scheme, separator, rest = value.partition("://")
+        if not separator or not rest.strip("/"):
             raise ValueError(
                 f"must be a URI such as s3://bucket/runs or file:///mnt/runs, got {value!r}"
             )
-        return value
+        if "\0" in value or "#" in value or (scheme.lower() == "file" and "?" in rest):
+            raise ValueError(f"must have %23 for # and, in a path, %3F for ?, got {value!r}")
+        if rest.startswith(("~", "/~")):
+            raise ValueError(
+                f"~ is not read as your home here: write the whole path, got {value!r}"
+            )
+        # Blanks, letters of any language and a lone % are escaped for those that cannot read them.
+        rest = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", rest)
+        return f"{scheme}://{quote(rest, safe='/%?=&:@+-_.~!$()*,;[]')}"

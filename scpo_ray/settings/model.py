@@ -8,7 +8,7 @@ from scpo_ray.settings.section import Section
 
 
 class LoraConfig(Section):
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=100_000)
     """Rank of the adapters."""
 
     alpha: float = Field(32.0, gt=0)
@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """Read weights that are there as pickles alone, once, into safetensors in the cache. Tensors
     are all that is read: no code in them runs."""
 
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(512, ge=8, le=1_000_000)
     """Tokens per text; what is longer is cut and counted."""
 
     renderer: Literal["auto", "pair", "chat"] = "auto"
@@ -51,5 +51,5 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
 
-    inference_batch_tokens: int = Field(16_384, ge=64)
+    inference_batch_tokens: int = Field(16_384, ge=64, le=10**9)
     """Padded tokens per forward pass when scoring and evaluating."""

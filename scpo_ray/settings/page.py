@@ -28,7 +28,12 @@ _INTRODUCTION = """\
 
 Made from the config classes by `make docs`; a test compares them. A config is a YAML file; a
 setting left out has its default. `--set a.b=value` overrides one on the command line, the value
-in YAML: `--set train.max_steps=200 --set "data.cultures=[Chile, Mexico]"`.
+in YAML: `--set train.max_steps=200 --set "data.cultures=[Chile, Mexico]"`. YAML is read by its
+version 1.2: `true` and `false` alone are booleans, so that `launch: {on: ray}` and a culture called
+`no` mean what is written; 12:30 and 2026-11-28 are texts, and 010 is 10.
+
+A file of settings is kept with the runs. A URI with a password, a token or a key in it is refused,
+in a comment too; the environment gives them (cluster/README.md, "Passwords").
 
 `preset: paper` at the top of a file (or `paper` in place of a file) starts from the paper's
 settings, listed at the end of this page. `scpo compare` reads a file with two sections, `run:` (a

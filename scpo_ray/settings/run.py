@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     create_model,
+    field_validator,
     model_validator,
 )
 
@@ -27,6 +29,8 @@ from scpo_ray.settings.selection import SelectionConfig
 from scpo_ray.settings.spelling import Spell, keys_spelled_once, nearest_names, plain_name
 from scpo_ray.settings.tracking import TrackingConfig
 from scpo_ray.settings.train import TrainConfig
+
+_DATABASE = "mlflow.db"
 
 
 def _known(name: str) -> str:
@@ -63,7 +67,8 @@ MethodSections = Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_
 
 class RunConfig(Section):
     experiment: str = Field("scpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Groups runs: a folder below `output_dir` and an MLflow experiment."""
+    """Groups runs: a folder below `output_dir` and an MLflow experiment. Not cache, mlartifacts,
+    mlflow.db or ray, which stand there already."""
 
     method: MethodName = "scpo"
     """How the model is made; docs/method.md says what each does."""
@@ -72,7 +77,7 @@ class RunConfig(Section):
     """Order of the pairs, dropout, a new head, the bootstrap: each its own stream of it."""
 
     output_dir: Path = Path("runs")
-    """Everything a run writes lies below it."""
+    """Everything a run writes lies below it; ~ at its beginning is your home."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
@@ -106,6 +111,24 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
     """Where the workers run, and what they reserve."""
 
+    @field_validator("experiment")
+    @classmethod
+    def experiment_is_no_folder_of_ours(cls, value: str) -> str:
+        # File systems that do not tell "Cache" from "cache" exist.
+        if value.lower() in ("cache", "mlartifacts", "ray") or value.lower().startswith(_DATABASE):
+            raise ValueError(f"{value!r} is what output_dir or launch.storage needs for itself")
+        return value
+
+    @field_validator("output_dir")
+    @classmethod
+    def home_is_written_out(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError:
+            raise ValueError(
+                f"no user has the home {value.parts[0]!r}; write ./~ for a name"
+            ) from None
+
     @model_validator(mode="before")
     @classmethod
     def cultures_have_one_name(cls, document: Any) -> Any:
@@ -119,6 +142,14 @@ class RunConfig(Section):
     def settings_agree(self) -> Self:
         if "\0" in str(self.output_dir):
             raise ValueError("output_dir: a path cannot hold a NUL character")
+        if self.tracking.tracker == "mlflow" and not self.tracking.uri:
+            path = str(self.output_dir.resolve())
+            if re.search(r"\?|%[0-9A-Fa-f]{2}", path):
+                raise ValueError(
+                    f"output_dir: MLflow's database cannot lie in {path!r}, since a URI reads ? "
+                    "and % with two digits as something else: rename it, or set tracking.uri or "
+                    "tracking.tracker"
+                )
         if self.culture_weights is not None and not any(self.culture_weights.values()):
             raise ValueError("culture_weights: at least one must be above 0")
         check_method(self.method, self)
@@ -174,7 +205,7 @@ class RunConfig(Section):
 
     @property
     def mlflow_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{(self.output_dir / 'mlflow.db').resolve()}"
+        return self.tracking.uri or f"sqlite:///{(self.output_dir / _DATABASE).resolve()}"
 
 
 # Where a run is computed, written and tracked decides nothing of its result but its rounding: a

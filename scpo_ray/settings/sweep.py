@@ -16,6 +16,10 @@ POOLING = "pooling"
 """Axes that are no settings of a run: what it is trained for, and the others' weight beside it."""
 
 
+MAX_SETTINGS = 100_000
+"""Trials of one sweep: more would take their planner hours, and are a mistake."""
+
+
 class Grid(Section):
     """Every value, with every value of the other grids. In a TPE search, one to choose."""
 
@@ -124,10 +128,10 @@ class SearchConfig(Section):
     of the grids. tpe: `num_draws` settings, each chosen after those before it (Optuna);
     tpe-all-agreed: for accuracy on `all` and on `agreed` at once."""
 
-    num_draws: int | None = Field(None, ge=1)
+    num_draws: int | None = Field(None, ge=1, le=MAX_SETTINGS)
     """How many settings are drawn; a grid has none."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the draws alone."""
 
     @property
@@ -146,18 +150,18 @@ class SchedulerConfig(Section):
     """Whether poor trials are stopped early, by their objective after some steps. hyperband: three
     brackets of asha that begin later and later."""
 
-    first_steps: int = Field(50, ge=1)
+    first_steps: int = Field(50, ge=1, le=10**7)
     """Steps after which a trial is first compared."""
 
-    reduction_factor: int = Field(3, ge=2)
+    reduction_factor: int = Field(3, ge=2, le=1_000_000)
     """One in so many goes on, and is compared again after so many times the steps."""
 
 
 class RepeatConfig(Section):
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1)
     """Each setting is run with each seed."""
 
-    num_folds: int | None = Field(None, ge=2)
+    num_folds: int | None = Field(None, ge=2, le=1_000)
     """Each setting is run on each of so many user-disjoint folds of every culture; null: the
     run's own split."""
 
@@ -184,22 +188,22 @@ class ObjectiveConfig(Section):
 
 
 class ResourcesConfig(Section):
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=100_000)
     """Workers of a trial. One trains in the trial's own process; more are started by Ray Train."""
 
-    cpus: float = Field(1.0, gt=0)
+    cpus: float = Field(1.0, gt=0, le=100_000)
     """CPUs that each worker reserves; a fraction packs more trials on a core."""
 
-    gpus: float | None = Field(None, ge=0)
+    gpus: float | None = Field(None, ge=0, le=100_000)
     """GPUs that each worker reserves; a fraction packs small trials on one GPU. null: one where
     the cluster has GPUs and `run.device` is not cpu."""
 
 
 class BudgetConfig(Section):
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(None, ge=1, le=10**9)
     """At most so many trials are started by one command."""
 
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0, le=1_000_000)
     """No trial goes on longer than so many hours after the command; what is missing is run by the
     next one."""
 
@@ -228,10 +232,10 @@ class SweepConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     """What one trial reserves."""
 
-    max_concurrent: int | None = Field(None, ge=1)
+    max_concurrent: int | None = Field(None, ge=1, le=1_000_000)
     """At most so many trials at once; null: as many as there is room for."""
 
-    max_trial_failures: int = Field(2, ge=0)
+    max_trial_failures: int = Field(2, ge=0, le=1_000_000)
     """How often a trial starts again, from its checkpoint, after its process or machine is lost."""
 
     budget: BudgetConfig = BudgetConfig()
@@ -257,6 +261,16 @@ class SweepConfig(Section):
             raise ValueError(f"space.{drawn[0]}: a grid search takes grid and bundles alone")
         if self.search.by == "random" and not drawn:
             raise ValueError("search.by random: nothing in the space is drawn; use grid")
+        combinations = len(self.repeat.seeds) * len(self.repeat.folds)
+        for domain in self.space.values():
+            if isinstance(domain, Grid | Bundles):
+                combinations *= len(next(iter(domain.model_dump().values())))
+        if self.search.by == "random":
+            combinations *= self.search.num_draws or 1
+        if combinations > MAX_SETTINGS:
+            raise ValueError(
+                f"space: {combinations:,} trials, at most {MAX_SETTINGS:,} are planned"
+            )
         return self
 
     @model_validator(mode="after")

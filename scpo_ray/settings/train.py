@@ -9,13 +9,13 @@ from scpo_ray.settings.section import Section
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=1_000_000)
     """Pairs per optimizer step, over all workers."""
 
-    micro_batch_tokens: int = Field(8_192, ge=64)
+    micro_batch_tokens: int = Field(8_192, ge=64, le=10**9)
     """Padded tokens per forward pass on one worker: the number to lower when memory runs out."""
 
-    max_steps: int = Field(1_024, ge=1)
+    max_steps: int = Field(1_024, ge=1, le=10**7)
     """Optimizer steps, whatever the number of pairs (the paper's way of ending)."""
 
     learning_rate: float = Field(1e-6, gt=0)
@@ -42,13 +42,13 @@ class TrainConfig(Section):
     dropout: bool = True
     """The model's own dropout while training; false turns it off."""
 
-    checkpoint_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(200, ge=1, le=10**9)
     """Steps between checkpoints, from which a stopped run resumes."""
 
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=10**9)
     """How many of the newest checkpoints stay on disk."""
 
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, le=10**9)
     """Steps between points of the training curve."""
 
     num_workers: int | tuple[int, int] = 1

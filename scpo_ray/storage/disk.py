@@ -104,7 +104,9 @@ def folder_fault(path: Path) -> str | None:
     states = []
     for name in digests:
         try:
-            state = (path / name).stat()
+            state = inside(path, name).stat()
+        except InputError as error:
+            return error.title
         except OSError:
             return f"{name} is missing"
         if not stat.S_ISREG(state.st_mode):
@@ -120,6 +122,21 @@ def folder_fault(path: Path) -> str | None:
     if all(started - modified > _RECENT_NS for *_, modified in states):
         _known_whole.add(seen)
     return None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file in `folder` whose name was read from a file or from a store.
+
+    Raises: InputError if the name leads out of the folder, by itself or by a link on the way.
+    """
+    parts = name.split("/")
+    is_plain = all(part not in ("", ".", "..") for part in parts)
+    if not is_plain or re.search(r"[\\\x00-\x1f\x7f]|^[A-Za-z]:", name):
+        raise InputError(f"{folder}: {name!r} is no name of a file in it")
+    path = folder.joinpath(*parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: {name!r} leads out of it, by a link")
+    return path
 
 
 def check_folder(path: Path, remedy: str) -> None:

@@ -14,16 +14,24 @@ from scpo_ray.records import InputError
 
 
 class RemoteFolder:
-    """Files by their names below the URI, "/" between a name's parts."""
+    """Files by their names below the URI, "/" between a name's parts.
+
+    Args:
+        uri: with Arrow's options behind a "?", as in s3://bucket/runs?region=eu-north-1.
+
+    Raises: InputError if the URI names no file system that can be used here.
+    """
 
     def __init__(self, uri: str) -> None:
-        """Raises: InputError if the URI names no file system that can be used here."""
-        self.uri = uri.rstrip("/")
+        self.uri = uri
         with self._errors():
-            self._files, self._root = _opened(self.uri)
+            self._files, self._root = _opened(uri)
 
     def below(self, name: str) -> "RemoteFolder":
-        return RemoteFolder(f"{self.uri}/{name}")
+        folder = object.__new__(RemoteFolder)
+        folder.uri = below_uri(self.uri, name)
+        folder._files, folder._root = self._files, self._path(name)
+        return folder
 
     def upload(self, file: Path, name: str) -> None:
         """Copies a local file to `name`. Raises: InputError if it cannot be written there."""
@@ -34,7 +42,11 @@ class RemoteFolder:
                 shutil.copyfileobj(source, target, 1 << 24)
 
     def download(self, name: str, file: Path) -> None:
-        """Copies `name` to a local file. Raises: InputError if it cannot be read."""
+        """Copies `name` to a local file. Raises: InputError if it cannot be read.
+
+        Where `file` lies is the caller's to decide: a name from the store may lead anywhere, and
+        `disk.inside` keeps it in a folder.
+        """
         file.parent.mkdir(parents=True, exist_ok=True)
         with (
             self._errors(),
@@ -99,13 +111,33 @@ class RemoteFolder:
             raise InputError(f"launch.storage = {self.uri}: cannot be used", [lines[0]]) from error
 
 
+def below_uri(uri: str, name: str) -> str:
+    """The URI of what is called `name` in the folder at `uri`, whose options stay at the end."""
+    place, question, options = uri.partition("?")
+    return f"{place.rstrip('/')}/{name}{question}{options}"
+
+
 def _opened(uri: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid:
-        # Not one of those that come with Arrow.
+        place, _, options = uri.partition("?")
+        # Not one of those that come with Arrow, or one of its own with a fault in it.
+        if place.partition("://")[0] in (
+            "file",
+            "s3",
+            "gs",
+            "gcs",
+            "hdfs",
+            "viewfs",
+            "abfs",
+            "abfss",
+        ):
+            raise
+        if options:
+            raise ValueError("options behind a ? are for s3://, gs:// and hdfs:// alone") from None
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = fsspec.core.url_to_fs(place)
         files = fs.PyFileSystem(fs.FSSpecHandler(filesystem))
     return files, path.rstrip("/")

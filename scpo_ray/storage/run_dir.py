@@ -22,6 +22,7 @@ from scpo_ray.storage.disk import (
     check_folder,
     clear_leftovers,
     disk_errors,
+    inside,
     read_json,
     whole_file,
     write_json,
@@ -32,6 +33,7 @@ from scpo_ray.storage.stores import Stores
 log = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
+COMPARISON_FILE = "comparison.json"
 TEST_PAIRS_FILE = "test_pairs.parquet"
 TEST_OPINIONS_FILE = "test_opinions.parquet"
 _TRAINING: TypeAdapter[TrainingRecord] = TypeAdapter(TrainingRecord)
@@ -88,6 +90,18 @@ class RunDir:
         finally:
             lock.release()
 
+    def wait_until_free(self) -> None:
+        """Returns once no other process is running this run."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("%s: another process is running this run; waiting for it", self.path)
+                lock.acquire()
+            lock.release()
+
     def save_config(self, config: dict[str, Any], fingerprints: dict[str, str]) -> None:
         """Records what runs here; a run found again must find the data and model it began with.
 
@@ -122,7 +136,7 @@ class RunDir:
         names = [n for n in self.remote.files() if n.split("/")[0] != self.checkpoints_dir.name]
         with disk_errors(self.path):
             for name in sorted(names, key=lambda name: name == result):
-                with whole_file(self.path / name) as part:
+                with whole_file(inside(self.path, name)) as part:
                     self.remote.download(name, part)
 
     def keep(self) -> None:
@@ -178,13 +192,13 @@ def _run_again(path: Path) -> str:
 def load_comparison_result(path: Path) -> ComparisonResult:
     """The comparison in an experiment's folder. Raises: as `load_result`."""
     result: ComparisonResult = load_document(
-        path / "comparison.json", _COMPARISON, "scpo compare makes it again from the runs"
+        path / COMPARISON_FILE, _COMPARISON, "scpo compare makes it again from the runs"
     )
     return result
 
 
 def save_comparison_result(path: Path, result: ComparisonResult) -> None:
-    write_json(path / "comparison.json", asdict(result))
+    write_json(path / COMPARISON_FILE, asdict(result))
 
 
 def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,28 +1,26 @@
-"""An MLflow store: opened within seconds or refused, one run found again, models registered.
-
-MLflow is imported when a store is opened, not before: commands that track nothing need none.
-"""
+"""An MLflow store: one run found again, models registered."""
 
 import json
-import logging
-import os
-import socket
-import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-from filelock import FileLock
 
 from scpo_ray.records import InputError, RunResult
+from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.naming import config_params, model_name, run_name, version_tags
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import read_json, write_json
 from scpo_ray.storage.run_dir import TEST_PAIRS_FILE
+from scpo_ray.tracking.opening import (
+    check_uri,
+    database_path,
+    open_client,
+    opening,
+    scheme_of,
+    store_errors,
+)
 
 CANDIDATE = "candidate"
 NOTE_FILE = "mlflow_run.json"
@@ -30,31 +28,10 @@ NOTE_FILE = "mlflow_run.json"
 CHAMPION = "champion"
 _PARENT = "mlflow.parentRunId"
 _EVALUATION = "scpo.evaluation_id"
-_DEFAULTS = {
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # By default a dead server blocks every call for four minutes.
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Requirements are given; a lock file in the working directory must not replace them.
-    "MLFLOW_UV_AUTO_DETECT": "false",
-}
-_AT_THE_START = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-# A server answers an upload only once it has stored the file, which for weights takes longer.
-_FOR_UPLOADS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "300"}
 # What the logged code imports; deepspeed, ray and the like have no part in giving rewards.
 _MODEL_PACKAGES = (
     "filelock mlflow numpy pandas peft pyarrow pydantic pyyaml safetensors torch tqdm transformers"
 ).split()
-
-
-class StoreAwayError(InputError):
-    """The store cannot be opened now; it may come back."""
 
 
 def open_run(
@@ -74,12 +51,11 @@ def open_run(
 
     Raises: StoreAwayError if the store cannot be opened; InputError for settings that differ.
     """
-    uri, shown = config.mlflow_uri, _shown(config.mlflow_uri)
-    note = run_dir / NOTE_FILE
-    with _opening(uri):
-        client = _client(uri)
+    uri, note = config.mlflow_uri, run_dir / NOTE_FILE
+    with opening(uri):
+        client = open_client(uri)
         experiment_id = _experiment_id(client, config, uri)
-        run = _known_run(client, note, shown, experiment_id, config.evaluation_id)
+        run = _known_run(client, note, uri, experiment_id, config.evaluation_id)
         params = config_params(config)
         changed = [
             f"{name} = {value}: was {run.data.params[name]}"
@@ -101,12 +77,18 @@ def open_run(
                 | ({_PARENT: parent_run_id} if parent_run_id else {}),
             )
         run_id = run.info.run_id
-        kept = {"uri": shown, "run_id": run_id, "evaluation_id": config.evaluation_id}
+        kept = {"uri": uri, "run_id": run_id, "evaluation_id": config.evaluation_id}
         write_json(note, kept)
         client.update_run(run_id, status="RUNNING")
         log_batches(client, run_id, params=params)
-        client.log_dict(run_id, config.model_dump(mode="json"), "config.yaml")
+        client.log_text(run_id, write_yaml(config.model_dump(mode="json")), "config.yaml")
         return client, client.get_run(run_id)
+
+
+def check_store(config: RunConfig) -> None:
+    """Raises: StoreAwayError or InputError, within seconds, if no run can be tracked there."""
+    with opening(config.mlflow_uri):
+        _experiment_id(open_client(config.mlflow_uri), config, config.mlflow_uri)
 
 
 def open_sweep_run(config: RunConfig, name: str, sweep_id: str) -> tuple[Any, str]:
@@ -118,8 +100,8 @@ def open_sweep_run(config: RunConfig, name: str, sweep_id: str) -> tuple[Any, st
     Raises: as `open_run`.
     """
     uri = config.mlflow_uri
-    with _opening(uri):
-        client = _client(uri)
+    with opening(uri):
+        client = open_client(uri)
         experiment_id = _experiment_id(client, config, uri)
         run = _tagged_run(client, experiment_id, "scpo.sweep_id", sweep_id)
         if run is None:
@@ -136,8 +118,8 @@ def end_open_run(config: RunConfig, run_dir: Path, status: str) -> None:
     run_id = noted_run_id(run_dir)
     if not run_id:
         return
-    with _opening(config.mlflow_uri):
-        client = _client(config.mlflow_uri)
+    with opening(config.mlflow_uri):
+        client = open_client(config.mlflow_uri)
         run = client.get_run(run_id)
         if run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, status)
@@ -159,19 +141,19 @@ def _note(path: Path) -> dict[str, Any]:
 def find_run(config: RunConfig, run_dir: Path) -> tuple[Any, Any | None]:
     """The client and this config's MLflow run as it is, or None. Raises: as `open_run`."""
     uri = config.mlflow_uri
-    with _opening(uri):
-        client = _client(uri)
+    with opening(uri):
+        client = open_client(uri)
         experiment_id = _experiment_id(client, config, uri)
         note = run_dir / NOTE_FILE
-        return client, _known_run(client, note, _shown(uri), experiment_id, config.evaluation_id)
+        return client, _known_run(client, note, uri, experiment_id, config.evaluation_id)
 
 
 def forget_run(config: RunConfig, run_dir: Path) -> None:
     """Deletes (as MLflow does: it can be restored there) the run that a run's folder names."""
     run_id = noted_run_id(run_dir)
     if run_id:
-        with _opening(config.mlflow_uri):
-            _client(config.mlflow_uri).delete_run(run_id)
+        with opening(config.mlflow_uri):
+            open_client(config.mlflow_uri).delete_run(run_id)
 
 
 def _known_run(
@@ -210,7 +192,7 @@ def _experiment_id(client: Any, config: RunConfig, uri: str) -> str:
     if experiment is None:
         # A server knows where its artifacts go; a database alone does not.
         artifacts = config.output_dir.resolve() / "mlartifacts"
-        location = None if _scheme(uri) in ("http", "https", "databricks") else artifacts.as_uri()
+        location = None if scheme_of(uri) in ("http", "https", "databricks") else artifacts.as_uri()
         try:
             return str(client.create_experiment(config.experiment, artifact_location=location))
         except MlflowException as error:
@@ -219,81 +201,10 @@ def _experiment_id(client: Any, config: RunConfig, uri: str) -> str:
         experiment = client.get_experiment_by_name(config.experiment)
     if experiment.lifecycle_stage != "active":
         raise InputError(
-            f"experiment = {config.experiment}: deleted in MLflow at {_shown(uri)}",
+            f"experiment = {config.experiment}: deleted in MLflow at {uri}",
             ["restore it there or choose another name"],
         )
     return str(experiment.experiment_id)
-
-
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    # MLflow reads the variable only where nothing has imported it before.
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-@contextmanager
-def _opening(uri: str) -> Iterator[None]:
-    """Whatever fails inside is the store's fault or its URI's, and is found within seconds."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    with store_errors(uri), _environment(_AT_THE_START):
-        if _scheme(uri) == "sqlite":
-            with _first_use_of_database(uri):
-                yield
-        else:
-            _find_database_server(uri)
-            yield
-
-
-@contextmanager
-def store_errors(uri: str) -> Iterator[None]:
-    """What a store raises inside becomes a StoreAwayError that names its URI."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # Stores raise their drivers' own errors.
-        raise StoreAwayError(
-            f"tracking.uri = {_shown(uri)}: MLflow cannot be used there",
-            [first_line(error).replace(uri, _shown(uri))],
-        ) from error
-
-
-@contextmanager
-def _first_use_of_database(uri: str) -> Iterator[None]:
-    """Alone in a SQLite file: processes that open a new one together collide."""
-    path = _database_path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow would try for 100 seconds to open what is no database.
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA schema_version")
-    with FileLock(path.with_name(f"{path.name}.lock")):
-        yield
-
-
-def _find_database_server(uri: str) -> None:
-    """Raises OSError soon where no server answers: MLflow would try for 100 seconds."""
-    default_port = {"postgresql": 5_432, "mysql": 3_306, "mssql": 1_433}.get(_scheme(uri))
-    parts = urlsplit(uri)
-    if default_port and parts.hostname:
-        with socket.create_connection((parts.hostname, parts.port or default_port), timeout=5):
-            pass
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def log_batches(
@@ -320,22 +231,16 @@ def log_batches(
             client.log_batch(run_id, **{kind: entries[start : start + size]})
 
 
-@contextmanager
-def slow_uploads() -> Iterator[None]:
-    """Requests inside may take minutes, as those that carry weights do."""
-    with _environment(_FOR_UPLOADS):
-        yield
-
-
 def open_models(uri: str, name_prefix: str) -> tuple[Any, dict[str, dict[str, int]]]:
     """The client, and of each model whose name begins so its aliases with their versions.
 
     Raises: InputError if the store at `uri` cannot be reached, or is a database not there yet.
     """
-    if _scheme(uri) == "sqlite" and not _database_path(uri).is_file():
-        raise InputError(f"{_shown(uri)}: no such database: nothing has been tracked there")
-    with _opening(uri):
-        client = _client(uri)
+    check_uri(uri)
+    if scheme_of(uri) == "sqlite" and not database_path(uri).is_file():
+        raise InputError(f"{uri}: no such database: nothing has been tracked there")
+    with opening(uri):
+        client = open_client(uri)
         # A search for versions leaves their aliases empty.
         models = _all_pages(client.search_registered_models, f"name LIKE '{name_prefix}%'")
     return client, {
@@ -489,21 +394,3 @@ def _register(client: Any, run_id: str, model: Any, result: RunResult) -> Any:
     if int(version.version) > newest and str(version.version) != str(aliases.get(CHAMPION)):
         client.set_registered_model_alias(name, CANDIDATE, version.version)
     return version
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
-
-
-def _scheme(uri: str) -> str:
-    return urlsplit(uri).scheme.partition("+")[0]
-
-
-def _database_path(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
-
-
-def _shown(uri: str) -> str:
-    """The URI without a password, which must not get into logs and files."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri

@@ -24,13 +24,11 @@ from scpo_ray.storage.run_dir import (
 from scpo_ray.tracking.mlflow_store import (
     CANDIDATE,
     CHAMPION,
-    StoreAwayError,
     find_run,
     log_model,
     open_models,
-    slow_uploads,
-    store_errors,
 )
+from scpo_ray.tracking.opening import StoreAwayError, slow_uploads, store_errors
 from scpo_ray.tracking.trackers import start_tracker
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,10 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.tracking.mlflow_store import (
     end_open_run,
-    first_line,
     log_batches,
     open_sweep_run,
-    store_errors,
 )
+from scpo_ray.tracking.opening import first_line, store_errors
 from scpo_ray.tracking.trackers import Sweep
 
 log = logging.getLogger(__name__)

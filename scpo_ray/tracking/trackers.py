@@ -17,14 +17,13 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import write_json
 from scpo_ray.storage.json_lines import append_json_lines, read_json_lines
 from scpo_ray.tracking.mlflow_store import (
-    StoreAwayError,
-    first_line,
+    check_store,
     log_batches,
     log_model,
     open_run,
     registered_versions,
-    slow_uploads,
 )
+from scpo_ray.tracking.opening import StoreAwayError, first_line, slow_uploads
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +89,15 @@ def start_tracker(
         return SpoolingTracker(run_dir)
     logs_model = config.tracking.log_model and sweep is None
     return MlflowTracker(client, run, run_dir, logs_model=logs_model)
+
+
+def check_tracking(config: RunConfig) -> None:
+    """For a run that is about to begin: says now what would be found when its data is read.
+
+    Raises: as `start_tracker`, where the store cannot be used.
+    """
+    if config.tracking.tracker == "mlflow":
+        check_store(config)
 
 
 def _first_spooled(spool: Path) -> int | None:

@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from scpo_ray.records import Worker
+from scpo_ray.records import InputError, Worker
 from scpo_ray.storage.disk import (
     MANIFEST,
     disk_errors,
     file_digest,
     folder_fault,
+    inside,
     put_in_place,
     sync,
     synced_digests,
@@ -165,13 +166,17 @@ class RemoteCheckpoints:
         manifest = self.remote.read(f"{name}/{MANIFEST}") or b""
         (folder / MANIFEST).write_bytes(manifest)
         try:
-            files = list(json.loads(manifest))
-        except (ValueError, TypeError):
+            files = list(dict(json.loads(manifest)))
+        except (ValueError, TypeError, RecursionError):
             return "its manifest is missing or unreadable"
         for file in files:
+            try:
+                path = inside(folder, file)
+            except InputError as error:
+                return error.title
             if not self.remote.has(f"{name}/{file}"):
                 return f"{file} is missing"
-            self.remote.download(f"{name}/{file}", folder / file)
+            self.remote.download(f"{name}/{file}", path)
         return folder_fault(folder)
 
     def _by_age(self) -> list[str]:

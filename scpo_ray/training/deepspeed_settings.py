@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.records import InputError
+from scpo_ray.settings.documents import MAX_CHARACTERS
+from scpo_ray.settings.shown import without_secrets
 from scpo_ray.settings.train import TrainConfig
 
 _NEVER = 10**9
@@ -94,15 +96,27 @@ def _check_agreement(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"more than {MAX_CHARACTERS:,} characters")
+        document = json.loads(text)
     except OSError as error:
         raise InputError(
             f"train.deepspeed_config = {path}: cannot be read", [error.strerror or str(error)]
         ) from None
+    except RecursionError:
+        raise InputError(f"train.deepspeed_config = {path}: nested too deeply") from None
     except ValueError as error:
         raise InputError(f"train.deepspeed_config = {path}: not JSON", [str(error)]) from None
     if not isinstance(document, dict):
         raise InputError(f"train.deepspeed_config = {path}: must be an object of settings")
+    if without_secrets(document) != document:
+        hidden = [key for key, value in _flattened(without_secrets(document), "") if value == "***"]
+        raise InputError(
+            f"train.deepspeed_config = {path}: holds what looks like a secret",
+            [f"{key}: DeepSpeed logs its settings; give it by the environment" for key in hidden],
+        )
     return document
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from scpo_ray.data.prism import PrismConfig
 from scpo_ray.data.synthetic import SyntheticConfig
@@ -15,10 +16,13 @@ from scpo_ray.settings.files import (
     load_header,
     load_sweep,
 )
+from scpo_ray.settings.launch import LaunchConfig
 from scpo_ray.settings.methods import own_methods
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.spelling import nearest_names
+from scpo_ray.settings.tracking import TrackingConfig
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
+from tests.settings.test_shown import SECRET, WITH_A_PASSWORD
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.yaml"))
 
@@ -180,7 +184,7 @@ def test_a_long_or_broken_value_is_shown_in_one_short_line(tmp_path):
         ("- 1", "a config is a mapping of settings, got list"),
         ("just words", "a config is a mapping of settings, got str"),
         ("[a", "not YAML"),
-        ("experiment: 2024-13-45", "not YAML"),
+        ("experiment: !!timestamp 2024-13-45", "not YAML"),
         ("preset: papper", "preset = papper: must be one of paper"),
         ("preset: [paper]", "preset = ['paper']: must be one of paper"),
     ],
@@ -249,7 +253,7 @@ def test_the_last_of_two_overrides_wins(tmp_path):
 
 def test_every_bad_override_is_named_at_once(tmp_path):
     path = write(tmp_path, "data: {source: prism, cultures: [Chile]}")
-    overrides = ["seed", "=3", "seed=[", "seed=2024-13-45", "data.cultures.0=Peru", "method=weight"]
+    overrides = ["seed", "=3", "seed=[", "seed=!!int x", "data.cultures.0=Peru", "method=weight"]
 
     with pytest.raises(InputError) as error:
         load_config(path, overrides)
@@ -259,7 +263,7 @@ def test_every_bad_override_is_named_at_once(tmp_path):
         "  --set seed: must be setting=value\n"
         "  --set =3: must be setting=value\n"
         "  --set seed=[: the value is not YAML\n"
-        "  --set seed=2024-13-45: the value is not YAML\n"
+        "  --set seed=!!int x: the value is not YAML\n"
         "  --set data.cultures.0=Peru: a part of 'data.cultures.0' is not a section"
     )
 
@@ -438,3 +442,204 @@ def test_cultures_have_one_name_wherever_a_setting_names_them(tmp_path, source, 
     assert compared.space.culture == [name]
     assert (swept.space["culture"].grid, swept.objective.culture) == ([name], name)
     assert list(weighed.space) == [f"culture_weights.{name}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["launch: {on: ray}", "launch:\n  on: ray", '{"launch": {"on": "ray"}}']
+)
+def test_on_is_a_setting_and_no_boolean(tmp_path, text):
+    assert load_config(write(tmp_path, text)).launch.on == "ray"
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no", "y", "n"])
+def test_a_culture_may_be_called_so(tmp_path, word):
+    path = write(tmp_path, f"culture_weights: {{{word}: 1, Chile: {{}}}}")
+
+    config = load_config(
+        path, ["data.source=prism", f"data.cultures=[{word}]", "culture_weights.Chile=0.5"]
+    )
+
+    assert config.culture_weights == {word: 1, "Chile": 0.5}
+    assert config.data.cultures == [word]
+
+
+def test_a_sweep_over_cultures_called_so(tmp_path):
+    text = (
+        "run: {data: {source: synthetic, users: {no: 9, y: 9}}}\nspace: {culture: {grid: [no, y]}}"
+    )
+
+    sweep = load_sweep(write(tmp_path, text))
+
+    assert sweep.space["culture"].model_dump() == {"grid": ["no", "y"]}
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("tracking.uri", "tracking: {{uri: '{uri}'}}"),
+        ("launch.storage", "launch: {{storage: '{uri}'}}"),
+        ("data.path", "data: {{source: prism, path: '{uri}'}}"),
+        ("trackin.uri", "trackin: {{uri: '{uri}'}}"),
+    ],
+)
+@pytest.mark.parametrize("uri", WITH_A_PASSWORD)
+def test_a_password_is_refused_in_a_file_and_in_an_override_and_shown_by_neither(
+    tmp_path, setting, text, uri
+):
+    path = write(tmp_path, text.format(uri=uri))
+    with pytest.raises(InputError) as in_file:
+        load_config(path)
+    path.write_text("{}")
+    with pytest.raises(InputError) as in_override:
+        load_config(path, [f"{setting}='{uri}'"])
+
+    for error in (in_file, in_override):
+        assert "environment" in str(error.value)
+        assert SECRET not in str(error.value)
+    assert in_override.value.problems[0].startswith(f"{setting}: holds a")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("tracking: {password: hunter2}", "tracking.password = ***: no such setting"),
+        ("trackin: {token: hunter2}", "trackin = {'token': '***'}: no such setting"),
+        ("tracking: [{secret: hunter2}]", "tracking = [{'secret': '***'}]: must be a section"),
+    ],
+)
+def test_what_is_called_a_secret_is_not_shown(tmp_path, text, shown):
+    (problem,) = problems(tmp_path, text)
+
+    assert problem.startswith(shown)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "=http://u:hunter2@host",
+        "http://u:hunter2@host",
+        "a.password=[hunter2",
+        "uri=[http://u:hunter2@h",
+    ],
+)
+def test_an_override_that_cannot_be_read_shows_no_secret(tmp_path, override):
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, "{}"), [override])
+
+    assert SECRET not in str(error.value)
+
+
+def test_a_line_that_is_no_yaml_is_shown_without_its_secret(tmp_path):
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, "tracking: {password: hunter2"))
+
+    assert "not YAML" in str(error.value)
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("uri", WITH_A_PASSWORD)
+def test_a_library_user_is_refused_without_its_being_shown(uri):
+    for section in (lambda: TrackingConfig(uri=uri), lambda: LaunchConfig(storage=uri)):
+        with pytest.raises(ValidationError) as error:
+            section()
+        assert SECRET not in str(error.value)
+
+
+# Names and places
+
+
+@pytest.mark.parametrize(
+    "name", ["cache", "Cache", "mlartifacts", "mlflow.db", "MLflow.DB", "mlflow.db.lock", "ray"]
+)
+def test_an_experiment_is_no_folder_that_the_output_needs(tmp_path, name):
+    (problem,) = problems(tmp_path, f"experiment: {name}")
+
+    assert problem == (
+        f"experiment: '{name}' is what output_dir or launch.storage needs for itself"
+    )
+
+
+@pytest.mark.parametrize("name", ["caches", "mlflow", "my.cache", "2026-11-28", "on"])
+def test_other_names_are_free(tmp_path, name):
+    assert load_config(write(tmp_path, f"experiment: {name}")).experiment == name
+
+
+def test_the_home_folder_is_written_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert load_config(write(tmp_path, "output_dir: ~/runs")).output_dir == tmp_path / "runs"
+    (problem,) = problems(tmp_path, "output_dir: ~nobody-here/runs")
+    assert problem.startswith("output_dir: no user has the home '~nobody-here'")
+
+
+@pytest.mark.parametrize("name", ["a?b", "%41b"])
+def test_a_database_that_no_uri_can_name_is_refused_and_without_one_any_name_will_do(
+    tmp_path, name
+):
+    text = f"output_dir: '{tmp_path / name}'"
+
+    (problem,) = problems(tmp_path, text)
+
+    assert problem.startswith(f"output_dir: MLflow's database cannot lie in '{tmp_path / name}'")
+    assert load_config(write(tmp_path, text), ["tracking.tracker=jsonl"]).output_dir.name == name
+
+
+@pytest.mark.parametrize(
+    ("uri", "rule"),
+    [
+        ("sqlite:///a?b/mlflow.db", "what follows a [?] are options"),
+        ("sqlite:///~/mlflow.db", "~ is not read as your home here"),
+        ("sqlite://", "must have three slashes and a path"),
+        ("sqlite://runs/mlflow.db", "must have three slashes and a path"),
+        ("sqlite:///:memory:", "a database in memory keeps nothing"),
+        ("sqlite:///file:runs/mlflow.db?uri=true", "must be a path, not a URI within a URI"),
+    ],
+)
+def test_a_database_uri_that_would_be_another_file_is_refused(uri, rule):
+    with pytest.raises(ValidationError, match=rule):
+        TrackingConfig(uri=uri)
+
+
+@pytest.mark.parametrize(
+    ("storage", "rule"),
+    [
+        ("file:///runs/a?b", "%3F"),
+        ("file:///runs/a#b", "%23"),
+        ("s3://bucket/a#b", "%23"),
+        ("file://~/runs", "~ is not read"),
+        ("s3://", "must be a URI such as"),
+    ],
+)
+def test_a_storage_uri_that_would_be_another_place_is_refused(storage, rule):
+    with pytest.raises(ValidationError, match=rule):
+        LaunchConfig(storage=storage)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("train: {max_steps: 1000000000000}", "train.max_steps = 1000000000000: must be less"),
+        ("train: {batch_size: 1000000000000}", "train.batch_size = 1000000000000: must be less"),
+        ("evaluation: {bootstrap_samples: 5000000000}", "evaluation.bootstrap_samples = 50"),
+        (
+            "data: {source: synthetic, users: {A: 1000000000}}",
+            "data: 36,000,000,000 responses (users x interactions x responses): at most 10,000,000",
+        ),
+        ("model: {max_length: 4000000000}", "model.max_length = 4000000000: must be less"),
+    ],
+)
+def test_a_number_of_any_size_is_refused(tmp_path, text, problem):
+    assert problems(tmp_path, text)[0].startswith(problem)
+
+
+def test_a_sweep_of_billions_of_trials_is_refused(tmp_path):
+    axes = ", ".join(
+        f"{name}: {{grid: [{', '.join(map(str, range(1, 100)))}]}}"
+        for name in ("train.max_steps", "train.batch_size", "evaluation.num_examples")
+    )
+
+    with pytest.raises(InputError, match=r"space: 970,299 trials, at most 100,000 are planned"):
+        load_sweep(write(tmp_path, f"run: {{}}\nspace: {{{axes}}}"))

@@ -225,7 +225,7 @@ def test_a_search_that_does_not_fit_its_space_is_refused(tmp_path, space, search
         ),
         ("culture: {uniform: [0, 1]}", "culture: must be a grid, each culture has runs of its own"),
         ("culture: {grid: [North, 3]}", "culture: must name cultures, got 3"),
-        ("culture: {grid: [no]}", "culture: must name cultures, got False"),
+        ("culture: {grid: [false]}", "culture: must name cultures, got False"),
         ("culture: {grid: [[N, S]]}", "culture: must name cultures, got ['N', 'S']"),
         ("pooling: {grid: [0, 0.5]}", "pooling: the weight of the others, needs space.culture"),
         (

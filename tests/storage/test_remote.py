@@ -1,6 +1,7 @@
 """Checkpoints and runs at a URI: there when whole, fetched where they are missing."""
 
 import json
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,8 +11,8 @@ from safetensors.torch import save_file
 
 from scpo_ray.records import ALONE, InputError
 from scpo_ray.settings.launch import LaunchConfig
-from scpo_ray.storage.disk import write_json
-from scpo_ray.storage.remote import RemoteFolder
+from scpo_ray.storage.disk import inside, write_json
+from scpo_ray.storage.remote import RemoteFolder, below_uri
 from scpo_ray.storage.run_dir import RunDir
 from scpo_ray.training.checkpoints import RemoteCheckpoints, open_checkpoints
 
@@ -160,3 +161,121 @@ def test_a_file_or_a_folder_is_removed_and_what_is_not_there_is_no_fault(remote,
         remote.remove(name)
 
     assert remote.files() == ["kept"]
+
+
+# Names that come from the store
+
+
+HOSTILE = [
+    "../evil",
+    "worker-0/../../evil",
+    "/tmp/evil",
+    "..\\evil",
+    "C:/evil",
+    "a\0b",
+    "a//b",
+    "./a",
+    "",
+    "a\nb",
+    "..",
+    "link/evil",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_that_leads_out_of_the_folder_is_no_name_in_it(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+
+    with pytest.raises(InputError, match=r"is no name of a file in it|leads out of it, by a link"):
+        inside(tmp_path / "folder", name)
+
+
+def test_other_names_are_below_it(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+
+    assert inside(tmp_path, "a/b..c/d e%41") == tmp_path / "a" / "b..c" / "d e%41"
+    assert inside(tmp_path / "link", "a") == tmp_path / "link" / "a"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_checkpoint_whose_manifest_names_it_is_damaged_and_nothing_is_written(
+    tmp_path, caplog, name
+):
+    remote = RemoteFolder(f"file://{tmp_path}/store/run")
+    checkpoints = RemoteCheckpoints(remote, tmp_path / "scratch" / "deep")
+    save(checkpoints, 5)
+    remote.write("step-00000010/manifest.json", json.dumps({name: "00"}).encode())
+    remote.write("evil", b"evil")
+    before = {path for path in tmp_path.rglob("*") if "scratch" not in path.parts}
+
+    newest = checkpoints.newest(ALONE)
+
+    assert newest is not None
+    assert torch.equal(_weights(newest), torch.full((100,), 5.0))
+    assert "step-00000010 is damaged" in caplog.text
+    assert {path for path in tmp_path.rglob("*") if "scratch" not in path.parts} == before
+    assert not list(tmp_path.rglob("scratch/**/evil"))
+
+
+def test_a_run_is_not_fetched_out_of_its_folder(tmp_path):
+    remote = RemoteFolder(f"memory://{uuid4().hex}/run")
+    remote.write("result.json", b"{}")
+    here = RunDir(tmp_path / "here" / "run", tmp_path / "cache", remote)
+    (tmp_path / "elsewhere").mkdir()
+    here.path.mkdir(parents=True)
+    (here.path / "model").symlink_to(tmp_path / "elsewhere")
+    remote.write("model/config.json", b"evil")
+
+    with pytest.raises(InputError, match="'model/config.json' leads out of it, by a link"):
+        here.fetch()
+
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not here.result_path.exists()
+
+
+# Options and characters of a URI
+
+
+@pytest.mark.parametrize(
+    ("uri", "below"),
+    [
+        ("s3://bucket/runs", "s3://bucket/runs/a/b"),
+        ("s3://bucket/runs/?region=x&scheme=http", "s3://bucket/runs/a/b?region=x&scheme=http"),
+        ("file:///mnt/runs/", "file:///mnt/runs/a/b"),
+    ],
+)
+def test_a_folder_below_stands_before_the_options(uri, below):
+    assert below_uri(uri, "a/b") == below
+
+
+def test_the_options_reach_the_file_system():
+    options = "endpoint_override=127.0.0.1:9&scheme=http&region=eu-north-1"
+    folder = RemoteFolder(f"s3://bucket/runs/?{options}").below("tiny/run")
+
+    assert folder._files.region == "eu-north-1"
+    assert folder._root == "bucket/runs/tiny/run"
+    assert folder.uri == f"s3://bucket/runs/tiny/run?{options}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("s3://bucket/runs?nonsense=1", "Unexpected query parameter in S3 URI: 'nonsense'"),
+        ("memory://bucket/runs?a=1", "options behind a ? are for s3://, gs:// and hdfs:// alone"),
+    ],
+)
+def test_an_option_that_nobody_knows_is_named(uri, reason):
+    with pytest.raises(InputError, match=re.escape(reason)):
+        RemoteFolder(uri)
+
+
+@pytest.mark.parametrize("name", ["runs-12:30", "a b", "100%", "ü", "~x", "a&b=c+d", "a;b@c"])
+def test_a_folder_at_a_uri_may_be_called_so(tmp_path, name):
+    storage = LaunchConfig(storage=f"file://{tmp_path}/{name}").storage
+
+    folder = RemoteFolder(storage).below("tiny/run")
+    folder.write("note", b"text")
+
+    assert (tmp_path / name / "tiny" / "run" / "note").read_bytes() == b"text"
+    assert folder.files() == ["note"]

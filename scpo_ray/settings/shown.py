@@ -1,0 +1,152 @@
+"""What of a text may be shown and kept: no control character, no password. Pure."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+# C0 and C1 but line breaks and tabs; what turns the direction of writing; separators of lines;
+# marks and tags that show nothing; halves of characters, which no terminal's encoding has.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
+_SECRETS = {
+    *("secret", "password", "passwd", "pwd", "pass", "passphrase", "passcode", "token", "auth"),
+    *("authorization", "credential", "credentials", "signature", "sig", "bearer"),
+    *("apikey", "accesskey", "secretkey", "accountkey", "sharedkey"),
+}
+_KEYS_OF = {"access", "api", "account", "encryption", "private", "secret", "shared", "storage"}
+_OPTION = re.compile(r"(?:^|[?&;#\s{,])\s*([\w.-]+)\s*=\s*[^&;#\s]")
+_REMEDY = "is kept in files and shown on pages: leave it out and give it by the environment"
+_VARIABLES = {
+    "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    "mysql": "or a file of options (read_default_file)",
+    "postgresql": "PGPASSWORD, or ~/.pgpass",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+}
+
+
+def plain(text: str) -> str:
+    """The text with escapes for characters that steer a terminal; lines and tabs stay."""
+    return _STEERING.sub(lambda match: _escape(ord(match[0])), text)
+
+
+def steers(text: str) -> bool:
+    """Whether `plain` would change it."""
+    return _STEERING.search(text) is not None
+
+
+def _escape(code: int) -> str:
+    return (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65_536 else f"\\U{code:08x}"
+    )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting or an option called so holds a secret: "secret_key", "sasToken"."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if not words:
+        return False
+    if words[-1] == "key":
+        return len(words) == 1 or words[-2] in _KEYS_OF
+    return words[-1] in _SECRETS
+
+
+def password_fault(value: str, *, is_uri: bool = False) -> str | None:
+    """Why a setting's value must not be kept: it is a URI with a password, or the like, in it.
+
+    Args:
+        is_uri: whether a value without "://" is meant as an address too.
+
+    Returns: None if there is none; else a sentence that says where and what to do instead, and
+    does not show the value.
+    """
+    scheme = value.partition(":")[0].lower().partition("+")[0]
+    variables = _VARIABLES.get("http" if scheme == "https" else scheme, "")
+    remedy = f"{_REMEDY}{f' ({variables})' if variables else ''}"
+    for form in _decoded(value):
+        is_bare = is_uri and "://" not in form
+        if _has_password(f"x://{form.removeprefix('//')}" if is_bare else form):
+            return f"holds a user's password or token before the @, which {remedy}"
+        option = _secret_option(form)
+        if option is not None and ("://" in value or is_uri):
+            return f"holds a secret in its option {option}, which {remedy}"
+    return None
+
+
+def _decoded(value: str) -> Iterator[str]:
+    """The value, and what it is behind percent signs; behind doubled ones too."""
+    for _ in range(3):
+        yield value
+        if unquote(value) == value:
+            return
+        value = unquote(value)
+
+
+def _has_password(text: str) -> bool:
+    for match in re.finditer(r"([\w+.-]*)://", text):
+        rest = text[match.end() :]
+        authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        user, at, _ = authority.rpartition("@")
+        if at:
+            # A server's user alone may be a token; a database's or a bucket's is a name.
+            is_web = match[1].lower().rpartition("+")[2] in ("http", "https")
+            if (user and is_web) or user.partition(":")[2]:
+                return True
+        elif "@" in rest and not authority.startswith("["):
+            # A password with an unescaped / or ? in it; after a host there is a number.
+            after = authority.partition(":")[2]
+            if after and not after.isdecimal():
+                return True
+    return False
+
+
+def _secret_option(text: str) -> str | None:
+    options = re.split(r"[?#]", text, maxsplit=1)[1:]
+    names = (name for part in options for name in _OPTION.findall(part))
+    return next((name for name in names if is_secret_name(name)), None)
+
+
+def text_fault(text: str) -> str | None:
+    """`password_fault` of the first such address anywhere in a file's text, comments too."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        for address in re.findall(r"[\w+.:-]*://[^\s\"'<>]+", line):
+            fault = password_fault(address)
+            if fault is not None:
+                return f"line {number}: {fault}"
+    return None
+
+
+def kept_secrets(document: Any, above: str = "") -> Iterator[str]:
+    """ "<dotted setting>: <fault>" for each text in a document that holds a password."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            yield from kept_secrets(value, f"{above}.{name}" if above else str(name))
+    elif isinstance(document, list):
+        for value in document:
+            yield from kept_secrets(value, above)
+    elif isinstance(document, str):
+        fault = password_fault(document)
+        if fault is not None:
+            yield f"{above}: {fault}"
+
+
+def line_without_secrets(line: str) -> str:
+    """A line of settings, for showing, with "***" for the rest of it behind a secret's name."""
+    for match in re.finditer(r"([\w.-]+)[\"']?\s*[:=]\s*\S", line):
+        if is_secret_name(match[1]):
+            return f"{line[: match.end() - 1]}***"
+    return "***" if text_fault(line) or password_fault(line.partition("=")[2]) else line
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """The value, for showing, with "***" in place of what is a secret by its name or its form."""
+    if isinstance(value, dict):
+        return {key: without_secrets(below, str(key)) for key, below in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(below, name) for below in value]
+    if isinstance(value, str) and value and (is_secret_name(name) or password_fault(value)):
+        return "***"
+    return value
