@@ -9,7 +9,6 @@ import pytest
 
 import scpo_ray.cli
 from tests.test_bad_input import Workplace, as_lines, rows_of
-from tests.test_cli import scpo  # noqa: F401
 
 EVIL = "N\x1b[2J\x9b31m\u202eorth\x07"
 SHOWN = "N\\x1b[2J\\x9b31m\\u202eorth\\x07"

@@ -21,7 +21,7 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.tracking.opening import StoreAwayError
 from scpo_ray.tracking.trackers import MlflowTracker, start_tracker
 from tests.results import run_result
-from tests.test_cli import scpo, start_process, write_yaml  # noqa: F401
+from tests.test_cli import start_process, write_yaml
 from tests.tiny import tiny_document
 
 # MLflow 3.17's own, on SQLAlchemy 2.1.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.settings.test_shown import SECRET, WITH_A_PASSWORD
-from tests.test_cli import Outcome, scpo, write_yaml  # noqa: F401
+from tests.test_cli import Outcome, write_yaml
 from tests.tiny import tiny_document
 
 
