@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from scpo_ray.data.synthetic import SyntheticConfig, margins_of_pairs
-from scpo_ray.records import Difference
+from scpo_ray.results import Difference
 from scpo_ray.statistics.intervals import macro_difference, macro_mean
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
 from scpo_ray.sweep.records import SweepResult

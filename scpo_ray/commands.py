@@ -38,13 +38,10 @@ from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import (
-    ComparisonResult,
-    InputError,
-    RunResult,
-)
+from scpo_ray.records import InputError
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.report.page import write_report
+from scpo_ray.results import ComparisonResult, RunResult
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.files import holds_a_space, load_config, load_sweep

@@ -36,17 +36,8 @@ from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import (
-    CultureEvaluation,
-    InputError,
-    OpinionScores,
-    Pairs,
-    PreferenceData,
-    RunResult,
-    Tokens,
-    TrainingRecord,
-    Worker,
-)
+from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
+from scpo_ray.results import CultureEvaluation, OpinionScores, RunResult, TrainingRecord
 from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig

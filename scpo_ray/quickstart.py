@@ -7,7 +7,7 @@ from pathlib import Path
 from scpo_ray.data.synthetic import SyntheticConfig, best_accuracy, vocabulary
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.models.tiny import make_tiny_backbone
-from scpo_ray.records import ComparisonResult
+from scpo_ray.results import ComparisonResult
 from scpo_ray.settings.comparison import ComparisonConfig, SpaceConfig
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_ray.records import (
-    LAYERS,
+from scpo_ray.records import LAYERS, CultureCounts
+from scpo_ray.results import (
     ComparisonResult,
-    CultureCounts,
     CultureEvaluation,
     Difference,
     Estimate,

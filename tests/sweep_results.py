@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from scpo_ray.records import LAYERS, Estimate
+from scpo_ray.records import LAYERS
+from scpo_ray.results import Estimate
 from scpo_ray.sweep.records import (
     EfficiencyCurve,
     EfficiencyPoint,

@@ -16,9 +16,10 @@ from rich.console import Console
 from scpo_ray.commands import efficiency_file
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models.export import load_exported
-from scpo_ray.records import LAYERS, CultureEvaluation, Estimate
+from scpo_ray.records import LAYERS
 from scpo_ray.report import tables
 from scpo_ray.report.overviews import DataHealth
+from scpo_ray.results import CultureEvaluation, Estimate
 from scpo_ray.settings.files import load_config, load_sweep
 from scpo_ray.storage.disk import read_json
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of

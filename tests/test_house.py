@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "scpo_ray"
 # files above it. A room without files is a single module at the package's root.
 ROOMS: dict[str, list[str]] = {
     "records": [],
+    "results": [],
     "workers": [],
     "statistics": ["cluster_variance", "intervals", "joint_scores"],
     "settings": [

@@ -14,7 +14,8 @@ from scpo_ray.evaluation.comparable import (
     pairs_difference,
     right,
 )
-from scpo_ray.records import Difference, Layer
+from scpo_ray.records import Layer
+from scpo_ray.results import Difference
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import macro_difference
 

@@ -9,11 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.evaluation.metrics import layer_masks, ranked_right
-from scpo_ray.records import (
-    InputError,
-    Layer,
-    RunResult,
-)
+from scpo_ray.records import InputError, Layer
+from scpo_ray.results import RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
 
 # Reference margins of two runs may differ by the rounding of another device, not by another model.

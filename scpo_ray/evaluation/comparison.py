@@ -17,13 +17,8 @@ from scpo_ray.evaluation.comparable import (
     right,
 )
 from scpo_ray.evaluation.metrics import margin_scale, noise_outcomes
-from scpo_ray.records import (
-    ComparisonResult,
-    Difference,
-    Estimate,
-    Layer,
-    MethodSummary,
-)
+from scpo_ray.records import Layer
+from scpo_ray.results import ComparisonResult, Difference, Estimate, MethodSummary
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.cluster_variance import macro_seed_variance

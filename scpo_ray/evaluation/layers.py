@@ -14,15 +14,8 @@ from scpo_ray.evaluation.metrics import (
     ranked_right,
     win_probabilities,
 )
-from scpo_ray.records import (
-    CultureEvaluation,
-    Difference,
-    Estimate,
-    ExamplePair,
-    Layer,
-    Pairs,
-    TextSource,
-)
+from scpo_ray.records import Layer, Pairs, TextSource
+from scpo_ray.results import CultureEvaluation, Difference, Estimate, ExamplePair
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import accuracy, paired_difference, stream, with_holm
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scpo_ray.evaluation.comparable import ComparedRun
 from scpo_ray.evaluation.comparison import MACRO, is_one_training
 from scpo_ray.evaluation.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
-from scpo_ray.records import Difference, Estimate, OpinionSummary
+from scpo_ray.results import Difference, Estimate, OpinionSummary
 from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.intervals import holm, macro_difference, macro_mean
 

@@ -14,7 +14,8 @@ from scpo_ray.evaluation.distributions import (
     renormalised,
     similarities,
 )
-from scpo_ray.records import Difference, Estimate, Opinions, OpinionScores
+from scpo_ray.records import Opinions
+from scpo_ray.results import Difference, Estimate, OpinionScores
 from scpo_ray.statistics.intervals import (
     macro_difference,
     macro_mean,

@@ -15,7 +15,8 @@ from scpo_ray.experiment import RunInputs, open_run_dir
 from scpo_ray.launch.ray_cluster import check_resources, connect, stand_where, worker_resources
 from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, report_error
 from scpo_ray.launch.worker import work
-from scpo_ray.records import InputError, RunResult, Worker
+from scpo_ray.records import InputError, Worker
+from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder, below_uri
 from scpo_ray.tracking.trackers import Status, Sweep, Tracker

@@ -12,8 +12,9 @@ from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
-from scpo_ray.records import ALONE, ComparisonResult, InputError, RunResult
+from scpo_ray.records import ALONE, InputError
 from scpo_ray.report.page import write_report
+from scpo_ray.results import ComparisonResult, RunResult
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig

@@ -13,7 +13,8 @@ from typing import Any
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, work
 from scpo_ray.methods.task import Midway
-from scpo_ray.records import InputError, Layer, RunResult
+from scpo_ray.records import InputError, Layer
+from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig, SweepConfig
 from scpo_ray.storage.run_dir import RunDir, load_result

@@ -23,8 +23,9 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.methods.task import FitContext, Midway
 from scpo_ray.models.reward_model import resolve_device
-from scpo_ray.records import InputError, RunResult, Worker
+from scpo_ray.records import InputError, Worker
 from scpo_ray.report.page import write_pictures, write_report
+from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import disk_errors
 from scpo_ray.storage.run_dir import RunDir, load_result

@@ -7,12 +7,8 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.layers import example_pairs, pair_ids
 from scpo_ray.methods.task import PreparedRun, Task
-from scpo_ray.records import (
-    ExamplePair,
-    PreferenceData,
-    SelectionSummary,
-    Tokens,
-)
+from scpo_ray.records import PreferenceData, Tokens
+from scpo_ray.results import ExamplePair, SelectionSummary
 
 
 def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
-from scpo_ray.records import Opinions, TrainingCurve
+from scpo_ray.records import Opinions
+from scpo_ray.results import TrainingCurve
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.workers import from_first
 

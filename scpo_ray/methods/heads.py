@@ -20,7 +20,8 @@ from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
 from scpo_ray.models.export import save_reward_model
 from scpo_ray.models.reading import score_head
 from scpo_ray.models.reward_model import RewardModel
-from scpo_ray.records import InputError, Pairs, TrainingCurve
+from scpo_ray.records import InputError, Pairs
+from scpo_ray.results import TrainingCurve
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.workers import from_first

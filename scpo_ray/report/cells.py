@@ -4,14 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scpo_ray.records import (
-    Difference,
-    Estimate,
-    RunResult,
-    SelectionSummary,
-    Verdict,
-)
 from scpo_ray.report.pictures import label, trained_on
+from scpo_ray.results import Difference, Estimate, RunResult, SelectionSummary, Verdict
 from scpo_ray.statistics.intervals import verdict
 
 MAX_CHARACTERS = 700

@@ -2,13 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from scpo_ray.records import (
-    ComparisonResult,
-    Difference,
-    Estimate,
-    MethodSummary,
-    RunResult,
-)
 from scpo_ray.report.cells import (
     change_over,
     counted,
@@ -21,6 +14,7 @@ from scpo_ray.report.cells import (
     size_of,
     unit_of,
 )
+from scpo_ray.results import ComparisonResult, Difference, Estimate, MethodSummary, RunResult
 from scpo_ray.statistics.intervals import standing, verdict
 
 

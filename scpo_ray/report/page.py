@@ -10,18 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from scpo_ray.records import (
-    LAYERS,
-    ComparisonResult,
-    CultureCounts,
-    Difference,
-    Estimate,
-    ExamplePair,
-    InputError,
-    OpinionScores,
-    RunResult,
-    SelectionSummary,
-)
+from scpo_ray.records import LAYERS, CultureCounts, InputError
 from scpo_ray.report import pictures
 from scpo_ray.report.cells import (
     NONE,
@@ -40,6 +29,15 @@ from scpo_ray.report.cells import (
 )
 from scpo_ray.report.findings import lead
 from scpo_ray.report.pictures import controls, in_order, label, trained_on
+from scpo_ray.results import (
+    ComparisonResult,
+    Difference,
+    Estimate,
+    ExamplePair,
+    OpinionScores,
+    RunResult,
+    SelectionSummary,
+)
 from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.methods import method_order
 from scpo_ray.storage.disk import whole_file

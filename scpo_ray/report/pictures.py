@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from scpo_ray.records import ComparisonResult, CultureEvaluation, Estimate, RunResult
+from scpo_ray.results import ComparisonResult, CultureEvaluation, Estimate, RunResult
 from scpo_ray.settings.methods import method_order, usable_methods
 from scpo_ray.statistics.intervals import verdict
 

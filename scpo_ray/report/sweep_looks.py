@@ -9,7 +9,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from scpo_ray.records import Estimate
 from scpo_ray.report.pictures import (
     INKS,
     OTHER_STYLE,
@@ -17,6 +16,7 @@ from scpo_ray.report.pictures import (
     Style,
     percentages,
 )
+from scpo_ray.results import Estimate
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import SettingSummary
 

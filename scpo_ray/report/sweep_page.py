@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from scpo_ray.records import LAYERS, Difference
+from scpo_ray.records import LAYERS
 from scpo_ray.report import pictures
 from scpo_ray.report.cells import (
     NONE,
@@ -27,6 +27,7 @@ from scpo_ray.report.page import render
 from scpo_ray.report.pictures import label
 from scpo_ray.report.sweep_looks import short_names, shown
 from scpo_ray.report.sweep_pictures import MAX_CULTURE_MAPS, draw_sweep, with_objective
+from scpo_ray.results import Difference
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.storage.disk import whole_file
 from scpo_ray.sweep.records import (

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from scpo_ray.records import Estimate
 from scpo_ray.report.pictures import (
     INKS,
     PANEL,
@@ -39,6 +38,7 @@ from scpo_ray.report.sweep_looks import (
     shown,
     spread,
 )
+from scpo_ray.results import Estimate
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import EfficiencyCurve, EfficiencyPoint, SettingSummary, SweepResult
 

@@ -6,17 +6,16 @@ from rich import box
 from rich.table import Table
 
 from scpo_ray.evaluation.champion import Judgement, rule
-from scpo_ray.records import (
-    LAYERS,
+from scpo_ray.records import LAYERS, CultureCounts
+from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.results import (
     ComparisonResult,
-    CultureCounts,
     CultureEvaluation,
     Difference,
     Estimate,
     OpinionScores,
     OpinionSummary,
 )
-from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.settings.shown import plain
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import SweepResult

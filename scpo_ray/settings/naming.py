@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from scpo_ray.records import Difference, Estimate, OpinionScores, RunResult
+from scpo_ray.results import Difference, Estimate, OpinionScores, RunResult
 from scpo_ray.settings.run import EXECUTION, RunConfig
 from scpo_ray.settings.section import Section
 

@@ -1,4 +1,4 @@
 """Intervals, paired tests and their theory: arrays in, numbers out.
 
-May import the nouns (`records`).
+May import the nouns (`records`, `results`).
 """

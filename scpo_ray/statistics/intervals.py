@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 
-from scpo_ray.records import Difference, Estimate, Standing, Verdict
+from scpo_ray.results import Difference, Estimate, Standing, Verdict
 from scpo_ray.statistics.cluster_variance import (
     Layout,
     MacroParts,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from scpo_ray.records import Difference, Estimate
+from scpo_ray.results import Difference, Estimate
 from scpo_ray.statistics.cluster_variance import SeedVariance, macro_parts
 from scpo_ray.statistics.intervals import LEVEL, NO_VARIANCE, Spread
 

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from scpo_ray.records import ComparisonResult, InputError, RunResult, TrainingRecord
+from scpo_ray.records import InputError
+from scpo_ray.results import ComparisonResult, RunResult, TrainingRecord
 from scpo_ray.storage.disk import (
     check_folder,
     clear_leftovers,

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.records import Difference, Verdict
+from scpo_ray.results import Difference, Verdict
 from scpo_ray.settings.sweep import CULTURE
 from scpo_ray.statistics.intervals import verdict
 from scpo_ray.sweep.records import EfficiencyCurve, EfficiencyPoint, SettingSummary

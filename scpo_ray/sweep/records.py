@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scpo_ray.records import Difference, Estimate, Verdict
+from scpo_ray.results import Difference, Estimate, Verdict
 
 TrialState = Literal["waiting", "finished", "stopped", "failed"]
 

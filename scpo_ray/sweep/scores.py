@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.comparable import CulturePairs
 from scpo_ray.evaluation.comparison import MACRO
-from scpo_ray.records import Difference, Estimate, Layer
+from scpo_ray.records import Layer
+from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.statistics.cluster_variance import SeedVariance, macro_parts, macro_seed_variance
 from scpo_ray.statistics.intervals import LEVEL, Spread, stream

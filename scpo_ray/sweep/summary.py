@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.comparable import ComparedRun
 from scpo_ray.evaluation.comparison import MACRO
-from scpo_ray.records import Estimate
+from scpo_ray.results import Estimate
 from scpo_ray.settings.sweep import CULTURE, ObjectiveConfig
 from scpo_ray.statistics.intervals import stream
 from scpo_ray.statistics.joint_scores import ranking

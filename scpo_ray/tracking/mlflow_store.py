@@ -7,7 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.records import InputError, RunResult
+from scpo_ray.records import InputError
+from scpo_ray.results import RunResult
 from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.naming import config_params, model_name, run_name, version_tags
 from scpo_ray.settings.run import RunConfig

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from scpo_ray.evaluation.champion import MARGIN, Contest, Judgement, in_points, judge
 from scpo_ray.evaluation.comparable import PairOutcomes, pair_outcomes
-from scpo_ray.records import Difference, InputError, RunResult
+from scpo_ray.records import InputError
+from scpo_ray.results import Difference, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures
 from scpo_ray.settings.run import RunConfig

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from scpo_ray.records import LAYERS, Layer, RunResult
+from scpo_ray.records import LAYERS, Layer
+from scpo_ray.results import RunResult
 from scpo_ray.settings.naming import MODEL_PREFIX, result_metrics, result_tags
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import write_json

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scpo_ray.records import InputError, Tokens, TrainingCurve, Worker
+from scpo_ray.records import InputError, Tokens, Worker
+from scpo_ray.results import TrainingCurve
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.tracking.trackers import Tracker
 from scpo_ray.training.checkpoints import CheckpointStore

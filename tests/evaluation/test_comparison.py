@@ -7,7 +7,8 @@ from scipy.stats import t
 
 from scpo_ray.evaluation.comparable import ComparedRun, PairOutcomes, pair_outcomes
 from scpo_ray.evaluation.comparison import compare_runs
-from scpo_ray.records import LAYERS, ComparisonResult, Estimate, MethodSummary
+from scpo_ray.records import LAYERS
+from scpo_ray.results import ComparisonResult, Estimate, MethodSummary
 from scpo_ray.statistics.intervals import standing
 from tests.results import run_result
 

@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import t
 
 from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
-from scpo_ray.records import LAYERS, CultureEvaluation, Estimate, Pairs, Text, TextSource
+from scpo_ray.records import LAYERS, Pairs, Text, TextSource
+from scpo_ray.results import CultureEvaluation, Estimate
 from scpo_ray.settings.evaluation import EvaluationConfig
 
 CONFIG = EvaluationConfig(bootstrap_samples=200)

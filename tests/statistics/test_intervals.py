@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from scpo_ray.records import Difference, Estimate
+from scpo_ray.results import Difference, Estimate
 from scpo_ray.statistics.cluster_variance import (
     cluster_layout,
     macro_parts,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.records import Difference, Estimate
+from scpo_ray.results import Difference, Estimate
 from scpo_ray.sweep.efficiency import efficiency_curves, matching_pairs
 from scpo_ray.sweep.records import Setting, SettingSummary
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpo_ray.evaluation.comparable import ComparedRun, PairOutcomes
-from scpo_ray.records import Estimate
+from scpo_ray.results import Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.statistics.intervals import accuracy, standing
 from scpo_ray.statistics.joint_scores import ranking

@@ -8,7 +8,8 @@ import pytest
 from scpo_ray.data.synthetic import vocabulary
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_texts
-from scpo_ray.records import InputError, RunResult, Text
+from scpo_ray.records import InputError, Text
+from scpo_ray.results import RunResult
 from scpo_ray.settings.naming import safe_name
 from scpo_ray.tracking.trackers import MlflowTracker, list_models, start_tracker
 from tests.results import run_result

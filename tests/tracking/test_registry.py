@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scpo_ray.records import InputError, RunResult
+from scpo_ray.records import InputError
+from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import RunDir
 from scpo_ray.tracking.mlflow_store import find_run, open_models

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import OpinionScores, RunResult, Worker
+from scpo_ray.records import Worker
+from scpo_ray.results import OpinionScores, RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import load_test_pairs
 from scpo_ray.tracking.trackers import SilentTracker
