@@ -128,7 +128,10 @@ def check_all_read(
         if head.is_body(name) or not replaces
     ]
     if shapes:
-        raise InputError(f"model.path = {config.path}: the weights cannot be loaded", shapes[:5])
+        more = f" (+{len(shapes) - 1} more)" if shapes[1:] else ""
+        raise InputError(
+            f"model.path = {config.path}: the weights cannot be loaded", [shapes[0] + more]
+        )
     missing = sorted(set(info["missing_keys"]) - brought)
     if config.new_head:
         missing = [name for name in missing if head.is_body(name) and ".pooler." not in name]

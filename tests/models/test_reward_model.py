@@ -24,6 +24,7 @@ from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.loss import bradley_terry_losses, pair_margins, weighted_loss
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 
+HEAD = ("classifier.weight", "classifier.bias")
 TEXTS = [
     Text((), " ".join(vocabulary()[start : start + prompt]), " ".join(vocabulary()[-reply:]))
     for start, (prompt, reply) in enumerate([(3, 2), (1, 30), (12, 9), (1, 1), (20, 20), (5, 4)])
@@ -256,9 +257,11 @@ def copied(source: Path, folder: Path, **config_changes) -> Path:
     return folder
 
 
-def test_a_model_with_two_labels_is_refused(tiny_reward_model, tmp_path):
-    labels = {"0": "no", "1": "yes"}
-    folder = copied(tiny_reward_model, tmp_path / "model", id2label=labels)
+def test_a_head_of_two_rows_is_refused(tiny_reward_model, tmp_path):
+    folder = copied(tiny_reward_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {name: weights[name].repeat(2, *[1] * (weights[name].dim() - 1)) for name in HEAD}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(InputError, match="a reward model has 1 score, this one has 2"):
         loaded(folder)
