@@ -139,6 +139,7 @@ def render(template: str, drawn: Sequence[pictures.Picture], **values: Any) -> s
 
 def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> str:
     methods = comparison.methods if comparison else {"global", *(r.method for r in results)}
+    data_cultures = {culture for result in results for culture in result.evaluation}
     legend = pictures.legend_figure([*sorted(methods, key=order), *controls(results)])
     return render(
         "report.html.jinja",
@@ -155,6 +156,8 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         data=_data(results),
         warnings=list(dict.fromkeys(w for r in results for w in r.warnings)),
         unit=_unit(results),
+        num_cultures=max(len(data_cultures), len(comparison.cultures) if comparison else 0),
+        max_cultures=pictures.MAX_CULTURES,
     )
 
 
