@@ -319,7 +319,8 @@ def test_a_finished_sweep_over_shares_is_shown_with_its_curves_and_its_answer(
     assert outcome.code == 0, outcome.err
     assert "all, macro, by share of the training users" in outcome.out
     assert len(re.findall(r"method=(?:finetune|filter) +(?:0.5|1) +\d+ +\d", outcome.out)) == 4
-    assert re.search(r"filter.* (?:needs \d|never reaches)", outcome.err)
+    # A few steps of a tiny model teach nothing that more pairs would show.
+    assert "is not shown to be better with all its users than with the fewest" in outcome.err
     assert f"sweep file: {file}" in outcome.err
 
 

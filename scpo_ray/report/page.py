@@ -108,6 +108,7 @@ def render(template: str, drawn: Sequence[pictures.Picture], **values: Any) -> s
 def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> str:
     methods = comparison.methods if comparison else {"global", *(r.method for r in results)}
     legend = pictures.legend_figure([*sorted(methods, key=method_order), *controls(results)])
+    data_cultures = {culture for result in results for culture in result.evaluation}
     return render(
         "report.html.jinja",
         pictures.draw(results, comparison),
@@ -124,6 +125,8 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         warnings=list(dict.fromkeys(w for r in results for w in r.warnings)),
         told=[(run_name(r), sentence) for r in results for sentence in r.told],
         unit=unit_of(results),
+        num_cultures=max(len(data_cultures), len(comparison.cultures) if comparison else 0),
+        max_cultures=pictures.MAX_CULTURES,
     )
 
 

@@ -22,6 +22,8 @@ from scpo_ray.settings.methods import method_order, usable_methods
 from scpo_ray.statistics.intervals import verdict
 
 MAX_CURVE_POINTS = 200
+# Of each kind of picture, and of a matrix' rows and columns: more take minutes and tens of MB.
+MAX_CULTURES = 24
 MAX_LABEL = 26
 PANEL = (3.5, 2.7)
 """Width and height of a panel, in inches."""
@@ -95,7 +97,10 @@ class Picture:
 
 
 def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> list[Picture]:
-    """Every figure of the report, in the page's order. `results` as `in_order` gives them."""
+    """Every figure of the report, in the page's order. `results` as `in_order` gives them.
+
+    Of many cultures the first `MAX_CULTURES` are drawn; the page's tables have all of them.
+    """
     drawn: list[Picture] = []
 
     def add(section: str, title: str, figure: Figure) -> None:
@@ -103,7 +108,8 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
         drawn.append(Picture(section, f"{section}-{number:02d}", title, figure))
 
     tested = control_evaluations(results)
-    for culture in ("", *comparison.cultures) if comparison else tested:
+    cultures = ["", *comparison.cultures[:MAX_CULTURES]] if comparison else [*tested][:MAX_CULTURES]
+    for culture in cultures:
         shared = tested.get(culture)
         points: list[Point] = list(shared.controls.items()) if shared else []
         if comparison:
@@ -121,10 +127,10 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
     by_mixture: dict[str, list[RunResult]] = {}
     for run in results:
         by_mixture.setdefault(trained_on(run), []).append(run)
-    for mixture, runs in by_mixture.items():
+    for mixture, runs in list(by_mixture.items())[:MAX_CULTURES]:
         if any(run.curve.step for run in runs):
             add("loss", f"Training loss: {mixture}", loss_figure(runs, title=mixture))
-    for culture in dict.fromkeys(c for r in results for c in r.selection):
+    for culture in list(dict.fromkeys(c for r in results for c in r.selection))[:MAX_CULTURES]:
         # Seeds share the selection; a method that leaves every weight at 1 has nothing to show.
         firsts: dict[str, RunResult] = {}
         for run in results:
@@ -136,8 +142,8 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
     for method in dict.fromkeys(r.method for r in results if r.method != "global"):
         models = {trained_on(r): r.evaluation for r in reversed(results) if r.method == method}
         names = [n for n in dict.fromkeys([*tested, *by_mixture]) if n in models]
-        rows = [(name, models[name]) for name in names]
-        figure = matrix_figure(rows, list(tested), title=method)
+        rows = [(name, models[name]) for name in names[:MAX_CULTURES]]
+        figure = matrix_figure(rows, list(tested)[:MAX_CULTURES], title=method)
         add("matrix", f"{method}: model by tested culture", figure)
     return drawn
 

@@ -27,6 +27,9 @@ def make_causal(model: Path) -> None:
     document = json.loads((model / "config.json").read_text())
     document["architectures"] = ["BertLMHeadModel"]
     (model / "config.json").write_text(json.dumps(document))
+    weights = load_file(model / "model.safetensors")
+    body = {name: tensor for name, tensor in weights.items() if "classifier" not in name}
+    save_file(body, model / "model.safetensors", metadata={"format": "pt"})
 
 
 def make_pickle(model: Path) -> None:

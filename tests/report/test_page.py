@@ -1,6 +1,7 @@
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -207,6 +208,19 @@ def test_the_word_and_the_colour_of_a_difference_are_its_verdict(low, high, show
 
     assert (verdict(change), cell.tone) == (shown, tone)
     assert (shown in cell.lines) is (tone == "noise")
+
+
+def test_of_many_cultures_the_pictures_show_the_first_and_the_page_says_so(tmp_path, monkeypatch):
+    results, summary = comparison(methods=("global", "scpo"), seeds=(0,))
+    monkeypatch.setattr(pictures, "MAX_CULTURES", 2)
+
+    drawn = pictures.draw(pictures.in_order(results), summary)
+    text = words(write_report(results, summary, tmp_path / "r.html"))
+
+    # The macro mean and two of three cultures; a loss and a histogram for two.
+    number = Counter(picture.section for picture in drawn)
+    assert number == {"tradeoff": 3, "loss": 2, "weights": 2, "matrix": 1}
+    assert "the pictures show the first 2 of 3 cultures; the tables have all of them." in text
 
 
 def test_missing_numbers_are_dashes_and_never_zeros(tmp_path):

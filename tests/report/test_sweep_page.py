@@ -119,7 +119,7 @@ def test_numbers_stand_as_they_are_in_the_table(tmp_path):
 
     page = write_sweep_report(replace(result, settings=[best, odd]), tmp_path / "r.html")
 
-    row = words(page).split("2 setting 0 ", 1)[1][:260]
+    row = words(page).split("2 setting 0, behind ", 1)[1][:260]
     assert row.startswith("0.5 12.3 [10.3, 14.3] −9.9 [−10.9, −8.9] ")
     assert "43.2 [41.2, 45.2] 76.5 [74.5, 78.5]" in row
     assert "4,321 25.0 % – 6 3 failed" in row

@@ -67,6 +67,9 @@ def test_the_result_is_there_once_however_often_it_is_sent(tmp_path, file, store
     assert run.data.metrics["trials/finished"] == len(result.trials) == 150
     assert run.data.metrics["trials/failed"] == 0
     assert run.data.metrics["best/objective"] == best.objective.value
+    honest = result.chosen_honestly
+    assert run.data.metrics["best/chosen_honestly"] == honest.value
+    assert run.data.metrics["best/chosen_honestly/low"] == honest.low
     assert run.data.tags["scpo.best_setting"] == best.setting.label
     assert run.data.tags["scpo.seeds"] == "[0, 1, 2]"
     assert run.data.tags["scpo.best_trial.Chile"] == result.best_trials["Chile"]
