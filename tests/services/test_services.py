@@ -205,6 +205,8 @@ def test_a_run_killed_here_goes_on_elsewhere_from_the_bucket_past_a_damaged_chec
     wait_until(lambda: len(checkpoints(bucket, "killed")) >= 2, process, "two checkpoints")
     process.kill()
     process.communicate()
+    # What the process had sent before may still be taken in.
+    time.sleep(3)
     newest = checkpoints(bucket, "killed")[-1]
     of_worker = [key for key in objects(bucket, newest) if "/worker-0/" in key]
     client(bucket).put_object(Bucket="runs", Key=of_worker[0], Body=b"damaged")
