@@ -105,13 +105,13 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(
     ],
     ids=lambda text: text[:20],
 )
-def test_what_is_no_settings_file_is_refused_within_two_seconds(text, reason):
-    began = time.monotonic()
+def test_what_is_no_settings_file_is_refused_within_a_second_of_computing(text, reason):
+    began = time.process_time()
 
     with pytest.raises(ValueError, match=reason):
         read_yaml(text)
 
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 1
 
 
 def test_merge_keys_and_aliases_are_followed():
