@@ -44,7 +44,7 @@ def cut_weights(model: Path) -> None:
 
 def drop_weight(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
-    del weights["classifier.weight"]
+    del weights["bert.embeddings.word_embeddings.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -59,7 +59,7 @@ BAD_MODELS = {
     "no score head": (make_causal, ["has no score head", "set model.new_head to true"]),
     "pickle": (make_pickle, ["weights must be safetensors", "pytorch_model.bin"]),
     "half a weight file": (cut_weights, ["the weights cannot be loaded"]),
-    "a missing weight": (drop_weight, ["weights are missing", "classifier.weight"]),
+    "a missing weight": (drop_weight, ["weights are missing", "word_embeddings.weight"]),
     "rewards that are no numbers": (
         spoil_with_nan,
         ["gives rewards that are not finite", "to 72 of 72 texts"],
@@ -189,7 +189,7 @@ def test_a_score_store_that_a_crash_damaged_is_made_anew(scpo, place):
 def test_evaluating_what_is_no_model_is_refused(scpo, place):
     outcome = scpo("evaluate", place.folder / "nothing", place.write())
 
-    assert_refused(outcome, place, f"{place.folder / 'nothing'}: not a model saved here")
+    assert_refused(outcome, place, f"{place.folder / 'nothing'}: neither a folder nor a hub model")
 
 
 # Disks
