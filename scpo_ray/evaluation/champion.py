@@ -1,6 +1,6 @@
 """Whether a new model may take the champion's place: compared on the same test pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,19 +103,11 @@ def judge(
     rivals: dict[Against, PairOutcomes] = {"champion": champion}
     if first is not None:
         rivals["first champion"] = first
-    for against, rival in rivals.items():
-        difference = pairs_difference(rival, new)
-        if difference is not None:
-            of = "the two" if against == "champion" else "it and the first champion"
-            return Judgement(
-                False, f"it cannot be compared: {of} differ in {difference}", margin, []
-            )
     settings = EvaluationConfig(distinctive_threshold=distinctive_threshold)
     tested = culture_pairs(new, settings)
-    untested = [culture for culture in cultures if culture not in tested]
-    if untested:
-        reason = f"it cannot be compared: it was not tested on {', '.join(untested)}"
-        return Judgement(False, reason, margin, [])
+    obstacle = _obstacle(new, rivals, [c for c in cultures if c not in tested])
+    if obstacle is not None:
+        return Judgement(False, f"it cannot be compared: {obstacle}", margin, [])
     trained = [tested[culture] for culture in cultures]
     others = [pairs for culture, pairs in tested.items() if culture not in cultures]
     asked: list[tuple[TestPairs, Layer, Sequence[CulturePairs]]] = [
@@ -126,8 +118,7 @@ def judge(
         _contest(
             test_pairs,
             [pairs.rows[pairs.masks[layer]] for pairs in of],
-            new,
-            rival,
+            *(new, rival),
             against=against,
             margin=margin,
         )
@@ -135,12 +126,20 @@ def judge(
         for test_pairs, layer, of in asked
         if against == "champion" or test_pairs != "distinctive"
     ]
-    return Judgement(
-        is_champion=all(contest.holds is not False for contest in contests),
-        reason=_reason(contests, margin),
-        margin=margin,
-        contests=contests,
-    )
+    holds = all(contest.holds is not False for contest in contests)
+    return Judgement(holds, _reason(contests, margin), margin, contests)
+
+
+def _obstacle(
+    new: PairOutcomes, rivals: Mapping[Against, PairOutcomes], untested: Sequence[str]
+) -> str | None:
+    """Why two models cannot be compared; None if they can."""
+    for against, rival in rivals.items():
+        difference = pairs_difference(rival, new)
+        if difference is not None:
+            of = "the two" if against == "champion" else "it and the first champion"
+            return f"{of} differ in {difference}"
+    return f"it was not tested on {', '.join(untested)}" if untested else None
 
 
 def in_points(contest: Contest) -> str:

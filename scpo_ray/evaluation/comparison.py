@@ -68,13 +68,7 @@ def compare_runs(
     """
     if not runs:
         return ComparisonResult(experiment, [], [], [], [], dict(failures), [])
-    runs_of: dict[tuple[str, str], list[ComparedRun]] = {}
-    for run in runs:
-        check_comparable(run, runs[0])
-        same_cell = runs_of.setdefault((run.result.method, run.culture), [])
-        if any(other.result.seed == run.result.seed for other in same_cell):
-            raise ValueError(f"two runs are {run.name}")
-        same_cell.append(run)
+    runs_of = _runs_of_cells(runs)
     seeds = sorted({run.result.seed for run in runs})
     methods = sorted({method for method, _ in runs_of}, key=method_order)
     cultures = list(dict.fromkeys(run.culture for run in runs))
@@ -98,6 +92,18 @@ def compare_runs(
             for row in _summaries(method, behind, grid)
         ],
     )
+
+
+def _runs_of_cells(runs: Sequence[ComparedRun]) -> dict[tuple[str, str], list[ComparedRun]]:
+    """Method and culture -> its runs, one a seed."""
+    runs_of: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in runs:
+        check_comparable(run, runs[0])
+        same_cell = runs_of.setdefault((run.result.method, run.culture), [])
+        if any(other.result.seed == run.result.seed for other in same_cell):
+            raise ValueError(f"two runs are {run.name}")
+        same_cell.append(run)
+    return runs_of
 
 
 def is_one_training(cells: Mapping[tuple[str, str], Sequence[ComparedRun]], method: str) -> bool:

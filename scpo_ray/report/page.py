@@ -34,6 +34,7 @@ from scpo_ray.results import (
     Difference,
     Estimate,
     ExamplePair,
+    MethodSummary,
     OpinionScores,
     RunResult,
     SelectionSummary,
@@ -158,23 +159,12 @@ def _comparison_tables(
 
     trained = [m for m in comparison.methods if m != "global"]
     macro = [summaries[m, ""] for m in trained if (m, "") in summaries]
-    overbias = [
-        _overbias_row(
-            s.method,
-            scaled(s.scale),
-            s.minus_global,
-            s.noise,
-            s.minus_noise,
-            unit,
-            s.others_minus_global,
-        )
-        for s in macro
-        if s.minus_noise
-    ]
     others = [m for m in trained if m != "finetune"] if "finetune" in trained else []
     found: dict[str, list[Table]] = {"accuracy": [], "differences": []}
     found["overbias"] = _overbias_tables(
-        "method, macro mean", overbias, [("other cultures", "all, minus global, points")]
+        "method, macro mean",
+        [_macro_overbias(s, unit) for s in macro if s.minus_noise],
+        [("other cultures", "all, minus global, points")],
     )
     for layer in LAYERS:
         title = f"{layer}: % of test pairs ranked right"
@@ -193,6 +183,11 @@ def _comparison_tables(
         title = "all: % of the other cultures' test pairs ranked right"
         found["others"] = [table(title, trained, lambda s: {"all": s.other_cultures}, "all")]
     return found
+
+
+def _macro_overbias(s: MethodSummary, unit: str) -> Row:
+    others, scale = s.others_minus_global, scaled(s.scale)
+    return _overbias_row(s.method, scale, s.minus_global, s.noise, s.minus_noise, unit, others)
 
 
 def _run_tables(results: Sequence[RunResult]) -> dict[str, list[Table]]:

@@ -11,7 +11,12 @@ from scpo_ray.evaluation.comparison import MACRO
 from scpo_ray.records import Layer
 from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
-from scpo_ray.statistics.cluster_variance import SeedVariance, macro_parts, macro_seed_variance
+from scpo_ray.statistics.cluster_variance import (
+    MacroParts,
+    SeedVariance,
+    macro_parts,
+    macro_seed_variance,
+)
 from scpo_ray.statistics.intervals import LEVEL, Spread, stream
 from scpo_ray.statistics.joint_scores import Lowest, Measured, Seeds, measured
 from scpo_ray.sweep.outcomes import SweepOutcomes
@@ -114,9 +119,8 @@ def honest_choice(
 ) -> Estimate | None:
     """What the best of many settings is worth on users that did not choose it.
 
-    The best of many measured numbers is partly the luckiest: its own value is too good. Here the
-    clusters are halved at random, for all cultures at once; the setting that is best on one half
-    is measured on the other, both ways, and the two are averaged.
+    The best of many measured numbers is partly the luckiest. Here the clusters are halved at
+    random, for all cultures at once; what is best on one half is measured on the other, both ways.
 
     The objective "worst" is chosen by the lowest culture of a half, and measured on that culture's
     other half: the lowest of several measured numbers would be too low there as well.
@@ -164,13 +168,20 @@ def honest_choice(
     moved /= len(measured_on) / 2
     whole = macro_parts(columns, clusters) if is_worst else parts[0]
     value = float(np.mean(measured_on))
-    low, high = None, None
-    known = [found.layout for found in parts if found.layout is not None]
-    if known:
-        layout = min(known, key=lambda layout: layout.degrees)
-        spread = Spread(float(moved @ moved), layout, SeedVariance(0.0, 0.0))
-        low, high = spread.share_ends(value, LEVEL)
+    low, high = _ends(value, moved, parts)
     return Estimate(value, low, high, whole.num_pairs, len(labels))
+
+
+def _ends(
+    value: float, moved: NDArray[np.float64], parts: Sequence[MacroParts]
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval's ends, from what each cluster moved the value by; none without freedom."""
+    known = [found.layout for found in parts if found.layout is not None]
+    if not known:
+        return None, None
+    layout = min(known, key=lambda layout: layout.degrees)
+    spread = Spread(float(moved @ moved), layout, SeedVariance(0.0, 0.0))
+    return spread.share_ends(value, LEVEL)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,12 @@ from scpo_ray.sweep.scores import (
 MAX_LEVELS = 6
 
 
+def _check_settings_are_there(trials: Sequence[TrialRecord], numbers: Sequence[int]) -> None:
+    for trial in trials:
+        if trial.setting not in numbers:
+            raise ValueError(f"{trial.trial_id}: there is no setting {trial.setting}")
+
+
 def summarize_sweep(
     *,
     name: str,
@@ -50,26 +56,21 @@ def summarize_sweep(
     """Every setting's finished runs in one table, best objective first.
 
     A pair's outcome is the share of a setting's seeds that rank it right, by the model trained for
-    the pair's culture, or the one model where it has one for all; the folds are put together. A
-    setting that lacks a culture or a fold has no macro mean and, unless the objective is another
-    culture's accuracy, no objective. Folds that no trial has begun are no part of the table yet.
+    the pair's culture, or the one for all; folds are put together, those begun. A setting that
+    lacks a culture or a fold has no macro mean and, unless another's accuracy, no objective.
 
     Args:
-        axes: what varies, in the file's order.
-        settings: in any order; their numbers break ties.
+        axes: what varies, in the file's order. settings: in any order; numbers break ties.
         trials: in any state, each of one of `settings`.
         load: reads a finished run; called once for each, and little of it is kept.
         seed: of the resamples and halvings.
 
-    Raises: ValueError naming the two trials that cannot be compared; if a trial's setting is not
-        among `settings`, or the objective's culture not among those of the sweep.
+    Raises: ValueError naming two trials that cannot be compared, or a setting or culture of the
+        objective that the sweep has not.
     """
     settings = sorted(settings, key=lambda setting: setting.number)
     numbers = [setting.number for setting in settings]
-    for trial in trials:
-        if trial.setting not in numbers:
-            raise ValueError(f"{trial.trial_id}: there is no setting {trial.setting}")
-    outcomes = read_outcomes(trials, load)
+    _check_settings_are_there(trials, numbers)
     result = SweepResult(
         name=name,
         experiment=experiment,
@@ -87,8 +88,21 @@ def summarize_sweep(
         chosen_honestly=None,
         efficiency=[],
     )
+    outcomes = read_outcomes(trials, load)
     if outcomes is None:
         return result
+    return _scored(result, outcomes, settings, objective, seed)
+
+
+def _scored(
+    result: SweepResult,
+    outcomes: SweepOutcomes,
+    settings: Sequence[Setting],
+    objective: ObjectiveConfig,
+    seed: int,
+) -> SweepResult:
+    """With what the finished runs found; `settings` by number."""
+    axes, numbers = result.axes, [setting.number for setting in settings]
     scores = score_settings(outcomes, numbers, objective, seed)
     summaries = _summaries(result.settings, outcomes, scores, objective, seed)
     reached = [_value(summary.objective) for summary in summaries]

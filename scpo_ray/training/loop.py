@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,8 @@ def train(
                 progress.seconds = earlier_s + time.monotonic() - started
                 progress.pair_weights = pair_weights.state()
                 keep, loss_since, losses = config.keep_checkpoints, float(np.mean(losses)), []
-                with checkpoints.saving(
-                    step.number, loss_since, keep=keep, worker=worker
-                ) as folder:
-                    engine.save_checkpoint(folder)
-                    (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
+                saving = checkpoints.saving(step.number, loss_since, keep=keep, worker=worker)
+                _save_checkpoint(saving, engine, progress)
             after_step(step.number)
     seconds = earlier_s + time.monotonic() - started
     return TrainingSummary(plan.num_steps, plan.num_steps * plan.batch_size, seconds, curve)
@@ -187,6 +184,14 @@ def step_loss(
         np.concatenate([*rows, np.empty(0, np.int64)]),
         np.concatenate([*pair_losses, np.empty(0)]),
     )
+
+
+def _save_checkpoint(
+    saving: AbstractContextManager[Path], engine: Engine, progress: _Progress
+) -> None:
+    with saving as folder:
+        engine.save_checkpoint(folder)
+        (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
 
 
 def _tell_weights(weights: PairWeights, mine: StepLoss, step: Step, worker: Worker) -> None:
