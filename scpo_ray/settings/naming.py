@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from scpo_ray.results import Difference, Estimate, OpinionScores, RunResult
-from scpo_ray.settings.run import EXECUTION, RunConfig
+from scpo_ray.settings.run import EXECUTION, OBSERVATION, RunConfig, merged
 from scpo_ray.settings.section import Section
 
 MODEL_PREFIX = "scpo-"
 _MAX_NAME_LENGTH = 80
 _MAX_NAMES_LENGTH = 150
 _MAX_PARAM_LENGTH = 6_000
+# What may change while a run, and an evaluation of it, stay the same.
+_UNTRACKED = merged(EXECUTION, {n: s for n, s in OBSERVATION.items() if n != "evaluation"})
 
 
 def safe_name(culture: str) -> str:
@@ -66,10 +68,14 @@ def config_params(config: RunConfig) -> dict[str, str]:
     A value too long for MLflow is cut and ends in a hash of the whole, so that a change in what
     was cut off still shows.
     """
+    settings = dict([*_flattened(config, ""), *_of_method(config)])
+    if config.culture_weights is not None:
+        # A culture at 0 is left out: with and without it is one run.
+        settings["culture_weights"] = {c: w for c, w in config.culture_weights.items() if w > 0}
     return {
         name: _cut(printable(value))
-        for name, value in [*_flattened(config, ""), *_of_method(config)]
-        if name != "methods" and not _is_execution(name)
+        for name, value in settings.items()
+        if name != "methods" and not _is_untracked(name)
     }
 
 
@@ -202,9 +208,9 @@ def _of_method(config: RunConfig) -> list[tuple[str, Any]]:
     return [] if own is None else _flattened(own, f"methods.{config.method}.")
 
 
-def _is_execution(setting: str) -> bool:
+def _is_untracked(setting: str) -> bool:
     section, _, name = setting.partition(".")
-    below = EXECUTION.get(section)
+    below = _UNTRACKED.get(section)
     return below is True or (below is not None and name in below)
 
 

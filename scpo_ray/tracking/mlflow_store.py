@@ -50,7 +50,7 @@ def open_run(
         parent_run_id: the MLflow run of the sweep that a new run belongs to.
         started_ms: Unix milliseconds at which a new run began; None: now.
 
-    Raises: StoreAwayError if the store cannot be opened; InputError for settings that differ.
+    Raises: StoreAwayError if the store cannot be opened.
     """
     uri, note = config.mlflow_uri, run_dir / NOTE_FILE
     with opening(uri):
@@ -58,13 +58,6 @@ def open_run(
         experiment_id = _experiment_id(client, config, uri)
         run = _known_run(client, note, uri, experiment_id, config.evaluation_id)
         params = config_params(config)
-        changed = [
-            f"{name} = {value}: was {run.data.params[name]}"
-            for name, value in params.items()
-            if run is not None and run.data.params.get(name, value) != value
-        ]
-        if changed:
-            raise InputError(f"{run_dir}: settings changed since this run began", changed)
         if run is None:
             run = client.create_run(
                 experiment_id,

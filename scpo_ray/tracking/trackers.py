@@ -68,8 +68,7 @@ def start_tracker(
         sweep: the one the run belongs to.
         patient: where the store is away, what is tracked waits in the run's folder.
 
-    Raises: InputError if the store cannot be used, or if a setting differs from what MLflow has
-        for this run; StoreAwayError if it is away, unless `patient`.
+    Raises: InputError if the store cannot be used; StoreAwayError if it is away, unless `patient`.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if config.tracking.tracker == "none":

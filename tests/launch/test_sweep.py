@@ -292,7 +292,8 @@ def test_a_sweep_whose_trial_does_not_fit_the_cluster_fails_at_once(tiny_reward_
     with pytest.raises(InputError, match="each with 3 CPU .*: the cluster has room for 0"):
         run_sweep(file)
 
-    assert not folder_of(file).joinpath("trials.jsonl").exists()
+    # No trial has begun: the sweep's own folder is alone.
+    assert list(folder_of(file).parent.iterdir()) == [folder_of(file)]
 
 
 @pytest.mark.slow

@@ -626,7 +626,7 @@ def test_a_storage_uri_that_would_be_another_place_is_refused(storage, rule):
         ("evaluation: {bootstrap_samples: 5000000000}", "evaluation.bootstrap_samples = 50"),
         (
             "data: {source: synthetic, users: {A: 1000000000}}",
-            "data: 36,000,000,000 responses (users x interactions x responses): at most 10,000,000",
+            "data.users.A = 1000000000: must be less than or equal to 100000000",
         ),
         ("model: {max_length: 4000000000}", "model.max_length = 4000000000: must be less"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from scpo_ray.records import InputError
 from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import RunDir
 from scpo_ray.tracking.mlflow_store import find_run, open_models
 from scpo_ray.tracking.registry import compare_versions, promote, register_champion
@@ -49,8 +50,8 @@ class Run:
             config={"evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": 200}},
         )
         self.folder = folder / str(seed)
-        (self.folder / "model").mkdir(parents=True, exist_ok=True)
-        (self.folder / "model" / "weights").write_text("some")
+        with whole_folder(self.folder / "model") as part:
+            (part / "weights").write_text("some")
         columns = {name: values for name, values in vars(outcomes).items() if values is not None}
         RunDir(self.folder, folder).save_test_pairs(columns)
         self.track()

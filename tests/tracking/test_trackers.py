@@ -159,18 +159,19 @@ def test_a_run_deleted_in_mlflow_is_begun_anew(tmp_path, store):
     assert steps_of(second, "train/loss") == [1]
 
 
-def test_a_changed_setting_is_named_and_the_place_may_change(tmp_path, store):
+def test_another_place_is_the_same_run_and_another_evaluation_another(tmp_path, store):
     config = make_config(tmp_path, uri=store)
     first = start_tracker(config, tmp_path / "run")
 
     moved = config.model_copy(update={"device": "cpu", "output_dir": tmp_path / "elsewhere"})
     assert start_tracker(moved, tmp_path / "run")._run_id == first._run_id
 
-    changed = config.model_copy(update={"seed": 7})
-    with pytest.raises(
-        InputError, match=r"settings changed since this run began\n  seed = 7: was 0"
-    ):
-        start_tracker(changed, tmp_path / "run")
+    looked_at = config.train.model_copy(update={"log_every": 7, "keep_checkpoints": 9})
+    often = config.model_copy(update={"train": looked_at})
+    assert start_tracker(often, tmp_path / "run")._run_id == first._run_id
+    elsewise = config.evaluation.model_copy(update={"distinctive_threshold": 0.3})
+    changed = config.model_copy(update={"evaluation": elsewise})
+    assert start_tracker(changed, tmp_path / "run")._run_id != first._run_id
 
 
 def test_points_of_an_outage_are_spooled_and_sent_in_order_at_the_end(tmp_path, store, caplog):

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
+from scpo_ray.methods.task import FitContext
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import Worker
@@ -87,7 +88,7 @@ def ended(worker: Worker, config: RunConfig) -> tuple[RunResult | None, Plan | N
         run_dir.path.mkdir(parents=True, exist_ok=True)
         inputs = load_inputs(config, run_dir)
     prepared = prepare_run(config, inputs, worker)
-    result = run_experiment(config, prepared, worker, SilentTracker(), run_dir)
+    result = run_experiment(prepared, FitContext(run_dir, SilentTracker(), None))
     assert result is None or result.num_workers == worker.world_size
     return result, prepared.plan
 
