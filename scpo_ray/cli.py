@@ -220,13 +220,15 @@ def efficiency(
     """
     from scpo_ray.commands import efficiency as curves
     from scpo_ray.report import tables
+    from scpo_ray.report.cells import ISOLATES
     from scpo_ray.report.sweep_page import pairs_needed
 
     result, folder, file = curves(config, overrides or [])
     shown = [asdict(curve) for curve in result.efficiency]
     _show(as_json, shown, [tables.efficiency_table(result)])
     for sentence in pairs_needed(result.efficiency):
-        _say(sentence)
+        # The page's marks around names; here they would be shown as escapes.
+        _say(sentence.translate(dict.fromkeys(map(ord, ISOLATES))))
     _say(f"sweep file: {file}\nreport: {folder / 'report.html'}")
     if any(trial.state == "failed" for trial in result.trials):
         raise typer.Exit(2)

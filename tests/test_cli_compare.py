@@ -2,6 +2,7 @@
 # ruff: noqa: F401, F811 (the fixtures are imported)
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def modified(folder: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("tiny/*/result.json")}
 
 
+METHODS = ("finetune", "scpo")
+
+
 def test_a_comparison_runs_again_only_what_is_missing(scpo, comparison, tmp_path):
     outcome = scpo("compare", comparison)
     summary = json.loads(scpo("compare", comparison, "--json").out)
@@ -37,7 +41,9 @@ def test_a_comparison_runs_again_only_what_is_missing(scpo, comparison, tmp_path
     again = json.loads(scpo("compare", comparison, "--json").out)
 
     assert outcome.code == 0
-    assert [line.split()[0] for line in outcome.out.splitlines()[-3:-1]] == ["finetune", "scpo"]
+    assert [re.findall(rf"^ *{method} ", outcome.out, re.MULTILINE) for method in METHODS] == [
+        [f"  {method} "] for method in METHODS
+    ]
     assert len(before) == 4
     after = modified(tmp_path / "runs")
     assert {name for name in before if after[name] != before[name]} == {lost.name}

@@ -141,7 +141,7 @@ def check_same_evaluation(run: ComparedRun, first: ComparedRun) -> None:
 
 def _first_difference(first: PairOutcomes, second: PairOutcomes) -> str:
     rows = (
-        zip(columns.culture, columns.pair_id, columns.cluster, strict=True)
+        zip(*(c.tolist() for c in (columns.culture, columns.pair_id, columns.cluster)), strict=True)
         for columns in (first, second)
     )
     for number, (one, other) in enumerate(zip_longest(*rows)):

@@ -25,6 +25,7 @@ UNSHOWN = ("not distinguishable", "unknown")
 
 
 NONE = "–"
+ISOLATES = "\N{FIRST STRONG ISOLATE}\N{POP DIRECTIONAL ISOLATE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def shortened(text: str) -> str:
 
 def isolated(name: str, longest: int = 40) -> str:
     """A name inside a sentence, safe for writing that runs the other way."""
-    return f"\N{FIRST STRONG ISOLATE}{label(name, longest)}\N{POP DIRECTIONAL ISOLATE}"
+    return f"{ISOLATES[0]}{label(name, longest)}{ISOLATES[1]}"
 
 
 def run_name(result: RunResult) -> str:

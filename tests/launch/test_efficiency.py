@@ -35,6 +35,5 @@ def test_the_shares_are_trained_on_and_the_pairs_that_scpo_needs_are_said(
     result = load_sweep_result(folder_of(file))
     assert states(result) == ["finished"] * 4
     assert len(re.findall(r"method=(?:finetune|scpo) +(?:0.5|1) +\d+ +\d", outcome.out)) == 4
-    [needed] = re.findall(r"method=scpo\W* needs ([0-9.]+) \[", outcome.err)
-    [ratio] = [c.pairs_to_match[0] for c in result.efficiency if c.pairs_to_match is not None]
-    assert needed == f"{ratio:.2f}"
+    # Two steps teach nothing, and that is said in place of a ratio.
+    assert re.search(r"method=finetune is not shown to be better .*: nothing was", outcome.err)
