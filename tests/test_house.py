@@ -133,6 +133,7 @@ ROOMS: dict[str, list[str]] = {
         "runs",
         "sweep_trial",
         "ray_tune",
+        "sweep_book",
         "sweeps",
     ],
     "commands": [],
@@ -335,3 +336,12 @@ def test_settings_are_read_and_checked_without_a_heavy_package():
 
     assert "yaml" in loaded
     assert loaded & heavy == set()
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_a_file_and_a_function_can_be_read_in_one_go(module):
+    text = FILES[module].read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+
+    assert len(text.splitlines()) <= 450
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= 60] == []

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
 from scpo_ray.launch.runs import compared_run
+from scpo_ray.launch.sweep_book import Book, PreparedSweep
 from scpo_ray.launch.sweep_trial import (
     InputsCache,
     TrialFunction,
@@ -34,7 +35,7 @@ from scpo_ray.settings.files import load_header, load_sweep
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import SweepConfig
 from scpo_ray.storage.run_dir import RunDir, load_result
-from scpo_ray.sweep.records import Setting, SweepResult, TrialRecord
+from scpo_ray.sweep.records import SweepResult, TrialRecord
 from scpo_ray.sweep.space import (
     check_space,
     job_objective,
@@ -56,30 +57,6 @@ log = logging.getLogger(__name__)
 
 _STORE_WAIT_S = 600.0
 _STORE_RETRY_S = 10.0
-
-
-@dataclass(frozen=True)
-class PreparedSweep:
-    """All that is known before a trial starts; making it finds the sweep file's faults.
-
-    `settings` and `jobs` are those planned, or, where a search chooses, those chosen so far.
-    `ended`: trial id -> its record, of trials that need not be run.
-    """
-
-    name: str
-    question: str
-    file: Path
-    sweep: SweepConfig
-    folder: SweepDir
-    cultures: tuple[str, ...]
-    fingerprints: dict[str, str]
-    settings: list[Setting]
-    jobs: list[TrialJob]
-    ended: dict[str, TrialRecord]
-
-    @property
-    def missing(self) -> list[TrialJob]:
-        return [job for job in self.jobs if job.known.trial_id not in self.ended]
 
 
 def read_sweep(file: Path, overrides: Sequence[str]) -> tuple[SweepConfig, SweepDir]:
@@ -197,7 +174,7 @@ def run_sweep(
 def _run(
     prepared: PreparedSweep, cache: InputsCache, tracker: SweepTracker, trial: TrialFunction
 ) -> SweepResult:
-    book = _Book(prepared)
+    book = Book(prepared)
     try:
         if prepared.sweep.search.is_adaptive:
             _search(prepared, book, cache, tracker, trial)
@@ -216,70 +193,9 @@ def _run(
     return result
 
 
-class _Book:
-    """What became of each trial so far, kept in the sweep's folder as it is learned, and said."""
-
-    def __init__(self, prepared: PreparedSweep) -> None:
-        self._folder = prepared.folder
-        self._objective = prepared.sweep.objective
-        self.settings = {setting.number: setting for setting in prepared.settings}
-        self.jobs = {job.known.trial_id: job for job in prepared.jobs}
-        self.records = dict(prepared.ended)
-        known = self._folder.trials()
-        self._folder.add_trials([r for id_, r in self.records.items() if known.get(id_) != r])
-        self._total = len(self.jobs)
-        self._done = len(self.records)
-        self._started = time.monotonic()
-        self._done_here = 0
-
-    def expect(self, total: int) -> None:
-        self._total = total
-
-    def add(self, record: TrialRecord) -> None:
-        self.records[record.trial_id] = record
-        self._folder.add_trials([record])
-        self._done += 1
-        self._done_here += 1
-        log.log(
-            logging.ERROR if record.state == "failed" else logging.INFO,
-            "trial %d of %d: %s: %s; %s left",
-            self._done,
-            self._total,
-            self._name(record),
-            self._outcome(record),
-            self._left(),
-        )
-
-    def add_setting(
-        self, setting: Setting, suggestion: Mapping[str, Any], jobs: Sequence[TrialJob]
-    ) -> None:
-        self.settings[setting.number] = setting
-        self.jobs |= {job.known.trial_id: job for job in jobs}
-        self._folder.add_setting(setting, suggestion)
-
-    def _name(self, record: TrialRecord) -> str:
-        parts = [self.settings[record.setting].label]
-        parts += [record.culture] if record.culture else []
-        parts.append(f"seed {record.seed}")
-        parts += [] if record.fold is None else [f"fold {record.fold}"]
-        return ", ".join(parts)
-
-    def _outcome(self, record: TrialRecord) -> str:
-        if record.state == "failed":
-            return f"failed: {record.error}"
-        value = "no number" if record.objective is None else f"{100 * record.objective:.1f} %"
-        stopped = f", stopped after {record.num_steps} steps" if record.state == "stopped" else ""
-        return f"{self._objective.metric} {value}{stopped}"
-
-    def _left(self) -> str:
-        seconds = (time.monotonic() - self._started) / self._done_here
-        left = seconds * max(0, self._total - self._done)
-        return f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
-
-
 def _run_missing(
     prepared: PreparedSweep,
-    book: _Book,
+    book: Book,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -327,7 +243,7 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
 
 def _search(
     prepared: PreparedSweep,
-    book: _Book,
+    book: Book,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -379,7 +295,7 @@ def _search(
     )
 
 
-def _searched(prepared: PreparedSweep, book: _Book) -> Searched:
+def _searched(prepared: PreparedSweep, book: Book) -> Searched:
     """What the settings chosen so far have reached; those that reached nothing are left out."""
     sweep = prepared.sweep
     suggestions, values = [], []
@@ -396,7 +312,7 @@ def _searched(prepared: PreparedSweep, book: _Book) -> Searched:
     return Searched(suggestions, values, len(prepared.settings))
 
 
-def _end_children(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) -> None:
+def _end_children(prepared: PreparedSweep, book: Book, tracker: SweepTracker) -> None:
     """Gives runs that were stopped in the middle their status in MLflow."""
     for trial_id, job in book.jobs.items():
         record = book.records.get(trial_id)
@@ -406,7 +322,7 @@ def _end_children(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) -
             tracker.end_child(Path(job.known.path), "FAILED")
 
 
-def _send_unsent(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) -> None:
+def _send_unsent(prepared: PreparedSweep, book: Book, tracker: SweepTracker) -> None:
     """Sends what a store that was away could not take, and waits for it a while."""
     unsent = [
         record
@@ -435,7 +351,7 @@ def _send_unsent(prepared: PreparedSweep, book: _Book, tracker: SweepTracker) ->
         unsent = unsent[1:]
 
 
-def _summary(prepared: PreparedSweep, book: _Book) -> SweepResult:
+def _summary(prepared: PreparedSweep, book: Book) -> SweepResult:
     sweep = prepared.sweep
     trials = [book.records.get(trial_id, job.known) for trial_id, job in book.jobs.items()]
 
