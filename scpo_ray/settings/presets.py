@@ -22,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "learning_rate": 1e-6,
             "schedule": "linear",
             "warmup_steps": 0,
+            "weight_decay": 0.0,
             "max_grad_norm": 1.0,
         },
         "evaluation": {"distinctive_threshold": 0.5},

@@ -41,6 +41,7 @@ def test_the_paper_preset_has_the_papers_settings():
     assert config.train.batch_size == 8
     assert config.train.max_steps == 1_024
     assert config.train.max_grad_norm == 1.0
+    assert config.train.weight_decay == 0.0
     assert config.evaluation.distinctive_threshold == 0.5
 
 
