@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.records import InputError
 from scpo_ray.settings.data import SOURCES
 from scpo_ray.settings.files import load_config, load_sweep
@@ -19,7 +20,6 @@ from scpo_ray.settings.naming import config_params
 from scpo_ray.settings.page import configuration_page
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
-from tests.tiny import write_tiny_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -154,7 +154,9 @@ def test_the_page_of_settings_knows_this_packages_own_sources_alone(installed):
 
 @pytest.mark.slow
 def test_the_command_line_reads_an_installed_source(site, config, tmp_path):
-    model = write_tiny_backbone(tmp_path / "model")
+    model = tmp_path / "model"
+    numbers = (str(n) for n in range(20))
+    make_tiny_backbone(model, ["good", "bad", "north", "south", *numbers], seed=0)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     command = [sys.executable, "-m", "scpo_ray.cli", "data", str(config), "--json"]
 

@@ -138,8 +138,9 @@ def test_a_lost_node_is_replaced_by_another(tiny_reward_model, tmp_path, undistu
 
 
 def test_a_lost_node_is_done_without_where_fewer_workers_will_do(tiny_reward_model, tmp_path):
-    # Dropout is drawn per worker: with it, fewer workers make another run from there on.
-    train = {**TWO, "num_workers": [1, 2], "dropout": False}
+    # Dropout is drawn per worker: with it, fewer workers make another run from there on. At a
+    # higher rate this training is chaotic: what two orders of adding differ by grows to 1e-2.
+    train = {**TWO, "num_workers": [1, 2], "dropout": False, "learning_rate": 1e-4}
 
     run = lose_a_node(tiny_reward_model, tmp_path / "lost", train, replaced=False)
 

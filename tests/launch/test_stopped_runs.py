@@ -53,7 +53,9 @@ def stop_midway(process: "subprocess.Popen[str]", folder: Path, stop: signal.Sig
 def curve_of(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if k != "time"} for line in lines if "train/loss" in line
+        {name: value for name, value in line.items() if name not in ("time", "crc32")}
+        for line in lines
+        if "train/loss" in line
     ]
 
 
