@@ -1,6 +1,4 @@
 import re
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +13,7 @@ from scpo_ray.report import pictures
 from scpo_ray.report.page import write_pictures, write_report
 from scpo_ray.settings.methods import method_names
 from scpo_ray.statistics.intervals import verdict
+from tests.report.browser import assert_shown_without_a_complaint
 from tests.results import comparison, difference, estimate, run_result
 
 SECTIONS = (
@@ -376,20 +375,7 @@ def test_labels_are_short_and_on_one_line(text, longest):
 
 @pytest.mark.slow
 def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if browser is None:
-        pytest.skip("no chromium on this machine")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    options += [f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--dump-dom"]
-
-    shown = subprocess.run(
-        [browser, *options, compared.as_uri()], capture_output=True, text=True, timeout=120
-    )
-
-    assert shown.returncode == 0
-    assert "CONSOLE" not in shown.stderr
-    assert all(f'id="{section}"' in shown.stdout for section in SECTIONS)
-    assert shown.stdout.count("<svg") == compared.read_text().count("<svg")
+    assert_shown_without_a_complaint(compared, tmp_path, SECTIONS)
 
 
 def test_questions_are_called_questions_where_no_user_is_known(tmp_path):

@@ -1,8 +1,6 @@
 import json
 import math
 import re
-import shutil
-import subprocess
 import time
 from dataclasses import replace
 
@@ -17,6 +15,7 @@ from scpo_ray.report.sweep_page import (
     write_sweep_report,
 )
 from scpo_ray.report.sweep_pictures import draw_sweep, heat_maps
+from tests.report.browser import assert_shown_without_a_complaint
 from tests.report.test_page import ODD_NAMES, Page, words
 from tests.results import difference
 from tests.sweep_results import BETA, CURVES, TAU, close, curve, noise, sweep_result
@@ -413,17 +412,4 @@ def test_values_are_shown_as_the_sweep_file_spells_them(value, text):
 
 @pytest.mark.slow
 def test_a_browser_shows_the_page_without_a_complaint(swept, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if browser is None:
-        pytest.skip("no chromium on this machine")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    options += [f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--dump-dom"]
-
-    done = subprocess.run(
-        [browser, *options, swept.as_uri()], capture_output=True, text=True, timeout=120
-    )
-
-    assert done.returncode == 0
-    assert "CONSOLE" not in done.stderr
-    assert all(f'id="{section}"' in done.stdout for section in SECTIONS)
-    assert done.stdout.count("<svg") == swept.read_text().count("<svg")
+    assert_shown_without_a_complaint(swept, tmp_path, SECTIONS)
