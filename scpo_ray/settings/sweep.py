@@ -5,7 +5,13 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 
 from scpo_ray.settings.run import EXECUTION, RunConfig, spelling_of
 from scpo_ray.settings.section import Section
@@ -20,69 +26,58 @@ MAX_SETTINGS = 100_000
 """Trials of one sweep: more would take their planner hours, and are a mistake."""
 
 
+def _named_once(values: list[Any]) -> list[Any]:
+    shown = [json.dumps(value, sort_keys=True, default=str) for value in values]
+    if len(set(shown)) < len(shown):
+        raise ValueError(f"must name each value once, got {values}")
+    return values
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        raise ValueError(f"must rise, got {list(ends)}")
+    return ends
+
+
+def _above_0(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] <= 0:
+        raise ValueError(f"must begin above 0, got {list(ends)}")
+    return ends
+
+
 class Grid(Section):
     """Every value, with every value of the other grids. In a TPE search, one to choose."""
 
-    grid: list[Any] = Field(min_length=1)
+    grid: Annotated[list[Any], AfterValidator(_named_once)] = Field(min_length=1)
     """The values."""
-
-    @field_validator("grid")
-    @classmethod
-    def values_are_named_once(cls, values: list[Any]) -> list[Any]:
-        return _named_once(values)
 
 
 class Choice(Section):
     """One value, drawn at random."""
 
-    choice: list[Any] = Field(min_length=1)
+    choice: Annotated[list[Any], AfterValidator(_named_once)] = Field(min_length=1)
     """The values."""
-
-    @field_validator("choice")
-    @classmethod
-    def values_are_named_once(cls, values: list[Any]) -> list[Any]:
-        return _named_once(values)
 
 
 class Uniform(Section):
     """A number between two."""
 
-    uniform: tuple[float, float]
+    uniform: Annotated[tuple[float, float], AfterValidator(_rising)]
     """Lowest and highest."""
-
-    @field_validator("uniform")
-    @classmethod
-    def rises(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        _check_rises(ends)
-        return ends
 
 
 class LogUniform(Section):
     """A number between two above 0, its logarithm uniform."""
 
-    loguniform: tuple[float, float]
+    loguniform: Annotated[tuple[float, float], AfterValidator(_above_0), AfterValidator(_rising)]
     """Lowest and highest."""
-
-    @field_validator("loguniform")
-    @classmethod
-    def has_logarithms(cls, ends: tuple[float, float]) -> tuple[float, float]:
-        if ends[0] <= 0:
-            raise ValueError(f"must begin above 0, got {list(ends)}")
-        _check_rises(ends)
-        return ends
 
 
 class RandInt(Section):
     """A whole number between two, both included."""
 
-    randint: tuple[int, int]
+    randint: Annotated[tuple[int, int], AfterValidator(_rising)]
     """Lowest and highest."""
-
-    @field_validator("randint")
-    @classmethod
-    def rises(cls, ends: tuple[int, int]) -> tuple[int, int]:
-        _check_rises(ends)
-        return ends
 
 
 class Dirichlet(Section):
@@ -158,17 +153,14 @@ class SchedulerConfig(Section):
 
 
 class RepeatConfig(Section):
-    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1)
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], AfterValidator(_named_once)] = (
+        Field([0], min_length=1)
+    )
     """Each setting is run with each seed."""
 
     num_folds: int | None = Field(None, ge=2, le=1_000)
     """Each setting is run on each of so many user-disjoint folds of every culture; null: the
     run's own split."""
-
-    @field_validator("seeds")
-    @classmethod
-    def seeds_are_named_once(cls, seeds: list[int]) -> list[int]:
-        return list(_named_once(seeds))
 
     @property
     def folds(self) -> list[int | None]:
@@ -415,15 +407,3 @@ def _dotted(above: str, value: Any) -> Iterator[str]:
     for name, below in value.items() if isinstance(value, dict) else ():
         yield f"{above}{name}"
         yield from _dotted(f"{above}{name}.", below)
-
-
-def _named_once(values: list[Any]) -> list[Any]:
-    shown = [json.dumps(value, sort_keys=True, default=str) for value in values]
-    if len(set(shown)) < len(shown):
-        raise ValueError(f"must name each value once, got {values}")
-    return values
-
-
-def _check_rises(ends: tuple[float, float]) -> None:
-    if not ends[0] < ends[1]:
-        raise ValueError(f"must rise, got {list(ends)}")
