@@ -50,7 +50,12 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import CULTURE, Grid, SearchConfig
 from scpo_ray.statistics.intervals import detectable_difference
 from scpo_ray.storage.disk import whole_file, whole_folder
-from scpo_ray.storage.run_dir import load_comparison_result, load_result, trained_model_dir
+from scpo_ray.storage.run_dir import (
+    COMPARISON_FILE,
+    load_comparison_result,
+    load_result,
+    trained_model_dir,
+)
 from scpo_ray.sweep.efficiency import FRACTION
 from scpo_ray.sweep.records import SweepResult
 from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
@@ -297,7 +302,7 @@ def report_folders(folders: Sequence[Path], output: Path) -> Path:
         if not runs:
             problems.append(f"{folder}: no result.json in it or one folder below")
         results += [load_result(run) for run in runs]
-        if (folder / "comparison.json").is_file():
+        if (folder / COMPARISON_FILE).is_file():
             comparisons.append(load_comparison_result(folder))
     if len(comparisons) > 1:
         problems.append("one page holds one comparison; name one experiment's folder")

@@ -79,8 +79,13 @@ def write_pictures(
     Returns: the files in the page's order; the same runs give the same names.
     Raises: InputError if `folder` cannot be written.
     """
+    return save_pictures(pictures.draw(in_order(results), comparison), folder)
+
+
+def save_pictures(drawn: Sequence[pictures.Picture], folder: Path) -> list[Path]:
+    """Figures as PNG files in `folder`, by their names."""
     paths = []
-    for picture in pictures.draw(in_order(results), comparison):
+    for picture in drawn:
         paths.append(folder / f"{picture.name}.png")
         with whole_file(paths[-1]) as part:
             pictures.save_png(picture.figure, part)

@@ -85,7 +85,7 @@ class _Look:
 
 
 def by_look(
-    rows: Sequence[SettingSummary], best: SettingSummary, *, by_method: bool
+    rows: Sequence[SettingSummary], *, by_method: bool
 ) -> list[tuple[_Look, list[SettingSummary]]]:
     """The settings by how they are drawn, those to be drawn on top last.
 

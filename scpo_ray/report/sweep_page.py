@@ -7,7 +7,6 @@ from math import isfinite
 from pathlib import Path
 
 from scpo_ray.records import LAYERS
-from scpo_ray.report import pictures
 from scpo_ray.report.cells import (
     NONE,
     Cell,
@@ -23,7 +22,7 @@ from scpo_ray.report.cells import (
     shortened,
     size_of,
 )
-from scpo_ray.report.page import render
+from scpo_ray.report.page import render, save_pictures
 from scpo_ray.report.pictures import label
 from scpo_ray.report.sweep_looks import short_names, shown
 from scpo_ray.report.sweep_pictures import MAX_CULTURE_MAPS, draw_sweep, with_objective
@@ -77,12 +76,7 @@ def write_sweep_pictures(result: SweepResult, folder: Path) -> list[Path]:
     Returns: the files in the page's order; the same sweep gives the same names.
     Raises: InputError if `folder` cannot be written.
     """
-    paths = []
-    for picture in draw_sweep(result):
-        paths.append(folder / f"{picture.name}.png")
-        with whole_file(paths[-1]) as part:
-            pictures.save_png(picture.figure, part)
-    return paths
+    return save_pictures(draw_sweep(result), folder)
 
 
 def _page(result: SweepResult) -> str:

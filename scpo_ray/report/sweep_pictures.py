@@ -262,7 +262,7 @@ def scatter_figure(
     rows = spread(placed, MAX_MARKS)
     figure, axes = one_panel(axis)
     objectives = {s.setting.number: s.objective for s in rows if s.objective}
-    for look, group in by_look(rows, ranked[0], by_method=False):
+    for look, group in by_look(rows, by_method=False):
         xs = [numbers[s.setting.number] for s in group]
         ys = [percentages(objectives[s.setting.number]) for s in group]
         if len(rows) <= MAX_INTERVALS:
@@ -332,7 +332,7 @@ def layers_figure(
     rows = [s for i, s in enumerate(placed) if i < MAX_MARKS or s.setting.number in pareto]
     figure, axes = one_panel(f"{y} against {x}", (5.2, 4.0))
     handles = []
-    for look, group in by_look(rows, placed[0], by_method=True):
+    for look, group in by_look(rows, by_method=True):
         across = [percentages(s.accuracy[""][x]) for s in group]
         up = [percentages(s.accuracy[""][y]) for s in group]
         xs, ys = [a[0] for a in across], [u[0] for u in up]
