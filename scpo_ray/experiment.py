@@ -175,14 +175,14 @@ def run_fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
     return {"training": _training_fingerprint(config, inputs.data), **of_model}
 
 
-def ended_result(config: RunConfig, inputs: RunInputs, run_dir: RunDir) -> RunResult | None:
-    """The result of the run, evaluated as the config says on the data as it is; None if there is
-    none yet. Raises: InputError if there is one and it is damaged."""
+def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> RunResult | None:
+    """The result of the run, evaluated as the config says on the data of that fingerprint; None if
+    there is none yet. Raises: InputError if there is one and it is damaged."""
     if not run_dir.result_path.exists():
         return None
     result = load_result(run_dir.path)
     known = (result.evaluation_id, result.fingerprints["data"])
-    return result if known == (config.evaluation_id, inputs.fingerprints["data"]) else None
+    return result if known == (config.evaluation_id, data_fingerprint) else None
 
 
 def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:

@@ -11,7 +11,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from scpo_ray.experiment import RunInputs, open_run_dir
+from scpo_ray.experiment import open_run_dir
 from scpo_ray.launch.ray_cluster import check_resources, connect, stand_where, worker_resources
 from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, report_error
 from scpo_ray.launch.worker import work
@@ -31,7 +31,7 @@ _FOR_EVER = -1
 _LOCK_WAIT_S = 60.0
 
 
-def train_on_ray(config: RunConfig, inputs: RunInputs, sweep: Sweep | None = None) -> Path:
+def train_on_ray(config: RunConfig, sweep: Sweep | None = None) -> Path:
     """One run to its end on Ray's workers; the run's folder.
 
     Args:

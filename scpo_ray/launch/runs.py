@@ -66,7 +66,7 @@ def _check_store(config: RunConfig) -> None:
 def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
     run_dir = open_run_dir(config)
     run_dir.fetch()
-    if ended_result(config, inputs, run_dir) is not None:
+    if ended_result(config, inputs.fingerprints["data"], run_dir) is not None:
         path = work(config, ALONE, inputs=inputs)
     elif _is_for_ray(config):
         if config.train.engine == "deepspeed":
@@ -79,7 +79,7 @@ def _run(config: RunConfig, inputs: RunInputs) -> tuple[RunResult, Path]:
             from scpo_ray.launch.ray_score import score_on_ray
 
             score_on_ray(config, inputs)
-        path = train_on_ray(config, inputs)
+        path = train_on_ray(config)
     elif config.train.min_workers > 1:
         raise InputError(
             f"train.num_workers = {config.train.min_workers}: a process is one worker",

@@ -134,16 +134,15 @@ def run_trial(
     config = job.config
     run_dir = open_run_dir(config)
     try:
-        inputs = _inputs.load(config)
         if config.train.max_workers > 1:
             from scpo_ray.launch.ray_train import train_on_ray
 
-            train_on_ray(config, inputs, sweep)
+            train_on_ray(config, sweep)
         else:
             work(
                 config,
                 local_worker(config),
-                inputs=inputs,
+                inputs=_inputs.load(config),
                 lock_wait_s=_LOCK_WAIT_S,
                 sweep=sweep,
                 midway=midway,

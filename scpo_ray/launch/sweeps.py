@@ -92,7 +92,7 @@ def prepare_sweep(
         fingerprints={name: base.fingerprints[name] for name in ("data", "model")},
         settings=settings,
         jobs=jobs,
-        ended=_ended(jobs, folder.trials(), sweep, cache),
+        ended=_ended(jobs, folder.trials(), sweep, fingerprints),
     )
 
 
@@ -100,19 +100,23 @@ def _ended(
     jobs: Sequence[TrialJob],
     known: Mapping[str, TrialRecord],
     sweep: SweepConfig,
-    cache: InputsCache,
+    fingerprints: Mapping[str, Mapping[str, str]],
 ) -> dict[str, TrialRecord]:
-    """Trial id -> record of what has ended: in this sweep, or as a run of its experiment."""
+    """Trial id -> record of what has ended: in this sweep, or as a run of its experiment.
+
+    `fingerprints`: those of the trials' inputs, by `inputs_key`.
+    """
     ended = {}
     for job in jobs:
         record = known.get(job.known.trial_id)
-        run_dir = open_run_dir(job.config)
         if record is not None and record.state == "stopped":
             ended[record.trial_id] = replace(record, setting=job.known.setting)
             continue
+        run_dir = open_run_dir(job.config)
         run_dir.fetch()
+        data_fingerprint = fingerprints[inputs_key(job.config)]["data"]
         try:
-            result = ended_result(job.config, cache.load(job.config), run_dir)
+            result = ended_result(job.config, data_fingerprint, run_dir)
             if result is not None:
                 compared_run(job.known.culture, result, run_dir.path)
         except InputError as error:
@@ -181,7 +185,7 @@ def _run(
         else:
             _run_missing(prepared, book, cache, tracker, trial)
     finally:
-        _end_children(prepared, book, tracker)
+        _end_children(book, tracker)
     _send_unsent(prepared, book, tracker)
     result = _summary(prepared, book)
     prepared.folder.save_result(result)
@@ -312,7 +316,7 @@ def _searched(prepared: PreparedSweep, book: Book) -> Searched:
     return Searched(suggestions, values, len(prepared.settings))
 
 
-def _end_children(prepared: PreparedSweep, book: Book, tracker: SweepTracker) -> None:
+def _end_children(book: Book, tracker: SweepTracker) -> None:
     """Gives runs that were stopped in the middle their status in MLflow."""
     for trial_id, job in book.jobs.items():
         record = book.records.get(trial_id)
@@ -335,7 +339,7 @@ def _send_unsent(prepared: PreparedSweep, book: Book, tracker: SweepTracker) -> 
         run_dir = RunDir(Path(record.path), prepared.sweep.run.output_dir / "cache")
         config = RunConfig.model_validate(load_result(run_dir.path).config)
         try:
-            # Not as a run of a sweep: this time a store that is away is an error.
+            # Not patient: this time a store that is away is an error.
             send_unsent(config, run_dir, tracker.sweep, patient=False)
         except StoreAwayError as error:
             if time.monotonic() > deadline:

@@ -158,7 +158,7 @@ def send_unsent(config: RunConfig, run_dir: RunDir, sweep: Sweep | None, *, pati
 def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir, sweep: Sweep | None) -> bool:
     run_dir.fetch()
     run_dir.save_config(config.model_dump(mode="json"), run_fingerprints(config, inputs))
-    if ended_result(config, inputs, run_dir) is None:
+    if ended_result(config, inputs.fingerprints["data"], run_dir) is None:
         return False
     if has_unsent(run_dir.path):
         log.info("%s: has ended before; tracking it, which failed then", run_dir.path)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from scpo_ray.launch.sweeps import run_sweep
+from scpo_ray.experiment import load_inputs
+from scpo_ray.launch.sweep_trial import InputsCache
+from scpo_ray.launch.sweeps import prepare_sweep, read_sweep, run_sweep
 from scpo_ray.records import InputError
 from scpo_ray.storage.run_dir import load_result
 from scpo_ray.sweep.records import SweepResult
@@ -125,6 +127,24 @@ def test_the_best_model_of_each_culture_is_registered_as_champion(swept):
         trials = load_sweep_result(folder_of(swept)).trials
         (trial,) = [trial for trial in trials if trial.trial_id == trial_id]
         assert version.run_id == trial.mlflow_run_id
+
+
+def test_each_data_is_read_once_whatever_the_order_of_the_trials(
+    tiny_reward_model, tmp_path, monkeypatch
+):
+    space = SPACE | {"data.data_fraction": {"grid": [0.5, 0.6, 0.7, 0.8, 0.9]}}
+    file = sweep_file(tmp_path, tiny_reward_model, space=space, repeat={"seeds": [0, 1]})
+    read: list[float] = []
+
+    def counted(config, run_dir):
+        read.append(config.data.data_fraction)
+        return load_inputs(config, run_dir)
+
+    monkeypatch.setattr("scpo_ray.launch.sweep_trial.load_inputs", counted)
+    prepared = prepare_sweep(file, *read_sweep(file, []), InputsCache())
+
+    assert len(prepared.jobs) == 40
+    assert sorted(read) == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
 
 def test_what_has_ended_is_not_run_again(swept):
