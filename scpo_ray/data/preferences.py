@@ -60,10 +60,10 @@ class ColumnMap(Section):
     """The group label."""
 
     user: str | None = None
-    """Who preferred; intervals resample users."""
+    """Who preferred; intervals take whole users."""
 
     question: str | None = None
-    """Groups rows where no user is known; intervals then resample questions."""
+    """Groups rows where no user is known; intervals then take whole questions."""
 
     id: str | None = None
     """A unique name of the row; null: the file's name and line."""
