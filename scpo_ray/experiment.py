@@ -327,7 +327,11 @@ def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
 
 
 def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> Fitted:
-    model = load_exported(trained_model_dir(context.run_dir.path), device=task.worker.device)
+    model = load_exported(
+        trained_model_dir(context.run_dir.path),
+        device=task.worker.device,
+        config=task.config.model,
+    )
     curve = record.curve
     for place, step in enumerate(curve.step):
         values = {"loss": curve.loss, "lr": curve.lr, "grad_norm": curve.grad_norm}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -206,6 +207,15 @@ class Tokens:
     @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
+
+    # Read from the first token to the last: once, not with every part that is scored.
+    @cached_property
+    def largest_id(self) -> int:
+        return int(self.input_ids.max(initial=0))
+
+    @cached_property
+    def largest_type(self) -> int:
+        return 0 if self.token_type_ids is None else int(self.token_type_ids.max(initial=0))
 
 
 @dataclass(frozen=True)

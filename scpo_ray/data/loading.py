@@ -26,6 +26,7 @@ from scpo_ray.data.table import (
 from scpo_ray.records import InputError, Opinions, Pairs, PreferenceData
 from scpo_ray.settings.data import SOURCES, DataSection, SplitConfig
 from scpo_ray.settings.files import check_culture_names
+from scpo_ray.storage.disk import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,7 @@ def _cache_key(source: InteractionSource, format: list[Any]) -> str:
     contents = []
     for file in source.files:
         try:
-            with file.open("rb") as stream:
-                contents.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            contents.append(file_digest(file))
         except OSError as error:
             raise InputError(f"{file}: cannot be read", [str(error)]) from None
     document = json.dumps([*format, source.settings, contents], sort_keys=True)

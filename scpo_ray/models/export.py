@@ -95,18 +95,28 @@ def exported_config(folder: Path) -> ModelConfig:
 def model_section(model: Path, config: ModelConfig) -> ModelConfig:
     """The model section for a reward model that is not the config's own.
 
-    One that was saved here says how it was trained; any other (a folder, or a model on the hub) is
-    read with the config's length and style.
+    One that was saved here says how it was trained, but not what it may do on this machine: that is
+    the config's word. Any other (a folder, or a model on the hub) is read with the config's length
+    and style.
     """
     if (model / MODEL_FILE).is_file():
-        return exported_config(model)
+        machine = ("trust_remote_code", "inference_batch_tokens")
+        kept = {name: getattr(config, name) for name in machine}
+        return exported_config(model).model_copy(update=kept)
     other = {"path": str(model), "revision": None, "num_layers": None}
     return config.model_copy(update={**other, "new_head": False, "lora": None})
 
 
-def load_exported(folder: Path | str, *, device: str) -> RewardModel:
-    """A reward model that `save_reward_model` wrote, ready to score."""
-    config = exported_config(Path(folder))
-    model_dir = resolve_model_dir(config)
-    renderer = load_renderer(model_dir, config)
-    return load_reward_model(model_dir, config, renderer, device=device, seed=0)
+def load_exported(
+    folder: Path | str, *, device: str, config: ModelConfig | None = None
+) -> RewardModel:
+    """A reward model that `save_reward_model` wrote, ready to score.
+
+    Args:
+        config: the model section of the run that loads it; see `model_section`.
+    """
+    path = Path(folder)
+    section = exported_config(path) if config is None else model_section(path, config)
+    model_dir = resolve_model_dir(section)
+    renderer = load_renderer(model_dir, section)
+    return load_reward_model(model_dir, section, renderer, device=device, seed=0)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from scpo_ray.models.pickles import converted, pickle_files
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
-from scpo_ray.storage.disk import MANIFEST, check_folder
+from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
 
 MODEL_FILE = "scpo_model.json"
 
@@ -141,8 +141,7 @@ def model_fingerprint(folder: Path, config: ModelConfig) -> str:
 @lru_cache(maxsize=64)
 def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
     """SHA-256 of a file; read once in this process while its size and time stay."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return bytes.fromhex(file_digest(path))
 
 
 def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:

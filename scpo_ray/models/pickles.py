@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scpo_ray.records import InputError
-from scpo_ray.storage.disk import whole_folder
+from scpo_ray.storage.disk import file_digest, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def converted(folder: Path, pickles: list[Path], cache: Path, *, with_code: bool
         for path in folder.glob(pattern)
         if path.is_file() and not path.name.endswith(".index.json")
     )
-    hashes = {path.name: _digest(path) for path in weights}
-    rest = {path.name: _digest(path) for path in small}
+    hashes = {path.name: file_digest(path) for path in weights}
+    rest = {path.name: file_digest(path) for path in small}
     key = hashlib.sha256(json.dumps([hashes, rest], sort_keys=True).encode()).hexdigest()[:32]
     place = cache / key
     if _is_whole(place, hashes):
@@ -71,7 +71,7 @@ def converted(folder: Path, pickles: list[Path], cache: Path, *, with_code: bool
         for path in small:
             shutil.copyfile(path, part / path.name)
         save_file(tensors, part / _WEIGHTS, metadata={"format": "pt"})
-        record = {"pickles": hashes, "safetensors": _digest(part / _WEIGHTS)}
+        record = {"pickles": hashes, "safetensors": file_digest(part / _WEIGHTS)}
         (part / _RECORD).write_text(json.dumps(record) + "\n")
     return place
 
@@ -94,7 +94,7 @@ def _is_whole(place: Path, hashes: dict[str, str]) -> bool:
         return False
     try:
         record = json.loads((place / _RECORD).read_text())
-        if record == {"pickles": hashes, "safetensors": _digest(place / _WEIGHTS)}:
+        if record == {"pickles": hashes, "safetensors": file_digest(place / _WEIGHTS)}:
             return True
     except (OSError, ValueError):
         pass
@@ -121,8 +121,3 @@ def _read(paths: list[Path]) -> dict[str, Tensor]:
         # Two names of one tensor become two: the format knows no sharing, the model ties anew.
         tensors |= {str(name): value.clone().contiguous() for name, value in content.items()}
     return tensors
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -155,7 +155,7 @@ def check_tokens(plain: Any, tokens: Tokens) -> None:
     """Raises: InputError if a token or a token type is none of the network's."""
     problems = []
     num_rows = num_token_rows(plain)
-    largest = int(tokens.input_ids.max(initial=0))
+    largest = tokens.largest_id
     if num_rows is not None and largest >= num_rows:
         problems.append(f"token {largest}; the model has {num_rows}, from 0 on")
     if tokens.token_type_ids is not None and _takes(plain, "token_type_ids"):
@@ -164,7 +164,7 @@ def check_tokens(plain: Any, tokens: Tokens) -> None:
             for name, module in plain.named_modules()
             if name.endswith("token_type_embeddings") and isinstance(module, nn.Embedding)
         ]
-        largest = int(tokens.token_type_ids.max(initial=0))
+        largest = tokens.largest_type
         if tables and largest >= min(tables):
             problems.append(
                 f"token type {largest}; the model has {min(tables)}, from 0 on "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.export import load_exported, model_section, save_reward_model
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
@@ -220,6 +220,19 @@ def test_a_trained_model_saved_and_loaded_again_gives_the_same_rewards(
 
     assert np.abs(rewards - before).max() > 1e-3
     assert_close(score_texts(again, TEXTS), rewards, 1e-6)
+
+
+def test_what_a_model_may_do_on_this_machine_is_the_loading_runs_word(tiny_reward_model):
+    other = ModelConfig(
+        path="other", max_length=8, trust_remote_code=True, inference_batch_tokens=512
+    )
+
+    section = model_section(tiny_reward_model, other)
+
+    assert (section.trust_remote_code, section.inference_batch_tokens) == (True, 512)
+    assert (section.path, section.max_length) == (str(tiny_reward_model), 48)
+    model = load_exported(tiny_reward_model, device="cpu", config=other)
+    assert model.batch_tokens == 512
 
 
 def test_num_layers_keeps_the_bottom_layers_and_changes_the_fingerprint(tiny_reward_model):
