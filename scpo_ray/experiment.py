@@ -327,18 +327,19 @@ def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
 
 
 def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> Fitted:
-    model = load_exported(
-        trained_model_dir(context.run_dir.path),
-        device=task.worker.device,
-        config=task.config.model,
-    )
+    def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
+        folder = trained_model_dir(context.run_dir.path)
+        model = load_exported(folder, device=task.worker.device, config=task.config.model)
+        return score_tokens(model, task.tokens, text_ids=texts)
+
     curve = record.curve
     for place, step in enumerate(curve.step):
         values = {"loss": curve.loss, "lr": curve.lr, "grad_norm": curve.grad_norm}
         context.tracker.log({f"train/{n}": v[place] for n, v in values.items()}, step=step)
     summary = TrainingSummary(record.num_steps, record.num_pairs_seen, record.seconds, curve)
     return Fitted(
-        lambda texts: score_tokens(model, task.tokens, text_ids=texts, worker=task.worker),
+        # Without a common disk, the model lies on the first worker's machine alone.
+        lambda texts: from_first(lambda: rewards(texts), task.worker),
         summary,
         tuple(record.told),
     )

@@ -34,6 +34,7 @@ from scpo_ray.storage.stores import Stores
 log = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
+RESULT_FILE = "result.json"
 COMPARISON_FILE = "comparison.json"
 TEST_PAIRS_FILE = "test_pairs.parquet"
 TEST_OPINIONS_FILE = "test_opinions.parquet"
@@ -64,7 +65,7 @@ class RunDir:
 
     @property
     def result_path(self) -> Path:
-        return self.path / "result.json"
+        return self.path / RESULT_FILE
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -129,25 +130,26 @@ class RunDir:
     def fetch(self) -> None:
         """Takes what `remote` has of the run, but its checkpoints, where this machine has not.
 
-        The result comes last: with it the run has ended here too.
+        What says that something is whole comes after it: a kill in between repeats work.
         """
         if self.remote is None or self.result_path.exists():
             return
-        result = self.result_path.name
         names = [n for n in self.remote.files() if n.split("/")[0] != self.checkpoints_dir.name]
         with disk_errors(self.path):
-            for name in sorted(names, key=lambda name: name == result):
+            for name in sorted(names, key=_place_in_order):
                 with whole_file(inside(self.path, name)) as part:
                     self.remote.download(name, part)
 
     def keep(self) -> None:
-        """Copies the run, but its checkpoints, to `remote`; the result last."""
+        """Copies the run, but its checkpoints, to `remote`; see `fetch` for the order."""
         if self.remote is None:
             return
         files = [f for f in self.path.rglob("*") if f.is_file() and not f.name.startswith(".")]
-        for file in sorted(files, key=lambda file: file == self.result_path):
-            if self.checkpoints_dir not in file.parents:
-                self.remote.upload(file, file.relative_to(self.path).as_posix())
+        kept = [f for f in files if self.checkpoints_dir not in f.parents]
+        for name in sorted(
+            (f.relative_to(self.path).as_posix() for f in kept), key=_place_in_order
+        ):
+            self.remote.upload(self.path / name, name)
 
     def save_training_record(self, record: TrainingRecord) -> None:
         """Says that the model is there, whole; what comes after it can be done again."""
@@ -171,9 +173,14 @@ class RunDir:
         _save_columns(self.path / TEST_OPINIONS_FILE, columns)
 
 
+def _place_in_order(name: str) -> int:
+    """0 for content; then what says that the model is whole, and that the run has ended."""
+    return {TRAINING_FILE: 1, RESULT_FILE: 2}.get(name, 0)
+
+
 def load_result(path: Path) -> RunResult:
     """The result in a run's folder. Raises: InputError if there is none or it is damaged."""
-    result: RunResult = load_document(path / "result.json", _RESULT, _run_again(path))
+    result: RunResult = load_document(path / RESULT_FILE, _RESULT, _run_again(path))
     return result
 
 

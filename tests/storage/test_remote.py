@@ -131,6 +131,33 @@ def test_a_run_that_ended_elsewhere_is_fetched_without_its_checkpoints(remote, t
     assert names(remote.below("checkpoints")) == []
 
 
+def test_what_says_that_something_is_whole_is_copied_after_it(tmp_path):
+    class Recording:
+        copied: list[str] = []
+
+        def upload(self, file: Path, name: str) -> None:
+            self.copied.append(name)
+
+        def download(self, name: str, file: Path) -> None:
+            self.copied.append(name)
+            file.write_text("{}")
+
+        def files(self) -> list[str]:
+            return ["result.json", "training.json", "weights/w", "run.json"]
+
+    remote = Recording()
+    there = RunDir(tmp_path / "there", tmp_path / "cache", remote)
+    for name in ("result.json", "training.json", "run.json", "weights/w"):
+        write_json(there.path / name, {"seed": 0})
+
+    there.keep()
+    RunDir(tmp_path / "here", tmp_path / "cache", remote).fetch()
+
+    for copied in (remote.copied[:4], remote.copied[4:]):
+        assert sorted(copied[:2]) == ["run.json", "weights/w"]
+        assert copied[2:] == ["training.json", "result.json"]
+
+
 def test_a_uri_of_no_known_kind_is_named():
     with pytest.raises(InputError) as error:
         RemoteFolder("nonsense://bucket/x")
