@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
+from scpo_ray.models.loading import drawn_by
 from scpo_ray.records import Opinions
 from scpo_ray.results import TrainingCurve
 from scpo_ray.training.loop import TrainingSummary
@@ -170,10 +171,9 @@ def learn_predictor(
         countries: answers of each; features: (T, D), of all their texts.
     """
     rng = np.random.default_rng((seed, 1))
-    # The first weights come from torch's global stream, which is left as it was.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        predictor = Predictor(features.shape[1]).to(device)
+    with drawn_by(seed):
+        predictor = Predictor(features.shape[1])
+    predictor.to(device)
     rows = torch.from_numpy(features).to(device)
     optimizer = torch.optim.Adam(predictor.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.num_steps)
@@ -195,7 +195,7 @@ def predictor_of(
     weights: Mapping[str, NDArray[np.float32]], *, num_features: int, device: str
 ) -> Predictor:
     """A predictor with these weights, by their names in its state."""
-    with torch.random.fork_rng():
+    with drawn_by(0):
         predictor = Predictor(num_features)
     predictor.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
     return predictor.to(device).eval()

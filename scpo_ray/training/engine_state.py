@@ -56,7 +56,8 @@ class State:
             for key in file.keys():  # type: ignore[no-untyped-call]
                 name, start, kind = key.rsplit("|", 2)
                 self._pieces.setdefault((name, kind), []).append((int(start), file, key))
-        self.steps_done = int(_metadata(paths[0])["steps_done"])
+        metadata = self._files[0].metadata()  # type: ignore[no-untyped-call]
+        self.steps_done = int(metadata["steps_done"])
 
     def has_moments(self, name: str) -> bool:
         return (name, MOMENTS[0]) in self._pieces
@@ -71,12 +72,6 @@ class State:
             if low < high:
                 values[low - start : high - start] = piece[low - begin : high - begin]
         return values
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = file.metadata()
-    return metadata
 
 
 def divided(numel: int, rank: int, world_size: int) -> tuple[int, int]:
