@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from scpo_ray.commands import efficiency_file
+from scpo_ray.commands.efficiency import efficiency_file
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models.export import load_exported
 from scpo_ray.records import LAYERS
@@ -106,7 +106,7 @@ def test_help_lists_every_command(scpo):
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['scpo', '--help']\n"
-        "from scpo_ray.cli import main\n"
+        "from scpo_ray.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'mlflow', 'peft', 'pydantic', 'ray',\n"
@@ -149,7 +149,7 @@ def test_an_own_fault_exits_with_1_and_a_traceback(config):
         "import scpo_ray.settings.files\n"
         "def broken(path, overrides): raise RuntimeError('our own fault')\n"
         "scpo_ray.settings.files.load_config = broken\n"
-        "from scpo_ray.cli import main\n"
+        "from scpo_ray.cli.main import main\n"
         "main()\n"
     )
 
