@@ -1,9 +1,12 @@
 """The nouns of what came out: estimates, a run's result, methods side by side."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from scpo_ray.records import CultureCounts
+from scpo_ray.records import CultureCounts, HeldOut
+
+RESULT_FORMAT: Final = 2
+"""Raised when what a result says comes to mean something else: those of before are refused."""
 
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
 """What a difference shows, by its interval alone: see `intervals.verdict`."""
@@ -161,6 +164,7 @@ class TrainingRecord:
 class RunResult:
     """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
 
+    format: Literal[2]
     run_id: str
     """Hash of what decides the model."""
     evaluation_id: str
@@ -185,6 +189,9 @@ class RunResult:
     train_seconds: float
     curve: TrainingCurve
     evaluation: dict[str, CultureEvaluation]
+    """On test users, by culture."""
+    dev: dict[str, CultureEvaluation]
+    """On the users (or questions) held out for choices; empty where nobody is."""
     model_dir: str
     device: str
     versions: dict[str, str]
@@ -196,6 +203,11 @@ class RunResult:
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
+
+    @property
+    def chosen_on(self) -> HeldOut:
+        """The side that choices among runs are made on."""
+        return "dev" if self.dev else "test"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ ROOMS: dict[str, list[str]] = {
         "opinion_comparison",
         "champion",
     ],
-    "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
+    "sweep": ["records", "space", "store", "outcomes", "scores", "choice", "efficiency", "summary"],
     "tracking": ["opening", "mlflow_store", "trackers", "sweep", "registry"],
     "training": [
         "deepspeed_settings",

@@ -99,7 +99,8 @@ class PreparedRun:
 class Midway:
     """What a sweep wants to know before the end: after which steps, and who is told what.
 
-    `tell` gets the step and culture -> layer -> share of test pairs ranked right.
+    `tell` gets the step and culture -> layer -> share of the pairs ranked right that choices are
+    made on (`PreferenceData.choice_pairs`).
     """
 
     steps: frozenset[int]

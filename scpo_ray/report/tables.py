@@ -31,13 +31,14 @@ def data_tables(health: DataHealth) -> list[Table]:
         "inter-\nactions",
         "responses",
         "train\npairs",
+        "dev\npairs",
         "test\npairs",
         "ties",
         "equal\ntexts",
         "same\ntokens",
         f"cut at\n{health.max_length}",
         "longer\nchosen",
-        "texts in\nboth sides",
+        "texts in\ntrain, test",
         "can show,\npoints",
     )
     cut = health.truncated_texts
@@ -45,10 +46,11 @@ def data_tables(health: DataHealth) -> list[Table]:
         _add_row(
             counts,
             culture,
-            f"{c.users}\n({c.train_users} + {c.test_users})",
+            f"{c.users}\n({c.train_users} + {c.dev_users} + {c.test_users})",
             str(c.interactions),
             str(c.responses),
             str(c.train_pairs),
+            str(c.dev_pairs),
             str(c.test_pairs),
             str(c.ties),
             str(c.equal_texts),
@@ -275,8 +277,8 @@ def sweep_table(result: SweepResult) -> Table:
     """The best 20 settings: the objective, and its macro layers, in percent."""
     objective = f"{result.objective['metric']}, {result.objective['culture']}"
     table = _table(
-        f"settings, best first ({objective}; cultures: {len(result.cultures)}, "
-        f"seeds: {len(result.seeds)})",
+        f"settings, best first ({objective}, on {result.measured_on}; cultures: "
+        f"{len(result.cultures)}, seeds: {len(result.seeds)})",
         "setting",
         "objective, %",
         "minus best",
@@ -293,6 +295,11 @@ def sweep_table(result: SweepResult) -> Table:
             *(_percent(macro.get(layer)) for layer in LAYERS),
             f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
         )
+    honest = result.chosen_honestly
+    if honest is not None:
+        who = "test" if result.measured_on == "dev" else "the other half of the"
+        table.caption = f"the best, chosen so, on {who} users (or questions): {_percent(honest)} %"
+        table.caption_justify = "left"
     return table
 
 
@@ -338,10 +345,10 @@ def model_table(models: Sequence[RegisteredModel]) -> Table:
 
 
 def judgement_table(judgement: Judgement) -> Table:
-    """Two models on the same test pairs, and what the rule for a champion asks of them."""
+    """Two models on the same pairs, and what the rule for a champion asks of them."""
     table = _table(
-        f"{judgement.model} against {judgement.champion}, % of test pairs ranked right",
-        "test pairs",
+        f"{judgement.model} against {judgement.champion}, % of {judgement.side} pairs ranked right",
+        f"{judgement.side} pairs",
         "pairs",
         "users or\nquestions",
         judgement.model,
@@ -376,8 +383,8 @@ def _table(title: str, first: str, *numbers: str) -> Table:
 
 
 def _same_tokens(count: CultureCounts) -> str:
-    train, test = count.same_tokens_train, count.same_tokens_test
-    return f"{train + test}\n({train} + {test})" if train + test else "0"
+    sides = count.same_tokens_train, count.same_tokens_dev, count.same_tokens_test
+    return f"{sum(sides)}\n({' + '.join(map(str, sides))})" if any(sides) else "0"
 
 
 def _add_row(table: Table, *cells: str) -> None:
