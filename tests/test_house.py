@@ -122,6 +122,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_pictures",
         "sweep_page",
         "tables",
+        "fitting",
     ],
     "experiment": [],
     "launch": [
@@ -174,7 +175,7 @@ HOMES = {
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
-    "rich": {"cli.shown", "report.tables"},
+    "rich": {"cli.shown", "report.tables", "report.fitting"},
     "yaml": {"settings.documents"},
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),

@@ -36,11 +36,13 @@ def show(as_json: bool, document: Any, tables: "list[Table]") -> None:
         return
     from rich.console import Console
 
+    from scpo_ray.report.fitting import fitted
+
     # Files and pipes have no width; names from the data are no markup.
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     for table in tables:
-        console.print(table)
+        console.print(*fitted(table, console.width), sep="\n")
 
 
 def show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> None:
