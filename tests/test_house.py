@@ -42,7 +42,7 @@ ROOMS: dict[str, list[str]] = {
         "page",
         "naming",
     ],
-    "storage": ["disk", "json_lines", "remote", "stores", "run_dir"],
+    "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory"],
     "data": [
         "rows",
         "table",
@@ -121,8 +121,9 @@ ROOMS: dict[str, list[str]] = {
         "sweep_looks",
         "sweep_pictures",
         "sweep_page",
+        "terminal",
         "tables",
-        "fitting",
+        "listings",
     ],
     "experiment": [],
     "launch": [
@@ -139,7 +140,7 @@ ROOMS: dict[str, list[str]] = {
     ],
     "commands": ["looks", "plans", "efficiency", "evaluating", "folders"],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "main"],
+    "cli": ["shown", "runs", "sweeps", "models", "folders", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -175,7 +176,7 @@ HOMES = {
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
-    "rich": {"cli.shown", "report.tables", "report.fitting"},
+    "rich": {"cli.shown", "report.tables", "report.listings", "report.terminal"},
     "yaml": {"settings.documents"},
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),
