@@ -110,9 +110,14 @@ class PreferencesConfig(DataSection):
                 f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
             )
         if self.split.by == "user" and self.columns.user is None:
-            raise ValueError('split.by "user" needs columns.user')
+            raise ValueError(
+                'split.by "user" needs columns.user, the column that says who preferred; where '
+                'there is none: split.by "question" and columns.question'
+            )
         if self.split.by == "question" and self.columns.question is None:
-            raise ValueError('split.by "question" needs columns.question')
+            raise ValueError(
+                'split.by "question" needs columns.question, the column that groups the rows'
+            )
         return self
 
 
@@ -182,6 +187,9 @@ def _read(
     parts: list[tuple[RowSource, Side | None]], columns: ColumnMap, notes: Notes
 ) -> Iterator[tuple[Place, Interaction]]:
     needed = frozenset(_needed(columns))
+    if columns.user is not None:
+        remedy = 'without users: no columns.user, split.by "question" and columns.question'
+        notes.remedies[columns.user] = remedy
     for source, side in parts:
         for place, row in source.read(notes):
             try:

@@ -48,6 +48,7 @@ class Notes:
     `users`, `questions`: of the whole source in file order, where it lists them apart from the
     interactions (and so also those without one).
     `skipped`: (culture, reason) -> rows left out. `problems`: the first few of `num_problems`.
+    `remedies`: column -> what to do where it is missing.
     """
 
     users: list[str] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Notes:
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
+    remedies: dict[str, str] = field(default_factory=dict)
     _missing: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     def problem(self, where: Place | str, what: object) -> None:
@@ -64,6 +66,8 @@ class Notes:
             if missing in self._missing:
                 return
             self._missing.add(missing)
+            remedies = [self.remedies[name] for name in what.names if name in self.remedies]
+            what = "; ".join([str(what), *remedies])
         self.num_problems += 1
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(f"{where}: {what}")

@@ -388,7 +388,10 @@ def test_missing_columns_are_named_once_with_those_there_are(tmp_path, name):
     where = f"{path}, line 1" if name == "d.jsonl" else path
     (found,) = _problems(path, columns={"culture": "land", "user": "who"})
     has = "it has 'culture', 'user', 'prompt', 'chosen', 'rejected'"
-    assert found == f"{where}: no columns 'land', 'who'; {has}"
+    assert found == (
+        f"{where}: no columns 'land', 'who'; {has}; "
+        'without users: no columns.user, split.by "question" and columns.question'
+    )
 
 
 def test_a_csv_line_with_too_few_cells_is_named_after_a_text_of_several_lines(tmp_path):
