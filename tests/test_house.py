@@ -45,10 +45,12 @@ ROOMS: dict[str, list[str]] = {
     "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory"],
     "data": [
         "rows",
+        "files",
         "table",
         "messages",
         "prism",
         "preferences",
+        "guess",
         "opinions",
         "synthetic",
         "pairing",
@@ -138,9 +140,9 @@ ROOMS: dict[str, list[str]] = {
         "sweep_book",
         "sweeps",
     ],
-    "commands": ["looks", "plans", "efficiency", "evaluating", "folders"],
+    "commands": ["beginning", "looks", "plans", "efficiency", "evaluating", "folders"],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "folders", "main"],
+    "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -149,8 +151,8 @@ ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[
 SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
 
 HOMES = {
-    "datasets": {"data.rows"},
-    "huggingface_hub": {"models.files", "data.rows"},
+    "datasets": {"data.files"},
+    "huggingface_hub": {"models.files", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
     },

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from scpo_ray.data.files import check_files, file_source, hub_source
 from scpo_ray.data.messages import (
     Turns,
     common_prefix,
@@ -24,11 +25,8 @@ from scpo_ray.data.rows import (
     Place,
     Row,
     RowSource,
-    check_files,
-    file_source,
     finite_number,
     get_field,
-    hub_source,
     id_field,
     name_field,
 )

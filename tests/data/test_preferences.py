@@ -205,7 +205,7 @@ def test_a_row_beyond_all_bounds_is_named(tmp_path, line):
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
 def test_a_packed_row_that_would_fill_the_memory_is_refused(tmp_path, name, monkeypatch):
     # The bound itself, 64 MB, takes seconds to pack.
-    monkeypatch.setattr("scpo_ray.data.rows.MAX_ROW_BYTES", 10_000)
+    monkeypatch.setattr("scpo_ray.data.files.MAX_ROW_BYTES", 10_000)
     path = _write(tmp_path / name, [PLAIN, PLAIN | {"prompt": "0" * 20_000}])
     interactions, notes = _read(path)
     assert len(interactions) == 1
