@@ -140,7 +140,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_book",
         "sweeps",
     ],
-    "commands": ["beginning", "looks", "plans", "efficiency", "evaluating", "folders"],
+    "commands": ["beginning", "checkup", "looks", "plans", "efficiency", "evaluating", "folders"],
     "quickstart": [],
     "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "main"],
 }
