@@ -23,6 +23,7 @@ from scpo_ray.evaluation.opinions import (
     opinion_outcomes,
 )
 from scpo_ray.methods.account import (
+    choice_told,
     examples,
     pair_columns,
     selection_summaries,
@@ -425,7 +426,8 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         num_workers=record.num_workers,
         engine=record.engine,
         opinions=found.opinions,
-        told=record.told,
+        told=[*choice_told(prepared.selection.chosen), *record.told],
+        chosen_selection=prepared.selection.chosen,
     )
 
 

@@ -102,6 +102,53 @@ class OpinionScores:
 
 
 @dataclass(frozen=True)
+class WeightLook:
+    """What one beta would do: the mean weight, and Kish's number of equally weighted pairs."""
+
+    mean: float
+    effective_pairs: float
+
+
+@dataclass(frozen=True)
+class MarginLook:
+    """What tau and beta would do to one culture's training pairs.
+
+    Attributes:
+        quantiles: share -> of the sizes of the global model's margins, reward units.
+        kept: tau -> share of the pairs below it; thresholds: share -> the tau that keeps it.
+        num_kept: pairs that the tau of the settings keeps; weights: beta -> over these.
+        warnings: where a value of the settings does next to nothing.
+    """
+
+    quantiles: dict[float, float]
+    kept: dict[float, float]
+    thresholds: dict[float, float]
+    num_kept: int
+    weights: dict[float, WeightLook]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class TriedSelection:
+    """A tau (None: no filter) and a beta (None: no weights) and the accuracy, on left-out training
+    users, of heads on frozen features that were trained so; of several cultures the mean."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ChosenSelection:
+    """What stood for "auto", chosen by `num_folds`-fold cross-validation; `tried`: best first."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    num_folds: int
+    tried: list[TriedSelection]
+
+
+@dataclass(frozen=True)
 class SelectionSummary:
     """What selection did to one culture's training pairs."""
 
@@ -203,6 +250,8 @@ class RunResult:
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
+    chosen_selection: ChosenSelection | None = None
+    """What was chosen for "auto" in `selection`; None where nothing was."""
 
     @property
     def chosen_on(self) -> HeldOut:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scpo_ray.evaluation.layers import example_pairs, pair_ids
 from scpo_ray.methods.task import PreparedRun, Task
 from scpo_ray.records import Pairs, PreferenceData, Tokens
-from scpo_ray.results import ExamplePair, SelectionSummary
+from scpo_ray.results import ChosenSelection, ExamplePair, SelectionSummary
 
 
 def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
@@ -38,6 +38,22 @@ def examples(prepared: PreparedRun) -> list[ExamplePair]:
         num_examples=task.config.evaluation.num_examples,
         seed=task.config.seed,
     )
+
+
+def choice_told(chosen: ChosenSelection | None) -> list[str]:
+    """What was chosen for "auto", in a sentence; nothing where nothing was."""
+    if chosen is None:
+        return []
+    best, worst = chosen.tried[0], chosen.tried[-1]
+    tau, beta = chosen.filter_threshold, chosen.weight_temperature
+    parts = ["no filter" if tau is None else f"tau {tau:g}"]
+    parts += [] if beta is None else [f"beta {beta:g}"]
+    return [
+        f"Chosen by {chosen.num_folds}-fold cross-validation over training users, with score heads "
+        f"on frozen features: {', '.join(parts)}. Their accuracy on left-out pairs: "
+        f"{100 * best.accuracy:.1f} %; of the worst of the {len(chosen.tried)} that were tried: "
+        f"{100 * worst.accuracy:.1f} %."
+    ]
 
 
 def selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:

@@ -104,6 +104,10 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         metrics[f"selection/mean_weight/{name}"] = selection.mean_weight
         metrics[f"selection/num_pairs/{name}"] = selection.num_pairs
         metrics[f"selection/num_selected/{name}"] = selection.num_selected
+    chosen = result.chosen_selection
+    if chosen is not None:
+        metrics["selection/filter_threshold"] = chosen.filter_threshold
+        metrics["selection/weight_temperature"] = chosen.weight_temperature
     for culture, count in result.truncated_texts.items():
         metrics[f"data/truncated_texts/{safe_name(culture)}"] = count
     trained = trained_cultures(result.culture_weights)

@@ -155,6 +155,8 @@ def _rule(field: Any) -> str:
         if hasattr(rule, name)
     ]
     choices = _choices(field.annotation)
+    if float in get_args(field.annotation):
+        choices = ["number", *choices] if choices else choices
     return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
 
 
