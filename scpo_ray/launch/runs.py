@@ -28,6 +28,7 @@ from scpo_ray.storage.run_dir import (
     save_comparison_result,
 )
 from scpo_ray.sweep.space import comparison_trials
+from scpo_ray.tracking.comparison import track_comparison
 from scpo_ray.tracking.trackers import check_tracking
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
 from scpo_ray.workers import join_group, together
@@ -144,7 +145,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         compare_runs(compared, run.experiment, failures), opinions=compare_opinions(compared)
     )
     save_comparison_result(folder, summary)
-    write_report([c.result for c in compared], summary, folder / "report.html")
+    report = write_report([c.result for c in compared], summary, folder / "report.html")
+    track_comparison(run, summary, [report, folder / COMPARISON_FILE])
     return summary, folder
 
 
