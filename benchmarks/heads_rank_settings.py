@@ -82,7 +82,10 @@ def main() -> None:
         ]
         by_heads.append(100 * float(np.mean(accuracies)))
         shown = "none" if threshold is None else f"{threshold:.4f}"
-        print(f"| {tau} | {beta} | {shown} | {beta * unit:.3g} | {by_heads[-1]:.1f} | {reached} |")
+        there = "none" if tau is None else tau
+        print(
+            f"| {there} | {beta} | {shown} | {beta * unit:.3g} | {by_heads[-1]:.1f} | {reached} |"
+        )
     rank = spearmanr(by_heads, list(FULL_TRAINING.values())).statistic
     print(f"Spearman's rank correlation {rank:+.2f}, {time.process_time() - started:.0f} s of CPU")
 
