@@ -168,6 +168,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
             ),
             num_workers=worker.world_size,
             seed=config.seed,
+            groups=None if config.train.draw == "pairs" else task.train_pairs.interactions[rows],
         )
     return PreparedRun(task, selection, rows, weights, plan)
 

@@ -73,6 +73,7 @@ def test_run_id_does_not_depend_on_where_a_run_is_kept_or_how_it_is_looked_at(ov
 
 
 DECIDING = [
+    "train.draw=interactions",
     "method=weight",
     "seed=1",
     "culture_weights={Chile: 1.0}",
