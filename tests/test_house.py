@@ -121,6 +121,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_looks",
         "sweep_pictures",
         "sweep_page",
+        "terminal",
         "tables",
     ],
     "experiment": [],
@@ -174,7 +175,7 @@ HOMES = {
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
-    "rich": {"cli.shown", "report.tables"},
+    "rich": {"cli.shown", "report.terminal", "report.tables"},
     "yaml": {"settings.documents"},
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),

@@ -8,6 +8,7 @@ from rich.table import Table
 from scpo_ray.evaluation.champion import Judgement, rule
 from scpo_ray.records import LAYERS, CultureCounts
 from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.terminal import add_row, new_table, p_value, percent, points
 from scpo_ray.results import (
     ComparisonResult,
     CultureEvaluation,
@@ -24,7 +25,7 @@ from scpo_ray.tracking.trackers import RegisteredModel
 
 def data_tables(health: DataHealth) -> list[Table]:
     """Counts, then what was skipped, then the warnings; the last two only if there are any."""
-    counts = _table(
+    counts = new_table(
         "preferences per culture",
         "culture",
         "users or\nquestions",
@@ -42,7 +43,7 @@ def data_tables(health: DataHealth) -> list[Table]:
     )
     cut = health.truncated_texts
     for culture, c in health.counts.items():
-        _add_row(
+        add_row(
             counts,
             culture,
             f"{c.users}\n({c.train_users} + {c.test_users})",
@@ -56,7 +57,7 @@ def data_tables(health: DataHealth) -> list[Table]:
             "–" if cut is None else str(cut.get(culture, 0)),
             "–" if c.longer_chosen_share is None else f"{100 * c.longer_chosen_share:.1f} %",
             str(c.train_test_texts),
-            _points(health.detectable.get(culture)),
+            points(health.detectable.get(culture)),
         )
     counts.caption = (
         "can show: the smallest difference of accuracy between two models that the test\n"
@@ -64,23 +65,23 @@ def data_tables(health: DataHealth) -> list[Table]:
     )
     counts.caption_justify = "left"
     tables = [counts]
-    skipped = _table("rows left out", "culture", "reason", "rows")
+    skipped = new_table("rows left out", "culture", "reason", "rows")
     for culture, c in health.counts.items():
         for reason, rows in c.skipped.items():
-            _add_row(skipped, culture, reason, str(rows))
+            add_row(skipped, culture, reason, str(rows))
     if skipped.row_count:
         tables.append(skipped)
     if health.warnings:
         warnings = Table(title="warnings", title_justify="left", box=box.SIMPLE, show_header=False)
         for warning in health.warnings:
-            _add_row(warnings, warning)
+            add_row(warnings, warning)
         tables.append(warnings)
     return tables
 
 
 def score_table(scores: GlobalScores) -> Table:
     threshold = scores.filter_threshold
-    table = _table(
+    table = new_table(
         f"the global model on the training pairs ({scores.num_texts} texts)",
         "culture",
         "pairs",
@@ -89,7 +90,7 @@ def score_table(scores: GlobalScores) -> Table:
         "kept" if threshold is None else f"kept below {threshold:g}",
     )
     for culture, s in scores.cultures.items():
-        _add_row(
+        add_row(
             table,
             culture,
             str(s.num_pairs),
@@ -105,7 +106,7 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
 
     "can show": the smallest such difference that these test pairs show in 80 % of cases.
     """
-    table = _table(
+    table = new_table(
         "share of test pairs ranked right, %",
         "culture",
         "pairs",
@@ -118,15 +119,15 @@ def evaluation_table(evaluation: Mapping[str, CultureEvaluation]) -> Table:
     for culture, e in evaluation.items():
         whole = e.after["all"]
         change = e.difference.get("all")
-        _add_row(
+        add_row(
             table,
             culture,
             str(whole.num_pairs),
             str(whole.num_clusters),
-            *(_percent(e.after.get(layer)) for layer in LAYERS),
-            _percent(change, signed=True),
-            _p_value(change.p_holm if change else None),
-            _points(change.detectable if change else None),
+            *(percent(e.after.get(layer)) for layer in LAYERS),
+            percent(change, signed=True),
+            p_value(change.p_holm if change else None),
+            points(change.detectable if change else None),
         )
     return table
 
@@ -137,7 +138,7 @@ def opinion_tables(opinions: Sequence[OpinionScores]) -> list[Table]:
     for scores in opinions:
         if scores.base != "e":
             continue
-        table = _table(
+        table = new_table(
             f"1 - Jensen-Shannon distance to the country's answers, x 100 (options: "
             f"{scores.options}, base {scores.base})",
             "country",
@@ -156,13 +157,13 @@ def opinion_tables(opinions: Sequence[OpinionScores]) -> list[Table]:
         for name, found in rows:
             change = differences.get(name, {}).get("model_fitted")
             temperature = scores.temperatures.get(name, {}).get("model_fitted")
-            _add_row(
+            add_row(
                 table,
                 name,
                 str(found["model"].num_pairs),
                 str(found["model"].num_clusters),
-                *(_percent(found[predictor]) for predictor in scores.macro),
-                _percent(change, signed=True),
+                *(percent(found[predictor]) for predictor in scores.macro),
+                percent(change, signed=True),
                 "–" if temperature is None else f"{temperature:.3g}",
             )
         tables.append(table)
@@ -174,7 +175,7 @@ def opinion_comparison_tables(summaries: Sequence[OpinionSummary]) -> list[Table
     rows = [s for s in summaries if not s.culture and s.base == "e"]
     if not rows:
         return []
-    table = _table(
+    table = new_table(
         "1 - Jensen-Shannon distance to the countries' answers, x 100 (macro mean, base e)",
         "method",
         "options",
@@ -185,21 +186,21 @@ def opinion_comparison_tables(summaries: Sequence[OpinionSummary]) -> list[Table
     )
     for s in rows:
         change = s.minus_global
-        _add_row(
+        add_row(
             table,
             s.method,
             s.options,
             "fitted" if s.predictor == "model_fitted" else "1",
-            _percent(s.similarity),
-            _percent(change, signed=True),
-            _p_value(change.p_value if change else None),
+            percent(s.similarity),
+            percent(change, signed=True),
+            p_value(change.p_value if change else None),
         )
     return [table]
 
 
 def comparison_table(summary: ComparisonResult) -> Table:
     """Methods x layers as macro means over the cultures, beside the global model and the best."""
-    table = _table(
+    table = new_table(
         f"macro mean, % (cultures: {len(summary.cultures)}, seeds: {len(summary.seeds)})",
         "method",
         *LAYERS,
@@ -214,15 +215,15 @@ def comparison_table(summary: ComparisonResult) -> Table:
         if s.culture:
             continue
         change = s.minus_global.get("all")
-        _add_row(
+        add_row(
             table,
             s.method,
-            *(_percent(s.accuracy.get(layer)) for layer in LAYERS),
-            _percent(change, signed=True),
-            _p_value(change.p_value if change else None),
-            _points(change.detectable if change else None),
+            *(percent(s.accuracy.get(layer)) for layer in LAYERS),
+            percent(change, signed=True),
+            p_value(change.p_value if change else None),
+            points(change.detectable if change else None),
             _behind(s.accuracy.get("all"), s.minus_best),
-            _percent(s.minus_noise.get("distinctive"), signed=True),
+            percent(s.minus_noise.get("distinctive"), signed=True),
             f"{100 * s.kept_share:.0f} %",
         )
     return table
@@ -231,7 +232,7 @@ def comparison_table(summary: ComparisonResult) -> Table:
 def plan_table(plans: Sequence[PlannedRun]) -> Table:
     total = _duration(sum(plan.seconds for plan in plans))
     runs = "1 run" if len(plans) == 1 else f"{len(plans)} runs"
-    table = _table(
+    table = new_table(
         f"{runs}, about {total} of training on this machine",
         "run",
         "training pairs",
@@ -242,7 +243,7 @@ def plan_table(plans: Sequence[PlannedRun]) -> Table:
         "time",
     )
     for plan in plans:
-        _add_row(
+        add_row(
             table,
             plan.name,
             str(plan.num_train_pairs),
@@ -261,20 +262,20 @@ def sweep_cost_table(cost: SweepCost) -> Table:
     table.add_column("what")
     table.add_column("number", justify="right")
     for axis, num_values in cost.axes.items():
-        _add_row(table, f"values of {axis}", str(num_values))
-    _add_row(table, "settings", str(cost.num_settings))
-    _add_row(table, "trials", str(cost.num_trials))
-    _add_row(table, "of these ended already", str(cost.num_ended))
+        add_row(table, f"values of {axis}", str(num_values))
+    add_row(table, "settings", str(cost.num_settings))
+    add_row(table, "trials", str(cost.num_trials))
+    add_row(table, "of these ended already", str(cost.num_ended))
     if cost.seconds is not None:
         one_by_one = f"training, one by one (from {cost.num_sampled} of them)"
-        _add_row(table, one_by_one, f"about {_duration(cost.seconds)}")
+        add_row(table, one_by_one, f"about {_duration(cost.seconds)}")
     return table
 
 
 def sweep_table(result: SweepResult) -> Table:
     """The best 20 settings: the objective, and its macro layers, in percent."""
     objective = f"{result.objective['metric']}, {result.objective['culture']}"
-    table = _table(
+    table = new_table(
         f"settings, best first ({objective}; cultures: {len(result.cultures)}, "
         f"seeds: {len(result.seeds)})",
         "setting",
@@ -285,12 +286,12 @@ def sweep_table(result: SweepResult) -> Table:
     )
     for summary in result.settings[:20]:
         macro = summary.accuracy.get("", {})
-        _add_row(
+        add_row(
             table,
             summary.setting.label,
-            _percent(summary.objective),
+            percent(summary.objective),
             _behind(summary.objective, summary.minus_best),
-            *(_percent(macro.get(layer)) for layer in LAYERS),
+            *(percent(macro.get(layer)) for layer in LAYERS),
             f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
         )
     return table
@@ -299,7 +300,7 @@ def sweep_table(result: SweepResult) -> Table:
 def efficiency_table(result: SweepResult) -> Table:
     """The objective by share of the training users, a line for each point of each curve."""
     objective = f"{result.objective['metric']}, {result.objective['culture']}"
-    table = _table(
+    table = new_table(
         f"{objective}, by share of the training users (cultures: {len(result.cultures)}, "
         f"seeds: {len(result.seeds)})",
         "method",
@@ -309,20 +310,20 @@ def efficiency_table(result: SweepResult) -> Table:
     )
     for curve in result.efficiency:
         for point in curve.points:
-            _add_row(
+            add_row(
                 table,
                 curve.name,
                 f"{point.fraction:g}",
                 f"{point.num_pairs:,.0f}",
-                _percent(point.objective),
+                percent(point.objective),
             )
     return table
 
 
 def model_table(models: Sequence[RegisteredModel]) -> Table:
-    table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
+    table = new_table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
     for m in models:
-        _add_row(
+        add_row(
             table,
             m.name,
             str(m.version),
@@ -339,7 +340,7 @@ def model_table(models: Sequence[RegisteredModel]) -> Table:
 
 def judgement_table(judgement: Judgement) -> Table:
     """Two models on the same test pairs, and what the rule for a champion asks of them."""
-    table = _table(
+    table = new_table(
         f"{judgement.model} against {judgement.champion}, % of test pairs ranked right",
         "test pairs",
         "pairs",
@@ -353,25 +354,16 @@ def judgement_table(judgement: Judgement) -> Table:
     for c in judgement.contests:
         asked = rule(c, judgement.margin)
         of = f"\nagainst {judgement.first}" if c.against == "first champion" else ""
-        _add_row(
+        add_row(
             table,
             f"{c.test_pairs}{of}",
             str(c.difference.num_pairs),
             str(c.difference.num_clusters),
             *("–" if a is None else f"{100 * a:.1f}" for a in (c.accuracy, c.champion_accuracy)),
-            _percent(c.difference, signed=True),
-            _p_value(c.difference.p_value),
+            percent(c.difference, signed=True),
+            p_value(c.difference.p_value),
             "–" if c.holds is None else f"{asked}: {'yes' if c.holds else 'no'}",
         )
-    return table
-
-
-def _table(title: str, first: str, *numbers: str) -> Table:
-    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE)
-    # Too narrow a terminal wraps the headers and the other cells before it cuts a name.
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(plain(name), justify="right", overflow="fold")
     return table
 
 
@@ -380,36 +372,12 @@ def _same_tokens(count: CultureCounts) -> str:
     return f"{train + test}\n({train} + {test})" if train + test else "0"
 
 
-def _add_row(table: Table, *cells: str) -> None:
-    """Adds a row whose texts, which may come from the data, cannot steer the terminal."""
-    table.add_row(*map(plain, cells))
-
-
-def _percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
-    if estimate is None or estimate.value is None:
-        return "–"
-    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
 def _behind(reached: Estimate | None, minus_best: Difference | None) -> str:
     """Beside the best of several: "best", or the difference, its interval and what it shows."""
     found = standing(reached, minus_best)
     if minus_best is None:
         return "best" if found == "best" else "–"
-    return f"{_percent(minus_best, signed=True)}\n{found}"
-
-
-def _points(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
-
-
-def _p_value(p: float | None) -> str:
-    if p is None:
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{percent(minus_best, signed=True)}\n{found}"
 
 
 def _duration(seconds: float) -> str:
