@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 import scpo_ray
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
+from scpo_ray.evaluation.calibration import evaluate_calibration, fitting_pairs
 from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.opinions import (
     OpinionOutcomes,
@@ -29,7 +31,7 @@ from scpo_ray.methods.account import (
     truncated_texts,
 )
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
-from scpo_ray.models.export import load_exported
+from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
 from scpo_ray.models.pickles import conversion_record
@@ -37,7 +39,14 @@ from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
-from scpo_ray.results import CultureEvaluation, OpinionScores, RunResult, TrainingRecord
+from scpo_ray.results import (
+    BestOfN,
+    Calibration,
+    CultureEvaluation,
+    OpinionScores,
+    RunResult,
+    TrainingRecord,
+)
 from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
@@ -69,6 +78,8 @@ class Evaluated:
     """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
 
     pairs: dict[str, CultureEvaluation]
+    calibration: dict[str, Calibration]
+    best_of_n: dict[str, BestOfN]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
 
@@ -84,6 +95,8 @@ def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | No
     if prepared.task.worker.rank > 0:
         return None
     found = evaluate_rewards(prepared.task, rewards)
+    if fitted.makes_model:
+        save_temperatures(context.run_dir.model_dir, found.calibration)
     result = _result(prepared, fitted, found, context.run_dir)
     _save_outcomes(prepared.task, rewards, found, context.run_dir)
     context.tracker.log_result(result, context.run_dir.path)
@@ -185,11 +198,14 @@ def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> R
     return result if known == (config.evaluation_id, data_fingerprint) else None
 
 
-def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
+def evaluate_rewards(
+    task: Task, rewards: NDArray[np.float32], saved_temperatures: dict[str, float] | None = None
+) -> Evaluated:
     """A model's rewards on the held-out pairs and opinions, beside the global model's.
 
     Args:
         rewards: (T,), of `evaluated_texts` at least.
+        saved_temperatures: culture -> the model's own, where it has them; else they are fitted.
     """
     config, data, ref_rewards = task.config, task.data, task.ref_rewards
     pairs = evaluate_pairs(
@@ -200,13 +216,17 @@ def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
         config.evaluation,
         seed=config.seed,
     )
+    calibration = evaluate_calibration(
+        data, rewards, ref_rewards, saved=saved_temperatures, seed=config.seed
+    )
+    best_of_n = evaluate_best_of_n(data.test, rewards, ref_rewards)
+    on_pairs = Evaluated(pairs, calibration, best_of_n, [], None)
     if data.opinions is None:
-        return Evaluated(pairs, [], None)
+        return on_pairs
     outcomes = opinion_outcomes(
         data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
     )
-    opinions = evaluate_opinions(outcomes)
-    return Evaluated(pairs, opinions, outcomes)
+    return replace(on_pairs, opinions=evaluate_opinions(outcomes), outcomes=outcomes)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -236,10 +256,11 @@ def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
 
-def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
-    """The texts whose rewards an evaluation needs: of test pairs, and every option of opinions
-    (those of training questions fit the temperature)."""
-    texts = _test_texts(data)
+def evaluated_texts(data: PreferenceData, *, seed: int) -> NDArray[np.int64]:
+    """The texts whose rewards an evaluation needs: of test pairs, of the pairs that fit the
+    temperatures, and every option of opinions (those of training questions fit theirs)."""
+    fitting = fitting_pairs(data, seed=seed)
+    texts = np.union1d(_test_texts(data), np.concatenate([fitting.chosen, fitting.rejected]))
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
@@ -369,7 +390,7 @@ def _training_record(task: Task, fitted: Fitted) -> TrainingRecord:
 def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
     """(T,) rewards of what is evaluated, NaN elsewhere."""
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(task.data)
+    texts = evaluated_texts(task.data, seed=task.config.seed)
     rewards[texts] = fitted.rewards(texts)
     return rewards
 
@@ -414,6 +435,8 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         engine=record.engine,
         opinions=found.opinions,
         told=record.told,
+        calibration=found.calibration,
+        best_of_n=found.best_of_n,
     )
 
 

@@ -66,6 +66,7 @@ class Pairs:
         interactions: (P,) int64, row of the interaction in its table.
         chosen, rejected: (P,) int64, which text of `PreferenceData.texts`.
         chosen_responses, rejected_responses: (P,) int16, which response of the interaction.
+        chosen_scores, rejected_scores: (P,) float32, the person's (or country's) scores of them.
         culture_codes: (P,) int32, index into `cultures`.
         cluster_codes: (P,) int64, the user (or question) the pair is resampled with.
         cultures: names, in the order of the codes.
@@ -76,6 +77,8 @@ class Pairs:
     rejected: NDArray[np.int64]
     chosen_responses: NDArray[np.int16]
     rejected_responses: NDArray[np.int16]
+    chosen_scores: NDArray[np.float32]
+    rejected_scores: NDArray[np.float32]
     culture_codes: NDArray[np.int32]
     cluster_codes: NDArray[np.int64]
     cultures: tuple[str, ...]
@@ -91,6 +94,8 @@ class Pairs:
             rejected=self.rejected[rows],
             chosen_responses=self.chosen_responses[rows],
             rejected_responses=self.rejected_responses[rows],
+            chosen_scores=self.chosen_scores[rows],
+            rejected_scores=self.rejected_scores[rows],
             culture_codes=self.culture_codes[rows],
             cluster_codes=self.cluster_codes[rows],
             cultures=self.cultures,
@@ -172,6 +177,7 @@ class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 
     `opinions` is None where the data holds no distributions; all their texts are in `texts`.
+    `scores_are_votes`: whether scores count people (or are shares of them) who prefer a response.
     `refusals`: why nothing can be trained on it; data to train on has none.
     """
 
@@ -185,6 +191,7 @@ class PreferenceData:
     fingerprint: str
     """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
     opinions: Opinions | None = None
+    scores_are_votes: bool = False
     refusals: tuple[str, ...] = ()
 
 

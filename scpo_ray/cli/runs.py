@@ -82,6 +82,7 @@ def train(
     from scpo_ray.commands.plans import planned_run
     from scpo_ray.launch.runs import start_run
     from scpo_ray.report import tables
+    from scpo_ray.report.confidence import best_of_n_table, calibration_table
     from scpo_ray.settings.files import load_config
 
     settings = load_config(config, overrides or [])
@@ -90,7 +91,12 @@ def train(
         show_plans(as_json, settings.model_dump(mode="json"), plans)
         return
     result, folder = start_run(settings)
-    shown = [tables.evaluation_table(result.evaluation), *tables.opinion_tables(result.opinions)]
+    shown = [
+        tables.evaluation_table(result.evaluation),
+        calibration_table(result.calibration),
+        best_of_n_table(result.best_of_n),
+        *tables.opinion_tables(result.opinions),
+    ]
     show(as_json, asdict(result), shown)
     say(f"model:  {result.model_dir}\nresult: {folder / 'result.json'}")
     say(f"report: {folder / 'report.html'}")
@@ -107,17 +113,30 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on every culture of a config, against its global model.
 
-    --json: culture -> layers; "opinions" beside the countries where the data holds opinions.
+    --json: "evaluation", "calibration", "best_of_n" and "opinions", as in a run's result.json.
     """
     from scpo_ray.commands.evaluating import evaluate_model
     from scpo_ray.report import tables
+    from scpo_ray.report.confidence import best_of_n_table, calibration_table
     from scpo_ray.settings.files import load_config
 
     found = evaluate_model(model, load_config(config, overrides or []))
-    document: dict[str, Any] = {culture: asdict(e) for culture, e in found.pairs.items()}
-    if found.opinions:
-        document["opinions"] = [asdict(scores) for scores in found.opinions]
-    shown = [tables.evaluation_table(found.pairs), *tables.opinion_tables(found.opinions)]
+    shown = [
+        tables.evaluation_table(found.pairs),
+        calibration_table(found.calibration),
+        best_of_n_table(found.best_of_n),
+        *tables.opinion_tables(found.opinions),
+    ]
+    by_culture: dict[str, dict[str, Any]] = {
+        "evaluation": found.pairs,
+        "calibration": found.calibration,
+        "best_of_n": found.best_of_n,
+    }
+    document: dict[str, Any] = {
+        name: {culture: asdict(of) for culture, of in each.items()}
+        for name, each in by_culture.items()
+    }
+    document["opinions"] = [asdict(scores) for scores in found.opinions]
     show(as_json, document, shown)
 
 

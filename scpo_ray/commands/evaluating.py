@@ -14,7 +14,7 @@ from scpo_ray.experiment import (
     task_of,
 )
 from scpo_ray.launch.worker import local_worker
-from scpo_ray.models.export import model_section
+from scpo_ray.models.export import model_section, saved_temperatures
 from scpo_ray.models.files import resolve_model_dir
 from scpo_ray.models.global_model import tokenize
 from scpo_ray.models.loading import load_reward_model
@@ -45,6 +45,6 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     task = replace(task, data=told_apart(task.data, tokens, renderer.unknown_id))
     check_pairs_left(task.data)
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(task.data)
+    texts = evaluated_texts(task.data, seed=config.seed)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    return evaluate_rewards(task, rewards)
+    return evaluate_rewards(task, rewards, saved_temperatures(folder))

@@ -29,15 +29,20 @@ def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> 
 
 
 def number(
-    estimate: Estimate | Difference | None, *, signed: bool = False, factor: float = 1
+    estimate: Estimate | Difference | None,
+    *,
+    signed: bool = False,
+    factor: float = 1,
+    digits: int = 1,
 ) -> str:
-    """With one decimal and its interval."""
+    """With its interval."""
     if estimate is None or estimate.value is None:
         return NONE
-    value = f"{factor * estimate.value:{'+' if signed else ''}.1f}"
+    value = f"{factor * estimate.value:{'+' if signed else ''}.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{factor * estimate.low:.1f}, {factor * estimate.high:.1f}]"
+    low, high = factor * estimate.low, factor * estimate.high
+    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def points(share: float | None) -> str:

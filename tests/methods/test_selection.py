@@ -36,7 +36,7 @@ def task(method, chosen, rejected):
     size = 2 if chosen is None else len(chosen)
     codes = np.arange(size)
     pairs = Pairs(
-        codes, codes, codes + size, *[np.zeros(size, np.int16)] * 2, *[codes * 0] * 2, "C"
+        codes, codes, codes + size, *[np.zeros(size, np.int16)] * 4, *[codes * 0] * 2, "C"
     )
     return Task(
         config=RunConfig(method=method) if method != "gpo" else GPO,
