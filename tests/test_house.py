@@ -42,13 +42,15 @@ ROOMS: dict[str, list[str]] = {
         "page",
         "naming",
     ],
-    "storage": ["disk", "json_lines", "remote", "stores", "run_dir"],
+    "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory"],
     "data": [
         "rows",
+        "files",
         "table",
         "messages",
         "prism",
         "preferences",
+        "guess",
         "opinions",
         "synthetic",
         "pairing",
@@ -126,6 +128,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_pictures",
         "sweep_page",
         "tables",
+        "listings",
     ],
     "experiment": [],
     "launch": [
@@ -140,9 +143,9 @@ ROOMS: dict[str, list[str]] = {
         "sweep_book",
         "sweeps",
     ],
-    "commands": ["looks", "plans", "efficiency", "evaluating", "folders"],
+    "commands": ["beginning", "checkup", "looks", "plans", "efficiency", "evaluating", "folders"],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "main"],
+    "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -151,8 +154,8 @@ ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[
 SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
 
 HOMES = {
-    "datasets": {"data.rows"},
-    "huggingface_hub": {"models.files", "data.rows"},
+    "datasets": {"data.files"},
+    "huggingface_hub": {"models.files", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
     },
@@ -178,7 +181,13 @@ HOMES = {
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
-    "rich": {"cli.shown", "report.terminal", "report.confidence", "report.tables"},
+    "rich": {
+        "cli.shown",
+        "report.tables",
+        "report.listings",
+        "report.terminal",
+        "report.confidence",
+    },
     "yaml": {"settings.documents"},
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),

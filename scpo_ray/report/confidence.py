@@ -10,7 +10,7 @@ from rich.table import Table as TerminalTable
 
 from scpo_ray.report.cells import NONE, Cell, Row, Table, cell_of, run_name
 from scpo_ray.report.pictures import label
-from scpo_ray.report.terminal import add_row, new_table, number, percent, points
+from scpo_ray.report.terminal import add_row, number, percent, points, titled
 from scpo_ray.results import BestOfN, Calibration, Difference, Estimate, RunResult
 from scpo_ray.settings.naming import trained_cultures
 
@@ -19,7 +19,7 @@ _PREDICTORS = ("model", "model_fitted", "global", "global_fitted")
 
 def calibration_table(calibration: Mapping[str, Calibration]) -> TerminalTable:
     """Cultures x predictors, each at temperature 1 and at the culture's own."""
-    table = new_table(
+    table = titled(
         "win probabilities, x 100 (lower is better; Brier score of a coin: 25)",
         "culture",
         "predictor",
@@ -52,7 +52,7 @@ def calibration_table(calibration: Mapping[str, Calibration]) -> TerminalTable:
 
 def best_of_n_table(best_of_n: Mapping[str, BestOfN]) -> TerminalTable:
     """Cultures, and what picking the highest reward among a prompt's responses is worth."""
-    table = new_table(
+    table = titled(
         "best of n: regret of the pick, in points of human score and in sd of the user's scores",
         "culture",
         "prompts",
