@@ -292,6 +292,27 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class ScoreComparison:
+    """Two models' scores of the same responses, of anybody: the first minus the second.
+
+    Attributes:
+        first, second: their files.
+        evaluation: culture -> `before` is the second, `after` the first; "distinctive" are the
+            pairs that the second ranks wrong, "agreed" those that it ranks right.
+        macro: layer -> mean over the cultures of the first minus the second.
+        best_of_n: culture -> "model" is the first, "global" the second.
+        left_out: reason -> rows of people's scores that are in no number.
+    """
+
+    first: str
+    second: str
+    evaluation: dict[str, CultureEvaluation]
+    macro: dict[str, Difference]
+    best_of_n: dict[str, BestOfN]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
 class OpinionSummary:
     """One method's answer shares against one country's (or the macro mean), averaged over seeds.
 

@@ -54,6 +54,7 @@ ROOMS: dict[str, list[str]] = {
         "opinions",
         "synthetic",
         "pairing",
+        "scored",
         "splits",
         "health",
         "loading",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from scpo_ray.cli.shown import (
+    CONFIG_HELP,
     ConfigArgument,
     DryRunOption,
     JsonOption,
@@ -105,16 +106,31 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="A run's folder, or any reward model: a folder or a hub name.")
-    ],
-    config: ConfigArgument,
+        Path | None,
+        typer.Argument(help="A run's folder, or any reward model: a folder or a hub name."),
+    ] = None,
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
+    scores: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Instead: compare two files of models' scores."),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a trained model on every culture of a config, against its global model.
 
     --json: "evaluation", "calibration", "best_of_n" and "opinions", as in a run's result.json.
+    --scores takes any two models: docs/models.md has the files' columns.
     """
+    if scores is not None:
+        if model is not None or overrides:
+            raise typer.BadParameter(
+                "takes no model, config or --set beside it", param_hint="--scores"
+            )
+        _compare_scores(scores, as_json)
+        return
+    if model is None or config is None:
+        raise typer.BadParameter("name a model and a config, or give --scores A B")
     from scpo_ray.commands.evaluating import evaluate_model
     from scpo_ray.report import tables
     from scpo_ray.report.confidence import best_of_n_table, calibration_table
@@ -138,6 +154,17 @@ def evaluate(
     }
     document["opinions"] = [asdict(scores) for scores in found.opinions]
     show(as_json, document, shown)
+
+
+def _compare_scores(files: tuple[Path, Path], as_json: bool) -> None:
+    from scpo_ray.commands.evaluating import compare_scores
+    from scpo_ray.report.confidence import best_of_n_table, score_comparison_table
+
+    found = compare_scores(*files)
+    picked = best_of_n_table(found.best_of_n, names=("first", "second"))
+    show(as_json, asdict(found), [score_comparison_table(found), picked])
+    for reason, number in found.left_out.items():
+        say(f"left out: {number} rows: {reason}")
 
 
 @app.command()

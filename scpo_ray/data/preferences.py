@@ -221,8 +221,8 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
     if not isinstance(culture, str):
         raise BadField(columns.culture, culture, "must be text")
     if columns.responses is not None and columns.scores is not None:
-        fields = [(columns.responses, v) for v in _list_field(row, columns.responses)]
-        scores = tuple(finite_number(columns.scores, v) for v in _list_field(row, columns.scores))
+        fields = [(columns.responses, v) for v in list_field(row, columns.responses)]
+        scores = tuple(finite_number(columns.scores, v) for v in list_field(row, columns.scores))
         if len(fields) != len(scores):
             rule = f"must be one per response, got {len(scores)} for {len(fields)}"
             raise BadField(columns.scores, list(scores), rule)
@@ -334,7 +334,8 @@ def _number_field(row: Row, name: str) -> float:
     return finite_number(name, value)
 
 
-def _list_field(row: Row, name: str) -> list[Any]:
+def list_field(row: Row, name: str) -> list[Any]:
+    """A list, or one as text. Raises: BadField."""
     value = get_field(row, name)
     if isinstance(value, str):
         try:

@@ -10,9 +10,17 @@ from rich.table import Table as TerminalTable
 
 from scpo_ray.report.cells import NONE, Cell, Row, Table, cell_of, run_name
 from scpo_ray.report.pictures import label
-from scpo_ray.report.terminal import add_row, number, percent, points, titled
-from scpo_ray.results import BestOfN, Calibration, Difference, Estimate, RunResult
+from scpo_ray.report.terminal import add_row, number, p_value, percent, points, titled
+from scpo_ray.results import (
+    BestOfN,
+    Calibration,
+    Difference,
+    Estimate,
+    RunResult,
+    ScoreComparison,
+)
 from scpo_ray.settings.naming import trained_cultures
+from scpo_ray.statistics.intervals import verdict
 
 _PREDICTORS = ("model", "model_fitted", "global", "global_fitted")
 
@@ -50,21 +58,75 @@ def calibration_table(calibration: Mapping[str, Calibration]) -> TerminalTable:
     return table
 
 
-def best_of_n_table(best_of_n: Mapping[str, BestOfN]) -> TerminalTable:
-    """Cultures, and what picking the highest reward among a prompt's responses is worth."""
+def score_comparison_table(found: ScoreComparison) -> TerminalTable:
+    """Cultures, and the macro mean: two models' share of pairs ranked right, and the difference."""
+    table = titled(
+        f"share of pairs ranked right, %: {found.first} (first), {found.second} (second)",
+        "culture",
+        "pairs",
+        "users or\nquestions",
+        "first",
+        "second",
+        "first\nminus second",
+        "p (Holm)",
+        "shown",
+        "on pairs that\nsecond ranks wrong",
+        "on pairs that\nsecond ranks right",
+        "can show",
+        words=("shown",),
+    )
+    for culture, e in found.evaluation.items():
+        both = (percent(e.after["all"]), percent(e.before["all"]))
+        _add_difference(table, culture, both, e.difference, e.difference["all"].p_holm)
+    if len(found.evaluation) > 1:
+        p = found.macro["all"].p_value
+        _add_difference(table, "macro mean", (NONE, NONE), found.macro, p)
+    return table
+
+
+def _add_difference(
+    table: TerminalTable,
+    name: str,
+    both: tuple[str, str],
+    change: Mapping[str, Difference],
+    p: float | None,
+) -> None:
+    whole = change["all"]
+    add_row(
+        table,
+        name,
+        str(whole.num_pairs),
+        str(whole.num_clusters),
+        *both,
+        percent(whole, signed=True),
+        p_value(p),
+        verdict(whole),
+        *(percent(change.get(layer), signed=True) for layer in ("distinctive", "agreed")),
+        points(whole.detectable),
+    )
+
+
+def best_of_n_table(
+    best_of_n: Mapping[str, BestOfN], names: tuple[str, str] = ("model", "global")
+) -> TerminalTable:
+    """Cultures, and what picking the highest reward among a prompt's responses is worth.
+
+    Args: names: of the model, and of the one that it stands beside.
+    """
+    ours, theirs = names
     table = titled(
         "best of n: regret of the pick, in points of human score and in sd of the user's scores",
         "culture",
         "prompts",
         "responses",
-        "model",
-        "global",
+        ours,
+        theirs,
         "random",
-        "model,\nminus global",
-        "model,\nin sd",
-        "global,\nin sd",
-        "beats random,\n%",
-        "beats global's\npick, %",
+        f"{ours},\nminus {theirs}",
+        f"{ours},\nin sd",
+        f"{theirs},\nin sd",
+        f"{ours} beats\nrandom, %",
+        f"{ours} beats\n{theirs}'s pick, %",
     )
     for culture, b in best_of_n.items():
         add_row(
