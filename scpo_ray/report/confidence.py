@@ -10,7 +10,7 @@ from rich.table import Table as TerminalTable
 
 from scpo_ray.report.cells import NONE, Cell, Row, Table, cell_of, run_name
 from scpo_ray.report.pictures import label
-from scpo_ray.report.terminal import add_row, number, p_value, percent, points, titled
+from scpo_ray.report.terminal import add_row, p_value, points, titled
 from scpo_ray.results import (
     BestOfN,
     Calibration,
@@ -20,6 +20,7 @@ from scpo_ray.results import (
     ScoreComparison,
 )
 from scpo_ray.settings.naming import trained_cultures
+from scpo_ray.settings.shown import number, percent
 from scpo_ray.statistics.intervals import verdict
 
 _PREDICTORS = ("model", "model_fitted", "global", "global_fitted")

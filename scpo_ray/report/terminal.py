@@ -7,7 +7,6 @@ from rich import box
 from rich.cells import cell_len
 from rich.table import Column, Table
 
-from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.shown import plain
 
 _BETWEEN = 3
@@ -30,28 +29,6 @@ def add_row(table: Table, *cells: str) -> None:
     table.add_row(*map(plain, cells))
 
 
-def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
-    """Of a share, times 100, with its interval."""
-    return number(estimate, signed=signed, factor=100)
-
-
-def number(
-    estimate: Estimate | Difference | None,
-    *,
-    signed: bool = False,
-    factor: float = 1,
-    digits: int = 1,
-) -> str:
-    """With its interval."""
-    if estimate is None or estimate.value is None:
-        return "–"
-    value = f"{factor * estimate.value:{'+' if signed else ''}.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    low, high = factor * estimate.low, factor * estimate.high
-    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def points(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
@@ -60,14 +37,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3_600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3_600:.1f} h"
 
 
 def size(num_bytes: int) -> str:
