@@ -1,7 +1,5 @@
 """The story of one run: from a config to a trained, evaluated, saved reward model."""
 
-import hashlib
-import json
 import logging
 import platform
 from dataclasses import dataclass, replace
@@ -30,6 +28,7 @@ from scpo_ray.methods.account import (
     test_pair_columns,
     truncated_texts,
 )
+from scpo_ray.methods.mixture import culture_weights_of, cultures_mask, training_fingerprint
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
 from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
@@ -38,7 +37,7 @@ from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
+from scpo_ray.records import InputError, PreferenceData, Tokens, Worker
 from scpo_ray.results import (
     BestOfN,
     Calibration,
@@ -47,7 +46,6 @@ from scpo_ray.results import (
     RunResult,
     TrainingRecord,
 )
-from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder
@@ -189,7 +187,7 @@ def run_fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
     """What a run that is found again must find as it was: the global model, and the pairs that it
     learns from. What it is tested on may change: then it is evaluated again."""
     of_model = {name: inputs.fingerprints[name] for name in ("model", "scores")}
-    return {"training": _training_fingerprint(config, inputs.data), **of_model}
+    return {"training": training_fingerprint(config, inputs.data), **of_model}
 
 
 def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> RunResult | None:
@@ -248,14 +246,6 @@ def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
     return lengths
 
 
-def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, float]:
-    """Culture -> weight, as set or all alike. Raises: InputError naming an unknown culture."""
-    if config.culture_weights is None:
-        return dict.fromkeys(data.cultures, 1.0)
-    check_culture_names(list(config.culture_weights), data.cultures, "culture_weights")
-    return dict(config.culture_weights)
-
-
 def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
     return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
 
@@ -281,27 +271,8 @@ def task_of(config: RunConfig, inputs: RunInputs, worker: Worker) -> Task:
         worker=worker,
         ref_rewards=global_rewards(inputs, worker),
         culture_weights=weights,
-        train_pairs=data.train.take(_cultures_mask(data.train, learned)),
+        train_pairs=data.train.take(cultures_mask(data.train, learned)),
     )
-
-
-def _training_fingerprint(config: RunConfig, data: PreferenceData) -> str:
-    """Hash of the pairs that the run learns from, and of what each is called."""
-    if config.how.learns_from_all and data.opinions is not None:
-        return data.fingerprint
-    weights = culture_weights_of(config, data)
-    learned = dict.fromkeys(data.cultures, 1.0) if config.how.learns_from_all else weights
-    pairs = data.train.take(_cultures_mask(data.train, learned))
-    present = sorted(name for name in pairs.cultures if learned.get(name, 0.0) > 0)
-    numbers = np.array([present.index(n) if n in present else -1 for n in pairs.cultures])
-    digest = hashlib.sha256(json.dumps(present).encode())
-    for column in (
-        data.texts.hashes[pairs.chosen],
-        data.texts.hashes[pairs.rejected],
-        numbers[pairs.culture_codes],
-    ):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
 
 
 def _weights(task: Task, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -399,11 +370,6 @@ def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
     texts = evaluated_texts(task.data, seed=task.config.seed)
     rewards[texts] = fitted.rewards(texts)
     return rewards
-
-
-def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
-    wanted = [c for c, name in enumerate(pairs.cultures) if culture_weights.get(name, 0.0) > 0]
-    return np.isin(pairs.culture_codes, wanted)
 
 
 def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: RunDir) -> RunResult:

@@ -113,6 +113,7 @@ ROOMS: dict[str, list[str]] = {
         "loop",
     ],
     "methods": [
+        "mixture",
         "task",
         "account",
         "selection",

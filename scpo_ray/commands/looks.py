@@ -6,7 +6,6 @@ import torch
 from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
-    culture_weights_of,
     global_rewards,
     load_inputs,
     open_run_dir,
@@ -14,6 +13,7 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.account import truncated_texts
+from scpo_ray.methods.mixture import culture_weights_of
 from scpo_ray.methods.selection import disagreement_mask
 from scpo_ray.models.same_tokens import check_pairs_left
 from scpo_ray.records import InputError
