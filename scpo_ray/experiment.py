@@ -23,9 +23,10 @@ from scpo_ray.evaluation.opinions import (
     opinion_outcomes,
 )
 from scpo_ray.methods.account import (
+    choice_told,
     examples,
+    pair_columns,
     selection_summaries,
-    test_pair_columns,
     truncated_texts,
 )
 from scpo_ray.methods.mixture import culture_weights_of, cultures_mask, training_fingerprint
@@ -37,8 +38,9 @@ from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import InputError, PreferenceData, Tokens, Worker
+from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
 from scpo_ray.results import (
+    RESULT_FORMAT,
     BestOfN,
     Calibration,
     CultureEvaluation,
@@ -73,9 +75,13 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
+    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions.
+
+    `dev`: on the users held out for choices; empty where nobody is.
+    """
 
     pairs: dict[str, CultureEvaluation]
+    dev: dict[str, CultureEvaluation]
     calibration: dict[str, Calibration]
     best_of_n: dict[str, BestOfN]
     opinions: list[OpinionScores]
@@ -210,25 +216,28 @@ def evaluate_rewards(
         saved_temperatures: culture -> the model's own, where it has them; else they are fitted.
     """
     config, data, ref_rewards = task.config, task.data, task.ref_rewards
-    pairs = evaluate_pairs(
-        data.test,
-        rewards,
-        ref_rewards,
-        response_lengths(data),
-        config.evaluation,
-        seed=config.seed,
+    lengths = response_lengths(data)
+
+    def evaluated(side: Pairs) -> dict[str, CultureEvaluation]:
+        settings, seed = config.evaluation, config.seed
+        return evaluate_pairs(side, rewards, ref_rewards, lengths, settings, seed=seed)
+
+    found = Evaluated(
+        evaluated(data.test),
+        evaluated(data.dev) if len(data.dev) else {},
+        evaluate_calibration(
+            data, rewards, ref_rewards, saved=saved_temperatures, seed=config.seed
+        ),
+        evaluate_best_of_n(data.test, rewards, ref_rewards),
+        [],
+        None,
     )
-    calibration = evaluate_calibration(
-        data, rewards, ref_rewards, saved=saved_temperatures, seed=config.seed
-    )
-    best_of_n = evaluate_best_of_n(data.test, rewards, ref_rewards)
-    on_pairs = Evaluated(pairs, calibration, best_of_n, [], None)
     if data.opinions is None:
-        return on_pairs
+        return found
     outcomes = opinion_outcomes(
         data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
     )
-    return replace(on_pairs, opinions=evaluate_opinions(outcomes), outcomes=outcomes)
+    return replace(found, opinions=evaluate_opinions(outcomes), outcomes=outcomes)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -239,22 +248,23 @@ def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | N
 
 
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
-    """(T,) characters of each test pair's responses; 0 for texts in no test pair."""
+    """(T,) characters of each dev and test pair's responses; 0 for texts in none of them."""
     lengths = np.zeros(len(data.texts), dtype=np.int64)
-    for text in _test_texts(data):
+    for text in _held_out_texts(data):
         lengths[text] = len(data.texts[int(text)].response)
     return lengths
 
 
-def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+def _held_out_texts(data: PreferenceData) -> NDArray[np.int64]:
+    sides = data.dev, data.test
+    return np.unique(np.concatenate([t for p in sides for t in (p.chosen, p.rejected)]))
 
 
 def evaluated_texts(data: PreferenceData, *, seed: int) -> NDArray[np.int64]:
-    """The texts whose rewards an evaluation needs: of test pairs, of the pairs that fit the
+    """The texts whose rewards an evaluation needs: of dev and test pairs, of the pairs that fit the
     temperatures, and every option of opinions (those of training questions fit theirs)."""
     fitting = fitting_pairs(data, seed=seed)
-    texts = np.union1d(_test_texts(data), np.concatenate([fitting.chosen, fitting.rejected]))
+    texts = np.union1d(_held_out_texts(data), np.concatenate([fitting.chosen, fitting.rejected]))
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
@@ -377,6 +387,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
     config, data = task.config, task.data
     record = run_dir.training_record() or _training_record(task, fitted)
     return RunResult(
+        format=RESULT_FORMAT,
         run_id=config.run_id,
         evaluation_id=config.evaluation_id,
         experiment=config.experiment,
@@ -400,6 +411,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         train_seconds=record.seconds,
         curve=record.curve,
         evaluation=found.pairs,
+        dev=found.dev,
         model_dir=str(run_dir.model_dir if fitted.makes_model else task.base.model_dir),
         device=record.device,
         versions=record.versions,
@@ -407,7 +419,8 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         engine=record.engine,
         passes=record.passes,
         opinions=found.opinions,
-        told=record.told,
+        told=[*choice_told(prepared.selection.chosen), *record.told],
+        chosen_selection=prepared.selection.chosen,
         calibration=found.calibration,
         best_of_n=found.best_of_n,
     )
@@ -416,6 +429,8 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
 def _save_outcomes(
     task: Task, rewards: NDArray[np.float32], found: Evaluated, run_dir: RunDir
 ) -> None:
-    run_dir.save_test_pairs(test_pair_columns(task, rewards))
+    run_dir.save_test_pairs(pair_columns(task, task.data.test, rewards))
+    if found.dev:
+        run_dir.save_dev_pairs(pair_columns(task, task.data.dev, rewards))
     if found.outcomes is not None:
         run_dir.save_test_opinions(opinion_columns(found.outcomes))

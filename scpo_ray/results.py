@@ -1,9 +1,12 @@
 """The nouns of what came out: estimates, a run's result, methods side by side."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from scpo_ray.records import CultureCounts
+from scpo_ray.records import CultureCounts, HeldOut
+
+RESULT_FORMAT: Final = 2
+"""Raised when what a result says comes to mean something else: those of before are refused."""
 
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
 """What a difference shows, by its interval alone: see `intervals.verdict`."""
@@ -78,7 +81,8 @@ class Calibration:
     Attributes:
         temperatures: "model_fitted", "global_fitted" -> T, reward units; a predictor without one is
             absent here and below.
-        fitted_on: the culture's training pairs, or the model's folder, which had them saved.
+        fitted_on: the culture's dev pairs, its training pairs where nobody is held out for choices,
+            or the model's folder, which had them saved.
         brier: mean squared distance of the win probability from what was preferred; 0.25 of a coin.
         brier_minus_global: paired; below 0 is better. `p_holm` is over the cultures.
         error: expected calibration error over bins of equal numbers of pairs; chance raises it.
@@ -89,7 +93,7 @@ class Calibration:
     """
 
     temperatures: dict[str, float]
-    fitted_on: Literal["train", "saved"]
+    fitted_on: Literal["dev", "train", "saved"]
     brier: dict[str, Estimate]
     brier_minus_global: dict[str, Difference]
     error: dict[str, float | None]
@@ -151,6 +155,53 @@ class OpinionScores:
     difference: dict[str, dict[str, Difference]]
     macro_difference: dict[str, Difference]
     temperatures: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class WeightLook:
+    """What one beta would do: the mean weight, and Kish's number of equally weighted pairs."""
+
+    mean: float
+    effective_pairs: float
+
+
+@dataclass(frozen=True)
+class MarginLook:
+    """What tau and beta would do to one culture's training pairs.
+
+    Attributes:
+        quantiles: share -> of the sizes of the global model's margins, reward units.
+        kept: tau -> share of the pairs below it; thresholds: share -> the tau that keeps it.
+        num_kept: pairs that the tau of the settings keeps; weights: beta -> over these.
+        warnings: where a value of the settings does next to nothing.
+    """
+
+    quantiles: dict[float, float]
+    kept: dict[float, float]
+    thresholds: dict[float, float]
+    num_kept: int
+    weights: dict[float, WeightLook]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class TriedSelection:
+    """A tau (None: no filter) and a beta (None: no weights) and the accuracy, on left-out training
+    users, of heads on frozen features that were trained so; of several cultures the mean."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ChosenSelection:
+    """What stood for "auto", chosen by `num_folds`-fold cross-validation; `tried`: best first."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    num_folds: int
+    tried: list[TriedSelection]
 
 
 @dataclass(frozen=True)
@@ -228,6 +279,7 @@ class TrainingRecord:
 class RunResult:
     """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
 
+    format: Literal[2]
     run_id: str
     """Hash of what decides the model."""
     evaluation_id: str
@@ -252,6 +304,9 @@ class RunResult:
     train_seconds: float
     curve: TrainingCurve
     evaluation: dict[str, CultureEvaluation]
+    """On test users, by culture."""
+    dev: dict[str, CultureEvaluation]
+    """On the users (or questions) held out for choices; empty where nobody is."""
     model_dir: str
     device: str
     versions: dict[str, str]
@@ -265,10 +320,17 @@ class RunResult:
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
+    chosen_selection: ChosenSelection | None = None
+    """What was chosen for "auto" in `selection`; None where nothing was."""
     calibration: dict[str, Calibration] = field(default_factory=dict)
     """Culture -> on its test pairs."""
     best_of_n: dict[str, BestOfN] = field(default_factory=dict)
     """Culture -> on its test prompts."""
+
+    @property
+    def chosen_on(self) -> HeldOut:
+        """The side that choices among runs are made on."""
+        return "dev" if self.dev else "test"
 
 
 @dataclass(frozen=True)

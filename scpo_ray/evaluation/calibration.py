@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from scpo_ray.evaluation.distributions import MAX_TEMPERATURE, MIN_TEMPERATURE
-from scpo_ray.records import Pairs, PreferenceData
+from scpo_ray.records import Pairs, PreferenceData, joined
 from scpo_ray.results import Calibration, Difference, Estimate
 from scpo_ray.statistics.cluster_variance import macro_parts
 from scpo_ray.statistics.intervals import (
@@ -37,7 +37,7 @@ MIN_FITTED_PAIRS = 200
 RIVALS = {"model": "global", "model_fitted": "global_fitted"}
 """What a model's win probabilities are compared with: the global model's, by the same rule."""
 
-FittedOn = Literal["train", "saved"]
+FittedOn = Literal["dev", "train", "saved"]
 
 
 def fit_win_temperature(margins: NDArray[Any]) -> float | None:
@@ -71,18 +71,27 @@ def fit_win_temperature(margins: NDArray[Any]) -> float | None:
 
 
 def fitting_pairs(data: PreferenceData, *, seed: int) -> Pairs:
-    """The pairs that each culture's temperature is fitted on: some of its training users'.
+    """The pairs that each culture's temperature is fitted on: its dev users', where it has any.
 
-    At most as many as the culture has test pairs (or `MIN_FITTED_PAIRS`), drawn by `seed`: scoring
-    them then costs no more than the test pairs do.
+    Else some of its training users', at most as many as the culture has test pairs (or
+    `MIN_FITTED_PAIRS`), drawn by `seed`: scoring them then costs no more than the test pairs do.
     """
-    train, rows = data.train, []
-    for code, culture in enumerate(train.cultures):
-        mine = np.flatnonzero(train.culture_codes == code)
+    drawn = []
+    for code, culture in enumerate(data.cultures):
+        if has_dev(data, code):
+            continue
+        mine = np.flatnonzero(data.train.culture_codes == code)
         most = max(MIN_FITTED_PAIRS, int((data.test.culture_codes == code).sum()))
         order = stream(seed, "temperature", culture).permutation(len(mine))
-        rows.append(np.sort(mine[order[:most]]))
-    return train.take(np.concatenate(rows))
+        drawn.append(np.sort(mine[order[:most]]))
+    if not drawn:
+        return data.dev
+    return joined([data.dev, data.train.take(np.concatenate(drawn))])
+
+
+def has_dev(data: PreferenceData, code: int) -> bool:
+    """Whether the culture has users (or questions) held out for choices."""
+    return bool((data.dev.culture_codes == code).any())
 
 
 def fitted_temperatures(fitting: Pairs, rewards: NDArray[np.float32]) -> dict[str, float]:
@@ -145,9 +154,13 @@ def evaluate_calibration(
             pairs.cluster_codes,
             vote_shares(pairs) if data.scores_are_votes else None,
             used,
-            "train" if saved is None else "saved",
+            _fitted_on(data, code) if saved is None else "saved",
         )
     return _corrected(found)
+
+
+def _fitted_on(data: PreferenceData, code: int) -> FittedOn:
+    return "dev" if has_dev(data, code) else "train"
 
 
 def vote_shares(pairs: Pairs) -> NDArray[np.float64]:

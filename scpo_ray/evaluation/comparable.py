@@ -84,6 +84,7 @@ def for_comparison(
             for culture, found in result.evaluation.items()
             if is_shown or culture in own
         },
+        dev={c: found for c, found in result.dev.items() if c in own},
         calibration={c: found for c, found in result.calibration.items() if c in own},
         best_of_n={c: found for c, found in result.best_of_n.items() if c in own},
         opinions=result.opinions if is_shown else [],
@@ -153,7 +154,7 @@ def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
         np.array_equal(getattr(first, column), getattr(second, column))
         for column in ("culture", "pair_id", "cluster")
     ):
-        return f"their test pairs: {_first_difference(first, second)}"
+        return f"their pairs: {_first_difference(first, second)}"
     if first.ref_margin is None and second.ref_margin is None:
         return None
     if first.ref_margin is None or second.ref_margin is None:

@@ -65,10 +65,6 @@ MethodName = Annotated[str, AfterValidator(_known)]
 MethodSections = Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_method_sections)]
 
 
-# Counts up when the same model and data come to get other numbers, or more of them.
-_RULES = 2
-
-
 class RunConfig(Section):
     experiment: str = "scpo"
     """Groups runs: a folder below `output_dir` and an MLflow experiment. Not cache, mlartifacts,
@@ -211,7 +207,7 @@ class RunConfig(Section):
     def evaluation_id(self) -> str:
         """Hash of what decides the numbers that the model gets, but for what the data holds."""
         looked_at = [self.data.cultures, self.evaluation.model_dump(mode="json")]
-        return _hash_of({"rules": _RULES, "run": self.run_id, "evaluation": looked_at})
+        return _hash_of({"run": self.run_id, "evaluation": looked_at})
 
     @property
     def mlflow_uri(self) -> str:

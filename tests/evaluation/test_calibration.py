@@ -93,8 +93,28 @@ def test_a_debiased_error_has_an_interval_from_two_people_on():
     assert 0 <= two.low <= two.value <= two.high <= 1
 
 
-def data_of(train, test, *, votes=False):
-    return SimpleNamespace(train=train, test=test, cultures=test.cultures, scores_are_votes=votes)
+def data_of(train, test, *, dev=None, votes=False):
+    nobody = np.empty(0, np.int64)
+    return SimpleNamespace(
+        train=train,
+        dev=test.take(nobody) if dev is None else dev,
+        test=test,
+        cultures=test.cultures,
+        scores_are_votes=votes,
+    )
+
+
+def test_a_culture_with_people_held_out_for_choices_is_fitted_on_them_alone():
+    train, test = make_pairs([0, 0, 1, 1], [0, 1, 2, 3]), make_pairs([0, 1], [0, 1])
+    dev = train.take(np.array([0]))
+    data = data_of(train, test, dev=dev)
+
+    fitting = fitting_pairs(data, seed=0)
+    found = evaluate_calibration(data, rewards_of([1.0, -2.0, 1, -2]), None, saved=None, seed=0)
+
+    assert fitting.interactions.tolist() == [0, 2, 3]
+    assert [found[culture].fitted_on for culture in ("A", "B")] == ["dev", "train"]
+    assert found["A"].temperatures["model_fitted"] == 1e-3
 
 
 def test_every_culture_has_its_own_temperature_and_the_global_model_its_own():
