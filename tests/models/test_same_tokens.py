@@ -18,7 +18,7 @@ from scpo_ray.models.same_tokens import (
     told_apart,
 )
 from scpo_ray.records import CultureCounts, InputError, Pairs, PreferenceData, Tokens
-from scpo_ray.report.tables import data_tables
+from scpo_ray.report.listings import data_tables
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 from tests.models.test_templates import ALTERNATING
 from tests.tiny import tiny_config
