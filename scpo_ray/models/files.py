@@ -14,6 +14,7 @@ from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
 
 MODEL_FILE = "scpo_model.json"
+CALIBRATION_FILE = "scpo_calibration.json"
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHTS, _INDEX, _ADAPTERS = (

@@ -22,14 +22,15 @@ def _number_or_auto(number: Any) -> BeforeValidator:
 
 class SelectionConfig(Section):
     filter_threshold: Annotated[
-        float | Auto | None, _number_or_auto(Annotated[float, Field(gt=0, le=1)])
+        float | Auto | None,
+        _number_or_auto(Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]),
     ] = 0.7
     """Keep a training pair where the global model's win probability is below it (tau, above 0, at
     most 1), in the methods that filter; null: no filter; auto: chosen on training users."""
 
-    weight_temperature: Annotated[float | Auto, _number_or_auto(Annotated[float, Field(gt=0)])] = (
-        1.10
-    )
+    weight_temperature: Annotated[
+        float | Auto, _number_or_auto(Annotated[float, Field(gt=0, allow_inf_nan=False)])
+    ] = 1.10
     """Reward units, above 0; lower weighs disagreement down more sharply (beta); auto: chosen on
     training users. The inverse ablation has none (the paper's formula)."""
 

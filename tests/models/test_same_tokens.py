@@ -39,7 +39,10 @@ def pairs_of(*pairs: tuple[int, int], cultures: tuple[int, ...] = ()) -> Pairs:
     numbers = np.arange(len(chosen))
     codes = np.array(cultures or [0] * len(chosen), dtype=np.int32)
     first, second = numbers.astype(np.int16), numbers.astype(np.int16)
-    return Pairs(numbers, chosen, rejected, first, second, codes, numbers, ("Chile", "Peru"))
+    scores = np.ones(len(chosen), np.float32), np.zeros(len(chosen), np.float32)
+    return Pairs(
+        numbers, chosen, rejected, first, second, *scores, codes, numbers, ("Chile", "Peru")
+    )
 
 
 def test_pairs_are_the_same_where_every_token_is():
