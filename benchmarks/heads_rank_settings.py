@@ -21,7 +21,7 @@ import torch
 from scipy.stats import spearmanr
 
 from scpo_ray.experiment import load_inputs, open_run_dir, task_of
-from scpo_ray.methods.choosing import culture_pairs, held_out_accuracy
+from scpo_ray.methods.choosing import NUM_FOLDS, culture_pairs, held_out_accuracy
 from scpo_ray.records import ALONE
 from scpo_ray.settings.files import load_sweep
 
@@ -77,7 +77,15 @@ def main() -> None:
             at = torch.tensor(np.quantile(margins, KEPT[tau]))
             threshold = float(torch.sigmoid(at))
         accuracies = [
-            held_out_accuracy(pairs, threshold, beta * unit, "agreement", False, seed=0)
+            held_out_accuracy(
+                pairs,
+                threshold,
+                beta * unit,
+                "agreement",
+                normalize_weights=False,
+                num_folds=NUM_FOLDS,
+                seed=0,
+            )
             for pairs in cultures
         ]
         by_heads.append(100 * float(np.mean(accuracies)))
