@@ -42,7 +42,7 @@ ROOMS: dict[str, list[str]] = {
         "page",
         "naming",
     ],
-    "storage": ["disk", "json_lines", "remote", "stores", "run_dir"],
+    "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "scale_file"],
     "data": [
         "rows",
         "table",
@@ -71,9 +71,12 @@ ROOMS: dict[str, list[str]] = {
         "export",
         "tiny",
         "scoring",
+        "adapted",
         "global_model",
     ],
     "evaluation": [
+        "scales",
+        "mixtures",
         "metrics",
         "distributions",
         "layers",
@@ -136,6 +139,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_book",
         "sweeps",
     ],
+    "serve": ["items", "sources", "networks", "core"],
     "commands": [],
     "quickstart": [],
     "cli": [],
@@ -153,7 +157,7 @@ HOMES = {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
     },
     "tokenizers": {"models.tokenization", "models.tiny"},
-    "peft": {"models.adapters"},
+    "peft": {"models.adapters", "models.adapted"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {
         "tracking.opening",
@@ -180,6 +184,7 @@ HOMES = {
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),
         "storage.run_dir",
+        "storage.scale_file",
         "sweep.store",
     },
 }
@@ -196,6 +201,8 @@ PURE = [
     "methods.shared_offset",
     "methods.lore",
     "evaluation.metrics",
+    "evaluation.scales",
+    "evaluation.mixtures",
     "statistics.cluster_variance",
     "statistics.intervals",
     "evaluation.distributions",
