@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from scpo_ray.records import LAYERS, CultureCounts
-from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.overviews import DataHealth, FileScores, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.report.terminal import add_row, duration, points, size, titled
 from scpo_ray.settings.shown import plain
 from scpo_ray.storage.inventory import Inventory
@@ -180,6 +180,17 @@ def deletable_table(found: Inventory) -> Table:
     for kind in found.deletable:
         add_row(table, kind.kind, kind.loss, str(len(kind.paths)), size(kind.num_bytes))
     return table
+
+
+def reward_tables(found: FileScores) -> list[Table]:
+    """Of RewardBench 2, each column's share of right picks by subset; else nothing."""
+    tables = []
+    for column, subsets in found.subsets.items():
+        table = titled(column, "subset", "prompts", "best one right")
+        for subset, (share, num_prompts) in subsets.items():
+            add_row(table, subset, str(num_prompts), f"{points(share)} %")
+        tables.append(table)
+    return tables
 
 
 def _same_tokens(count: CultureCounts) -> str:

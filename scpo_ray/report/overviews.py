@@ -70,3 +70,16 @@ class SweepCost:
     seconds: float | None
     axes: dict[str, int]
     """Axis -> how many values it has in the sweep."""
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """What a file's scoring found.
+
+    `subsets`: of RewardBench 2, column -> subset -> share right and number of prompts.
+    """
+
+    output: str
+    num_rows: int
+    columns: list[str]
+    subsets: dict[str, dict[str, tuple[float, int]]]

@@ -1,5 +1,6 @@
 """The one scoring core: rewards of any texts, by any culture's model or a mixture of them."""
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -52,6 +53,7 @@ class CultureRewards:
     ) -> None:
         self._models = dict(models)
         self._networks = Networks(models, machine, max_loaded=max_loaded)
+        self._dtype = machine.dtype
         self._lock = threading.Lock()
 
     @classmethod
@@ -116,6 +118,15 @@ class CultureRewards:
     def sources(self) -> dict[str, str]:
         """Culture -> its model: a registered version as "scpo-Chile:3", or a folder."""
         return {c: m.source.version or str(m.source.folder) for c, m in self._models.items()}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Culture -> hash of what decides its rewards, their scale included."""
+        found = {}
+        for culture, model in self._models.items():
+            decided = (model.fingerprint, model.renderer.fingerprint, model.scale, self._dtype)
+            found[culture] = hashlib.sha256(repr(decided).encode()).hexdigest()
+        return found
 
     def has_scale(self, culture: str) -> bool:
         """Whether the culture's rewards can be standardised, and so be in a mixture."""

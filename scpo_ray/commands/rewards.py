@@ -1,0 +1,115 @@
+"""What the commands for rewards in use do, without printing it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from scpo_ray.records import InputError
+from scpo_ray.report.overviews import FileScores
+from scpo_ray.serve.core import CultureRewards
+from scpo_ray.serve.files import score_file
+from scpo_ray.serve.items import HOWS
+from scpo_ray.serve.parts import JSONL, PARQUET, column_names
+from scpo_ray.serve.rows import Form, checked_asks
+from scpo_ray.settings.spelling import plain_name
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which models, as a user wrote them: "Chile=runs/...", and where they are loaded."""
+
+    models: tuple[str, ...]
+    base: str | None
+    device: str | None
+    dtype: str
+    uri: str
+
+    @property
+    def by_culture(self) -> dict[str, str]:
+        """Culture -> model. Raises: InputError for what is not CULTURE=MODEL, or named twice."""
+        found: dict[str, str] = {}
+        for argument in self.models:
+            name, equals, model = argument.partition("=")
+            culture = plain_name(name)
+            if not equals or not culture or not model:
+                raise InputError(f"{argument}: must be CULTURE=MODEL, as in Chile=runs/chile")
+            if culture in found:
+                raise InputError(f"{argument}: a second model for {culture}")
+            found[culture] = model
+        return found
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `CultureRewards.load` takes beside the models."""
+        return {
+            "base": self.base,
+            "device": self.device,
+            "dtype": self.dtype,
+            "tracking_uri": self.uri,
+        }
+
+
+def reward_file(
+    where: Where,
+    file: Path,
+    output: Path | None,
+    *,
+    cultures: Sequence[str],
+    mixes: Sequence[str],
+    how: str,
+    form: str,
+    on_ray: bool,
+) -> FileScores:
+    """Writes a file's rewards beside its rows; see `score_file`.
+
+    Args:
+        output: None: beside the file, its name with ".rewards" before the ending.
+        mixes: each as in "Chile=0.5,Mexico=0.5".
+    """
+    if how not in HOWS:
+        raise InputError(f"--how {how}: must be one of {', '.join(HOWS)}")
+    weights = [parsed_mix(mix) for mix in mixes]
+    rewards = CultureRewards.load(where.by_culture, **where.options)
+    asks = checked_asks(
+        rewards.cultures,
+        cultures,
+        weights,
+        how,
+        cast(Form, form),
+        has_cultures="culture" in column_names(file) if file.is_file() else False,
+    )
+    score_parts = None
+    if on_ray:
+        # Ray takes seconds to load.
+        from scpo_ray.serve.on_ray import scored_on_ray
+
+        score_parts = partial(
+            scored_on_ray, asks=asks, models=where.by_culture, options=where.options
+        )
+    return score_file(file, output or _beside(file), asks, rewards, score_parts)
+
+
+def parsed_mix(text: str) -> dict[str, float]:
+    """As in "Chile=0.5,Mexico=0.5". Raises: InputError naming what is no weight."""
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        culture = plain_name(name)
+        try:
+            weight = float(number)
+        except ValueError:
+            culture = ""
+        if not culture:
+            raise InputError(f"--mix {text}: {part!r} is no weight, as in Chile=0.5,Mexico=0.5")
+        if culture in weights:
+            raise InputError(f"--mix {text}: {culture} twice")
+        weights[culture] = weight
+    return weights
+
+
+def _beside(file: Path) -> Path:
+    name = file.name.removesuffix(".gz")
+    ending = JSONL if name.lower().endswith(JSONL) else PARQUET
+    return file.with_name(f"{Path(name).stem}.rewards{ending}")
