@@ -69,6 +69,7 @@ ROOMS: dict[str, list[str]] = {
         "adapters",
         "loading",
         "export",
+        "merging",
         "tiny",
         "scoring",
         "adapted",

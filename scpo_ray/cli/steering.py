@@ -80,3 +80,22 @@ def reward(
     )
     show(as_json, asdict(found), listings.reward_tables(found))
     say(f"{found.num_rows} rows gained {', '.join(found.columns)}\nrewards: {found.output}")
+
+
+@app.command()
+def merge(
+    weighted: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL=WEIGHT...",
+            help="A folder, a registered version or a culture (its champion), and its weight.",
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
+    uri: UriOption = MODELS_URI,
+) -> None:
+    """One model, the weighted sum of several: scpo merge Chile=0.5 Mexico=0.5 OUT."""
+    from scpo_ray.commands.rewards import merge_by_weight
+
+    merge_by_weight(weighted, folder, uri)
+    say(f"model: {folder}")

@@ -1,19 +1,27 @@
 """What the commands for rewards in use do, without printing it."""
 
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from scpo_ray.models.merging import merge_models
 from scpo_ray.records import InputError
 from scpo_ray.report.overviews import FileScores
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.files import score_file
-from scpo_ray.serve.items import HOWS
+from scpo_ray.serve.items import HOWS, checked_mix
+from scpo_ray.serve.networks import known_model
 from scpo_ray.serve.parts import JSONL, PARQUET, column_names
 from scpo_ray.serve.rows import Form, checked_asks
+from scpo_ray.serve.sources import find_model
+from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.naming import MODEL_PREFIX, safe_name
 from scpo_ray.settings.spelling import plain_name
+from scpo_ray.storage.disk import whole_folder
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,48 @@ def reward_file(
     return score_file(file, output or _beside(file), asks, rewards, score_parts)
 
 
-def parsed_mix(text: str) -> dict[str, float]:
+def merge_by_weight(weighted: Sequence[str], folder: Path, uri: str) -> None:
+    """Writes one model whose weights are the weighted sum of several models'.
+
+    Args:
+        weighted: each as in "runs/chile=0.5"; a model's folder, a registered version, or a
+            culture, whose champion it is.
+
+    Raises: InputError if the weights are no mixture, a model is not there, or they do not fit
+        together: another base model, other texts to tokens, other layers.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists; name a new folder")
+    weights = parsed_mix(",".join(weighted), "")
+    weights = checked_mix(weights, list(weights))
+    with tempfile.TemporaryDirectory(prefix="scpo-models-") as downloads:
+        known = {
+            name: known_model(
+                find_model(named_model(name), uri, Path(downloads)),
+                base=None,
+                batch_tokens=ModelConfig().inference_batch_tokens,
+            )
+            for name in weights
+        }
+        for what, parts in (
+            ("renderers", {n: m.renderer.fingerprint for n, m in known.items()}),
+            ("base models", {n: m.network[1] for n, m in known.items() if m.base is not None}),
+        ):
+            if len(set(parts.values())) > 1:
+                said = ", ".join(f"{name} {part[:12]}" for name, part in parts.items())
+                raise InputError(f"models of different {what} cannot be merged", [said])
+        with whole_folder(folder) as part:
+            merge_models([(known[n].source.folder, w) for n, w in weights.items()], part)
+
+
+def named_model(name: str) -> str:
+    """What is no folder and no version is a culture, and means its champion."""
+    if Path(name).exists() or re.search("[@:]", name):
+        return name
+    return f"{MODEL_PREFIX}{safe_name(name)}@champion"
+
+
+def parsed_mix(text: str, option: str = "--mix ") -> dict[str, float]:
     """As in "Chile=0.5,Mexico=0.5". Raises: InputError naming what is no weight."""
     weights: dict[str, float] = {}
     for part in text.split(","):
@@ -102,9 +151,9 @@ def parsed_mix(text: str) -> dict[str, float]:
         except ValueError:
             culture = ""
         if not culture:
-            raise InputError(f"--mix {text}: {part!r} is no weight, as in Chile=0.5,Mexico=0.5")
+            raise InputError(f"{option}{text}: {part!r} is no weight, as in Chile=0.5,Mexico=0.5")
         if culture in weights:
-            raise InputError(f"--mix {text}: {culture} twice")
+            raise InputError(f"{option}{text}: {culture} twice")
         weights[culture] = weight
     return weights
 
