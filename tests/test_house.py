@@ -78,6 +78,7 @@ ROOMS: dict[str, list[str]] = {
     "evaluation": [
         "scales",
         "mixtures",
+        "picks",
         "metrics",
         "distributions",
         "layers",
@@ -128,6 +129,7 @@ ROOMS: dict[str, list[str]] = {
         "terminal",
         "tables",
         "listings",
+        "steering_page",
     ],
     "experiment": [],
     "launch": [
@@ -152,6 +154,7 @@ ROOMS: dict[str, list[str]] = {
         "parts",
         "files",
         "on_ray",
+        "steering",
     ],
     "commands": ["looks", "plans", "efficiency", "evaluating", "folders", "rewards"],
     "quickstart": [],
@@ -216,6 +219,7 @@ PURE = [
     "evaluation.metrics",
     "evaluation.scales",
     "evaluation.mixtures",
+    "evaluation.picks",
     "serve.rewardbench",
     "statistics.cluster_variance",
     "statistics.intervals",

@@ -83,6 +83,28 @@ def reward(
 
 
 @app.command()
+def steer(
+    models: ModelsArgument,
+    file: FileArgument,
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("steering.html"),
+    mixes: MixOption = None,
+    how: HowOption = "linear",
+    base: BaseOption = None,
+    device: DeviceOption = None,
+    uri: UriOption = MODELS_URI,
+    as_json: JsonOption = False,
+) -> None:
+    """Which of each prompt's responses every culture and mixture would pick; where they part."""
+    from scpo_ray.commands import rewards
+    from scpo_ray.report import listings
+
+    where = rewards.Where(tuple(models), base, device, "float32", uri)
+    found, page = rewards.steer(where, file, output, mixes=mixes or [], how=how)
+    show(as_json, asdict(found), [listings.steering_table(found)])
+    say(f"{found.num_parted} of {found.num_prompts} prompts part them\npage: {page}")
+
+
+@app.command()
 def merge(
     weighted: Annotated[
         list[str],

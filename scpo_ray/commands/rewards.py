@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from scpo_ray.models.merging import merge_models
 from scpo_ray.records import InputError
-from scpo_ray.report.overviews import FileScores
+from scpo_ray.report.overviews import FileScores, Steering
+from scpo_ray.report.steering_page import write_steering_page
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.files import score_file
 from scpo_ray.serve.items import HOWS, checked_mix
@@ -18,6 +19,7 @@ from scpo_ray.serve.networks import known_model
 from scpo_ray.serve.parts import JSONL, PARQUET, column_names
 from scpo_ray.serve.rows import Form, checked_asks
 from scpo_ray.serve.sources import find_model
+from scpo_ray.serve.steering import steer_file
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, safe_name
 from scpo_ray.settings.spelling import plain_name
@@ -97,6 +99,21 @@ def reward_file(
             scored_on_ray, asks=asks, models=where.by_culture, options=where.options
         )
     return score_file(file, output or _beside(file), asks, rewards, score_parts)
+
+
+def steer(
+    where: Where, file: Path, output: Path, *, mixes: Sequence[str], how: str
+) -> tuple[Steering, Path]:
+    """Which of the candidates in a file each culture and mixture would pick, and the page of it.
+
+    Raises: InputError as `steer_file`.
+    """
+    if how not in HOWS:
+        raise InputError(f"--how {how}: must be one of {', '.join(HOWS)}")
+    weights = [parsed_mix(mix) for mix in mixes]
+    rewards = CultureRewards.load(where.by_culture, **where.options)
+    found = steer_file(file, rewards, weights, how)
+    return found, write_steering_page(found, f"{file.name}: who would get what", output)
 
 
 def merge_by_weight(weighted: Sequence[str], folder: Path, uri: str) -> None:

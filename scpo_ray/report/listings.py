@@ -6,7 +6,14 @@ from rich import box
 from rich.table import Table
 
 from scpo_ray.records import LAYERS, CultureCounts
-from scpo_ray.report.overviews import DataHealth, FileScores, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.overviews import (
+    DataHealth,
+    FileScores,
+    GlobalScores,
+    PlannedRun,
+    Steering,
+    SweepCost,
+)
 from scpo_ray.report.terminal import add_row, duration, points, size, titled
 from scpo_ray.settings.shown import plain
 from scpo_ray.storage.inventory import Inventory
@@ -191,6 +198,14 @@ def reward_tables(found: FileScores) -> list[Table]:
             add_row(table, subset, str(num_prompts), f"{points(share)} %")
         tables.append(table)
     return tables
+
+
+def steering_table(found: Steering) -> Table:
+    """How often two judges pick the same response."""
+    table = titled("the same pick, % of the prompts", "judge", *found.judges)
+    for judge in found.judges:
+        add_row(table, judge, *(points(found.agreement[judge][o]) for o in found.judges))
+    return table
 
 
 def _same_tokens(count: CultureCounts) -> str:
