@@ -45,10 +45,12 @@ ROOMS: dict[str, list[str]] = {
     "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory", "scale_file"],
     "data": [
         "rows",
+        "files",
         "table",
         "messages",
         "prism",
         "preferences",
+        "guess",
         "opinions",
         "synthetic",
         "pairing",
@@ -156,9 +158,18 @@ ROOMS: dict[str, list[str]] = {
         "on_ray",
         "steering",
     ],
-    "commands": ["looks", "plans", "efficiency", "evaluating", "folders", "rewards"],
+    "commands": [
+        "beginning",
+        "checkup",
+        "looks",
+        "plans",
+        "efficiency",
+        "evaluating",
+        "folders",
+        "rewards",
+    ],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "folders", "steering", "main"],
+    "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "steering", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -167,8 +178,8 @@ ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[
 SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
 
 HOMES = {
-    "datasets": {"data.rows"},
-    "huggingface_hub": {"models.files", "data.rows"},
+    "datasets": {"data.files"},
+    "huggingface_hub": {"models.files", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
     },

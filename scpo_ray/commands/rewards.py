@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from scpo_ray.data.files import first_rows
+from scpo_ray.data.rows import Notes
 from scpo_ray.models.merging import merge_models
 from scpo_ray.records import InputError
 from scpo_ray.report.overviews import FileScores, Steering
@@ -16,7 +18,7 @@ from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.files import score_file
 from scpo_ray.serve.items import HOWS, checked_mix
 from scpo_ray.serve.networks import known_model
-from scpo_ray.serve.parts import JSONL, PARQUET, column_names
+from scpo_ray.serve.parts import JSONL, PARQUET
 from scpo_ray.serve.rows import Form, checked_asks
 from scpo_ray.serve.sources import find_model
 from scpo_ray.serve.steering import steer_file
@@ -88,7 +90,7 @@ def reward_file(
         weights,
         how,
         cast(Form, form),
-        has_cultures="culture" in column_names(file) if file.is_file() else False,
+        has_cultures=any("culture" in row for row in first_rows(file, 1, Notes())),
     )
     score_parts = None
     if on_ray:

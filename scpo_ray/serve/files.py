@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scpo_ray.data.rows import BadField, Notes, check_files
+from scpo_ray.data.files import check_files
+from scpo_ray.data.rows import BadField, Notes
 from scpo_ray.records import InputError
 from scpo_ray.report.overviews import FileScores
 from scpo_ray.serve.core import CultureRewards
@@ -42,7 +43,7 @@ def score_file(
 
     Raises: InputError naming the rows that are at fault, or as `CultureRewards.rewards`.
     """
-    check_files([file], "FILE")
+    check_files([file], "file")
     parts = parts_of(file, output)
     asked = {"file": file_digest(file), "models": rewards.fingerprints, "asks": asdict(asks)}
     num_parts = parts.begin(asked)

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scpo_ray.data.rows import MAX_ROWS, MissingColumns, Notes, Place, Row, file_source
+from scpo_ray.data.files import MAX_ROWS, file_source
+from scpo_ray.data.rows import MissingColumns, Notes, Place, Row
 from scpo_ray.records import InputError
 from scpo_ray.storage.disk import disk_errors, read_json, remove, whole_file, write_json
 
@@ -66,17 +67,6 @@ def parts_of(file: Path, output: Path) -> Parts:
         raise InputError(f"{output}: exists; name a new file")
     raw = PARQUET if file.name.lower().endswith(PARQUET) else JSONL
     return Parts(output.with_name(f".{output.name}.parts"), raw, output.suffix)
-
-
-def column_names(file: Path) -> set[str]:
-    """The columns of a file's first row; empty where it has none that can be read."""
-    if file.name.lower().endswith(PARQUET):
-        try:
-            return set(pq.read_schema(file).names)
-        except (pa.ArrowException, OSError):
-            return set()
-    source = file_source(file, file.name, (), ())
-    return next((set(row) for _, row in source.read(Notes())), set())
 
 
 def split(file: Path, parts: Parts, notes: Notes) -> Iterator[list[tuple[Place, Row]]]:

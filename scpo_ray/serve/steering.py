@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scpo_ray.data.rows import BadField, Notes, Place, check_files, file_source
+from scpo_ray.data.files import check_files, file_source
+from scpo_ray.data.rows import BadField, Notes, Place
 from scpo_ray.evaluation.mixtures import linear, people_shares, worst
 from scpo_ray.evaluation.picks import agreement, loss_to_others, picks_of
 from scpo_ray.records import InputError
@@ -29,7 +30,7 @@ def steer_file(
 
     Raises: InputError naming the rows at fault, or as `CultureRewards.rewards`.
     """
-    check_files([file], "FILE")
+    check_files([file], "file")
     checked: list[Mix] = [(checked_mix(mix, rewards.cultures), how) for mix in mixes]
     for weights, _ in checked:
         rewards.check_mixture(list(weights))
