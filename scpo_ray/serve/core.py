@@ -22,7 +22,6 @@ from scpo_ray.records import InputError, Text
 from scpo_ray.serve.items import Asked, Reward, RewardItem, checked_item
 from scpo_ray.serve.networks import KnownModel, Machine, Networks, known_model
 from scpo_ray.serve.sources import find_model
-from scpo_ray.settings.model import ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class CultureRewards:
             dtype: "float32", "bfloat16" or "float16", what weights are kept in.
             tracking_uri: MLflow store of registered models.
             max_loaded: networks in memory; adapters on one base are one.
-            batch_tokens: padded tokens per forward pass; None: as a run's.
+            batch_tokens: tokens per forward pass; None: what fits the device, as a run's.
 
         Raises: InputError, one for all models, naming each that is not there, is damaged, or whose
             adapters are of another base model.
@@ -97,8 +96,6 @@ class CultureRewards:
             raise InputError(f"max_loaded = {max_loaded}: must be at least 1")
         if dtype not in DTYPES:
             raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
-        if batch_tokens is None:
-            batch_tokens = ModelConfig().inference_batch_tokens
         machine = Machine(checked_device(device), DTYPES[dtype])
         # What a store keeps elsewhere: networks are loaded from there when they are asked for.
         downloads = tempfile.mkdtemp(prefix="scpo-models-")
