@@ -51,8 +51,8 @@ def serve(
     if token is None and not is_loopback(host):
         raise InputError(f"--no-auth: only on this machine's own address, not on {host}")
     served = Served(partial(culture_source, named, base, uri, config), token, config)
-    log_as_json()
     with listen(host, port) as listener:
+        log_as_json()
         supervise(served, devices or all_devices(), listener)
 
 
