@@ -298,12 +298,12 @@ def model_folder(version: Any, uri: str, downloads: Path) -> Path:
     import mlflow
     from mlflow.models import Model
 
-    source = f"models:/{version.name}/{version.version}"
-    place = {"tracking_uri": uri, "registry_uri": uri}
     # Without a destination, a folder on this machine is named and not copied.
     local = scheme_of(version.source) in ("", "file")
     target = None if local else str(downloads / f"{version.name}-{version.version}")
-    folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=target, **place))
+    folder = Path(
+        mlflow.artifacts.download_artifacts(version.source, dst_path=target, tracking_uri=uri)
+    )
     artifacts = Model.load(str(folder)).flavors["python_function"]["artifacts"]
     return folder / str(artifacts["model"]["path"])
 
