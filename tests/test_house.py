@@ -46,10 +46,12 @@ ROOMS: dict[str, list[str]] = {
     "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory", "scale_file"],
     "data": [
         "rows",
+        "files",
         "table",
         "messages",
         "prism",
         "preferences",
+        "guess",
         "opinions",
         "synthetic",
         "pairing",
@@ -164,9 +166,18 @@ ROOMS: dict[str, list[str]] = {
         "openrlhf",
         "verl",
     ],
-    "commands": ["looks", "plans", "efficiency", "evaluating", "folders", "serving"],
+    "commands": [
+        "beginning",
+        "checkup",
+        "looks",
+        "plans",
+        "efficiency",
+        "evaluating",
+        "folders",
+        "serving",
+    ],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "folders", "serving", "main"],
+    "cli": ["shown", "beginning", "runs", "sweeps", "models", "serving", "folders", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -175,8 +186,8 @@ ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[
 SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
 
 HOMES = {
-    "datasets": {"data.rows"},
-    "huggingface_hub": {"models.files", "data.rows"},
+    "datasets": {"data.files"},
+    "huggingface_hub": {"models.files", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
     },
