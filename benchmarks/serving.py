@@ -116,8 +116,16 @@ def free_port() -> int:
 @contextmanager
 def started(command: list[str], port: int, ready: str, log: Path):
     """A server's process, once its `ready` route answers; its own children end with it."""
+    # MLflow starts the uvicorn that it finds on the path: the one beside this Python.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | {"PATH": path},
+        )
     try:
         end = time.monotonic() + 240
         while True:

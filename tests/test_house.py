@@ -183,7 +183,7 @@ ROOMS: dict[str, list[str]] = {
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
 
 # Scripts that others run: they may import any module, and no module imports them.
-SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
+SCRIPTS = {"tracking.mlflow_model", "cli.__main__", "serve.ray_app"}
 
 HOMES = {
     "datasets": {"data.files"},
@@ -210,6 +210,7 @@ HOMES = {
         "launch.ray_score",
         "launch.ray_train",
         "launch.ray_tune",
+        "serve.ray_app",
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
@@ -221,8 +222,9 @@ HOMES = {
         "storage.scale_file",
         "sweep.store",
         "serve.payloads",
+        "serve.ray_app",
     },
-    "fastapi": {"serve.app"},
+    "fastapi": {"serve.app", "serve.ray_app"},
     "starlette": {"serve.app", "serve.guard"},
     "uvicorn": {"serve.server"},
     "h11": {"serve.server"},
