@@ -7,8 +7,8 @@ from rich.table import Table
 
 from scpo_ray.records import LAYERS, CultureCounts
 from scpo_ray.report.overviews import DataHealth, Finding, GlobalScores, PlannedRun, SweepCost
-from scpo_ray.report.terminal import add_row, duration, points, size, titled
-from scpo_ray.settings.shown import plain
+from scpo_ray.report.terminal import add_row, points, size, titled
+from scpo_ray.settings.shown import duration, plain
 from scpo_ray.storage.inventory import Inventory
 from scpo_ray.tracking.trackers import RegisteredModel
 

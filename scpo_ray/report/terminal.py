@@ -49,14 +49,6 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3_600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3_600:.1f} h"
-
-
 def size(num_bytes: int) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= factor:

@@ -1,4 +1,4 @@
-"""What of a text may be shown and kept: no control character, no password. Pure."""
+"""How things are shown: texts without control characters and passwords, times. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -42,6 +42,15 @@ def _escape(code: int) -> str:
     return (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65_536 else f"\\U{code:08x}"
     )
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "40 s", "12 min", "1.5 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3_600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h"
 
 
 def is_secret_name(name: str) -> bool:
