@@ -219,7 +219,7 @@ class Measured:
     def __init__(self, seconds: float, found: list[tuple[list[float], int, float, int]]) -> None:
         waits = [wait for part, _, _, _ in found for wait in part]
         self.texts_per_s = sum(done for _, done, _, _ in found) / seconds
-        self.p50, self.p99 = np.percentile(waits, [50, 99]) * 1_000
+        self.p50, self.p99 = np.percentile(waits or [np.nan], [50, 99]) * 1_000
         self.worst = max(worst for _, _, worst, _ in found)
         self.refused = sum(refused for _, _, _, refused in found)
 

@@ -4,14 +4,18 @@ import ipaddress
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scpo_ray.records import InputError
 from scpo_ray.serve.choices import read_models
 from scpo_ray.settings.files import load_section
 from scpo_ray.settings.serve import ServeConfig
+
+if TYPE_CHECKING:
+    from scpo_ray.serve.service import Source
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +43,6 @@ def serve(
 
     Raises: InputError; supervisor.ServerDiedError.
     """
-    from scpo_ray.models.reward_model import all_devices
-    from scpo_ray.serve.champions import culture_source
     from scpo_ray.serve.logs import log_as_json
     from scpo_ray.serve.server import Served
     from scpo_ray.serve.supervisor import listen, supervise
@@ -50,10 +52,25 @@ def serve(
     token = None if without_token else server_token(token_file)
     if token is None and not is_loopback(host):
         raise InputError(f"--no-auth: only on this machine's own address, not on {host}")
-    served = Served(partial(culture_source, named, base, uri, config), token, config)
+    served = Served(partial(_source, named, base, uri, config), token, config)
     with listen(host, port) as listener:
         log_as_json()
-        supervise(served, devices or all_devices(), listener)
+        supervise(served, devices or _all_devices(), listener)
+
+
+def _source(
+    models: Mapping[str, str], base: str | None, uri: str, config: ServeConfig, device: str
+) -> "Source":
+    """In a process that has a device: the first to load what computes."""
+    from scpo_ray.serve.champions import culture_source
+
+    return culture_source(models, base, uri, config, device)
+
+
+def _all_devices() -> list[str]:
+    from scpo_ray.models.reward_model import all_devices
+
+    return all_devices()
 
 
 def server_token(file: Path | None) -> str:

@@ -46,7 +46,7 @@ class Server:
             self.lines.append(line)
 
     def wait_ready(self, count):
-        until(lambda: len(self.ready()) >= count or self.process.poll() is not None, 120)
+        until(lambda: len(self.ready()) >= count or self.process.poll() is not None, 300)
         assert self.process.poll() is None, self.lines
         self.address = self.ready()[0]["address"]
 
@@ -156,7 +156,7 @@ def lost_process(server):
         except (OSError, http.client.HTTPException):
             found.append(0)  # It was the dead one's: an error, not silence.
     assert found.count(200) >= 15
-    until(lambda: len(server.ready()) == 3, 120)
+    until(lambda: len(server.ready()) == 3, 300)
     assert server.ready()[2]["pid"] != killed
     died = [line for line in server.logged() if "died" in line["message"]]
     assert [line["exit_code"] for line in died] == [-signal.SIGKILL]
@@ -177,6 +177,6 @@ def stopped(server):
 
 def test_models_that_cannot_be_loaded_are_said_and_end_it(tmp_path):
     with running(f"Chile={tmp_path}/none") as server:
-        assert server.process.wait(120) == 2
+        assert server.process.wait(300) == 2
         server._reader.join(10)
     assert f"Chile: {tmp_path}/none: no such folder" in "".join(server.lines)
