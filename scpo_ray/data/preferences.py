@@ -205,8 +205,8 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
     if not isinstance(culture, str):
         raise BadField(columns.culture, culture, "must be text")
     if columns.responses is not None and columns.scores is not None:
-        fields = [(columns.responses, v) for v in _list_field(row, columns.responses)]
-        scores = tuple(finite_number(columns.scores, v) for v in _list_field(row, columns.scores))
+        fields = [(columns.responses, v) for v in list_field(row, columns.responses)]
+        scores = tuple(finite_number(columns.scores, v) for v in list_field(row, columns.scores))
         if len(fields) != len(scores):
             rule = f"must be one per response, got {len(scores)} for {len(fields)}"
             raise BadField(columns.scores, list(scores), rule)
@@ -236,8 +236,8 @@ def _texts(
     if prompt == "" and not any(isinstance(value, str) for _, value in fields):
         prompt = None  # what CSV has for null
     if prompt is not None:
-        turns = _prompt_turns(str(prompt_column), prompt)
-        return turns, tuple(_reply(name, value, turns) for name, value in fields)
+        turns = prompt_turns(str(prompt_column), prompt)
+        return turns, tuple(reply(name, value, turns) for name, value in fields)
     conversations = [_conversation(prompt_column, name, value) for name, value in fields]
     turns = common_prefix(conversations)
     name = fields[0][0] if fields else "responses"
@@ -260,7 +260,11 @@ def _conversation(prompt_column: str | None, name: str, value: Any) -> Turns:
     return turns
 
 
-def _prompt_turns(name: str, prompt: Any) -> Turns:
+def prompt_turns(name: str, prompt: Any) -> Turns:
+    """The turns up to the prompt, from a text, a transcript or messages; the last is the user's.
+
+    Raises: BadField.
+    """
     prompt = messages_read(name, prompt)
     if isinstance(prompt, str):
         turns = transcript(prompt)
@@ -275,8 +279,11 @@ def _prompt_turns(name: str, prompt: Any) -> Turns:
     return turns
 
 
-def _reply(name: str, value: Any, turns: Turns) -> str:
-    """The one reply in `value`: a text, or messages with or without the `turns` before it."""
+def reply(name: str, value: Any, turns: Turns) -> str:
+    """The one reply in `value`: a text, or messages with or without the `turns` before it.
+
+    Raises: BadField.
+    """
     if not isinstance(value, str):
         return _last_reply(name, value, messages(name, value), turns)
     dialogue = transcript(value)
@@ -294,7 +301,8 @@ def _last_reply(name: str, value: Any, conversation: Turns, turns: Turns) -> str
     return rest[0][1]
 
 
-def _list_field(row: Row, name: str) -> list[Any]:
+def list_field(row: Row, name: str) -> list[Any]:
+    """A list, or one as text. Raises: BadField."""
     value = get_field(row, name)
     if isinstance(value, str):
         try:

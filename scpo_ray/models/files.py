@@ -134,6 +134,20 @@ def model_fingerprint(folder: Path, config: ModelConfig) -> str:
     That is the weight files wherever an index points, config.json, the layers kept, the dtype of
     the computation and, of adapters, their own files and their base model's fingerprint.
     """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return str(_files_digest(folder, config).hexdigest())
+    base = adapter_base(folder, config)
+    return adapters_fingerprint(folder, config, model_fingerprint(resolve_model_dir(base), base))
+
+
+def adapters_fingerprint(folder: Path, config: ModelConfig, base: str) -> str:
+    """The same of adapters on a base model with that fingerprint."""
+    digest = _files_digest(folder, config)
+    digest.update(base.encode())
+    return str(digest.hexdigest())
+
+
+def _files_digest(folder: Path, config: ModelConfig) -> Any:
     decided = {"rules": _READING_RULES, "num_layers": config.num_layers, "dtype": "float32"}
     digest = hashlib.sha256(json.dumps(decided).encode())
     settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
@@ -141,10 +155,7 @@ def model_fingerprint(folder: Path, config: ModelConfig) -> str:
         state = path.stat()
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(_file_digest(path, state.st_size, state.st_mtime_ns))
-    if (folder / ADAPTER_CONFIG).is_file():
-        base = adapter_base(folder, config)
-        digest.update(model_fingerprint(resolve_model_dir(base), base).encode())
-    return digest.hexdigest()
+    return digest
 
 
 def base_fingerprint(base: ModelConfig) -> str:

@@ -1,5 +1,6 @@
 """The one scoring core: rewards of any texts, by any culture's model or a mixture of them."""
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -52,6 +53,7 @@ class CultureRewards:
     ) -> None:
         self._models = dict(models)
         self._networks = Networks(models, machine, max_loaded=max_loaded)
+        self._dtype = machine.dtype
         self._lock = threading.Lock()
 
     @classmethod
@@ -117,9 +119,23 @@ class CultureRewards:
         """Culture -> its model: a registered version as "scpo-Chile:3", or a folder."""
         return {c: m.source.version or str(m.source.folder) for c, m in self._models.items()}
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Culture -> hash of what decides its rewards, their scale included."""
+        found = {}
+        for culture, model in self._models.items():
+            decided = (model.fingerprint, model.renderer.fingerprint, model.scale, self._dtype)
+            found[culture] = hashlib.sha256(repr(decided).encode()).hexdigest()
+        return found
+
     def has_scale(self, culture: str) -> bool:
         """Whether the culture's rewards can be standardised, and so be in a mixture."""
         return self._models[culture].scale is not None
+
+    def temperature(self, culture: str) -> float:
+        """Reward units of the culture's win probabilities; 1, as in training, if not fitted."""
+        scale = self._models[culture].scale
+        return 1.0 if scale is None or scale.temperature is None else scale.temperature
 
     def rewards(self, items: Sequence[RewardItem]) -> list[Reward]:
         """One reward per item, in their order.
@@ -139,7 +155,7 @@ class CultureRewards:
             try:
                 each = checked_item(item, self.cultures)
                 if each.how is not None:
-                    self._check_mixture([culture for culture, _ in each.weights])
+                    self.check_mixture([culture for culture, _ in each.weights])
                 asked.append(each)
             except InputError as error:
                 problems.append(f"item {number}: " + ": ".join([error.title, *error.problems]))
@@ -148,7 +164,7 @@ class CultureRewards:
             raise InputError("items that cannot be scored", [*problems[:20], *more])
         return asked
 
-    def _check_mixture(self, cultures: Sequence[str]) -> None:
+    def check_mixture(self, cultures: Sequence[str]) -> None:
         """Raises: InputError if the models' rewards of a text cannot be put together."""
         models = {culture: self._models[culture] for culture in cultures}
         bare = [culture for culture, model in models.items() if model.scale is None]

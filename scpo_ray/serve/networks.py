@@ -15,6 +15,7 @@ from scpo_ray.models.export import exported_config
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     adapter_base,
+    adapters_fingerprint,
     base_fingerprint,
     known_base_fingerprint,
     model_fingerprint,
@@ -37,7 +38,7 @@ Score = Callable[[Tokens, NDArray[np.int64], Sequence[str]], NDArray[np.float32]
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that is whole and can be loaded.
+    """A model that is whole and can be loaded. `fingerprint`: as `model_fingerprint`.
 
     `network`: models with the same one share a network in memory: adapters on one base model, or
     the very same model. `base` is None where the model is no adapters.
@@ -49,6 +50,7 @@ class KnownModel:
     renderer: Renderer
     scale: Scale | None
     network: tuple[str, ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,16 @@ def known_model(source: ModelSource, *, base: str | None, batch_tokens: int) -> 
     renderer = load_renderer(folder, section)
     scale = load_scale(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
-        whole = ("whole", model_fingerprint(folder, section), renderer.fingerprint)
-        return KnownModel(source, section, None, renderer, scale, whole)
+        fingerprint = model_fingerprint(folder, section)
+        whole = ("whole", fingerprint, renderer.fingerprint)
+        return KnownModel(source, section, None, renderer, scale, whole, fingerprint)
     named = adapter_base(folder, section)
     if base is not None:
         named = named.model_copy(update={"path": base, "revision": None})
-    fingerprint = _base_of(folder, source, named)
-    layers = str(section.num_layers)
-    network = ("adapters", fingerprint, layers, renderer.fingerprint)
-    return KnownModel(source, section, named, renderer, scale, network)
+    base_found = _base_of(folder, source, named)
+    network = ("adapters", base_found, str(section.num_layers), renderer.fingerprint)
+    fingerprint = adapters_fingerprint(folder, section, base_found)
+    return KnownModel(source, section, named, renderer, scale, network, fingerprint)
 
 
 def _base_of(folder: Path, source: ModelSource, base: ModelConfig) -> str:

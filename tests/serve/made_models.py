@@ -49,7 +49,7 @@ def write_culture(
     with torch.no_grad():
         for weights in model.network.parameters():
             if weights.requires_grad:
-                weights += 0.05 * torch.randn(weights.shape, generator=chance)
+                weights += 0.3 * torch.randn(weights.shape, generator=chance)
     folder.mkdir(parents=True)
     save_reward_model(model, folder)
     if references is not None:

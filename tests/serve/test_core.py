@@ -14,22 +14,6 @@ from scpo_ray.storage.scale_file import load_scale
 from tests.serve.made_models import TEXTS, alone, write_culture
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, tiny_reward_model):
-    """Three cultures as adapters, three as whole models."""
-    folder = tmp_path_factory.mktemp("cultures")
-    cultures = ["Chile", "Mexico", "New Zealand"]
-    return {
-        adapters: {
-            culture: write_culture(
-                folder / kind / culture, tiny_reward_model, seed=seed, adapters=adapters
-            )
-            for seed, culture in enumerate(cultures)
-        }
-        for kind, adapters in (("adapters", True), ("whole", False))
-    }
-
-
 def items(texts=TEXTS, **asked):
     return [
         RewardItem(text.response, text.prompt, **asked)
