@@ -43,6 +43,9 @@ COMMANDS = (
     "serve",
     "runs",
     "clean",
+    "reward",
+    "steer",
+    "merge",
 )
 
 
