@@ -216,45 +216,45 @@ def mlflow_rewards(answer: dict) -> list[float]:
 class Measured:
     """Requests of several clients for some seconds."""
 
-    def __init__(self, seconds: float, found: list[tuple[list[float], int, float, int]]) -> None:
-        waits = [wait for part, _, _, _ in found for wait in part]
-        self.texts_per_s = sum(done for _, done, _, _ in found) / seconds
-        self.p50, self.p99 = np.percentile(waits or [np.nan], [50, 99]) * 1_000
-        self.worst = max(worst for _, _, worst, _ in found)
-        self.refused = sum(refused for _, _, _, refused in found)
+    def __init__(self, found: list[tuple[list[float], int, float, int, float]]) -> None:
+        waits, done, worst, refused, seconds = zip(*found, strict=True)
+        self.texts_per_s = sum(done) / max(seconds)
+        self.p50, self.p99 = np.percentile(sum(waits, []) or [np.nan], [50, 99]) * 1_000
+        self.worst, self.refused = max(worst), sum(refused)
 
 
 def measure(port, route, body, rewards, texts, expected, *, clients, size, seconds, cultures):
     """Each client asks for `size` texts at a time, and again; every answer is compared."""
-    begin = time.perf_counter() + 0.5
-    end = begin + seconds
+    # The first request of each client warms the server up and is not counted.
+    warm = threading.Barrier(clients)
 
     def client(number: int):
         chance = random.Random(number)
-        waits, done, worst, refused = [], 0, 0.0, 0
+        waits, done, worst, refused, end = [], 0, 0.0, 0, None
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
-            while time.perf_counter() < end:
+            while end is None or time.perf_counter() < end:
                 rows = [chance.randrange(len(texts)) for _ in range(size)]
                 named = [cultures[chance.randrange(len(cultures))] for _ in rows]
                 document = body([texts[row] for row in rows], named)
                 asked_at = time.perf_counter()
                 status, answer = asked(port, "POST", route, document, connection)
                 wait = time.perf_counter() - asked_at
-                if status != 200:
-                    refused += 1
-                    continue
-                wanted = [expected[culture][row] for culture, row in zip(named, rows, strict=True)]
-                worst = max(worst, float(np.abs(np.subtract(rewards(answer), wanted)).max()))
-                # What was asked before all clients were there warms the server up.
-                if asked_at > begin:
+                if status == 200:
+                    wanted = [expected[c][row] for c, row in zip(named, rows, strict=True)]
+                    worst = max(worst, float(np.abs(np.subtract(rewards(answer), wanted)).max()))
+                if end is None:
+                    warm.wait()
+                    begin = time.perf_counter()
+                    end = begin + seconds
+                elif status == 200:
                     waits.append(wait)
                     done += size
-        return waits, done, worst, refused
+                else:
+                    refused += 1
+        return waits, done, worst, refused, time.perf_counter() - begin
 
     with ThreadPoolExecutor(clients) as threads:
-        found = list(threads.map(client, range(clients)))
-    elapsed = time.perf_counter() - begin
-    return Measured(elapsed, found)
+        return Measured(list(threads.map(client, range(clients))))
 
 
 def pipeline_speed(model: Path, texts, expected, *, size, seconds):

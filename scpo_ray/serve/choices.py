@@ -20,21 +20,39 @@ class Choice:
 def read_models(arguments: Sequence[str]) -> dict[str, str]:
     """Culture -> model, of "Chile=runs/chile" and the like.
 
-    Raises: InputError that names each that is not so, or a culture that is there twice.
+    Raises: InputError for what is not CULTURE=MODEL, or named twice.
     """
     models: dict[str, str] = {}
-    problems = []
     for argument in arguments:
-        culture, _, model = argument.partition("=")
-        culture = plain_name(culture)
+        name, _, model = argument.partition("=")
+        culture = plain_name(name)
         if not culture or not model:
-            problems.append(f"{argument!r}: must be CULTURE=MODEL")
-        elif culture in models:
-            problems.append(f"{argument!r}: {culture} has a model already")
+            raise InputError(f"{argument}: must be CULTURE=MODEL, as in Chile=runs/chile")
+        if culture in models:
+            raise InputError(f"{argument}: a second model for {culture}")
         models[culture] = model
-    if problems:
-        raise InputError("models", problems)
     return models
+
+
+def read_mix(text: str, said: str) -> dict[str, float]:
+    """Culture -> weight, as in "Chile=0.5,Mexico=0.5"; whether they are a mixture is not checked.
+
+    Raises: InputError, `said` before the text, naming what is no weight, or is there twice.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        culture = plain_name(name)
+        try:
+            weight = float(number)
+        except ValueError:
+            culture = ""
+        if not culture:
+            raise InputError(f"{said}{text}: {part!r} is no weight, as in Chile=0.5,Mexico=0.5")
+        if culture in weights:
+            raise InputError(f"{said}{text}: {culture} twice")
+        weights[culture] = weight
+    return weights
 
 
 def read_choice(text: str, cultures: Sequence[str], place: str) -> Choice:
@@ -52,21 +70,9 @@ def read_choice(text: str, cultures: Sequence[str], place: str) -> Choice:
     how = next((known for known in HOWS if known == said), None)
     if how is None:
         raise InputError(f"{place} = {text[:200]!r}: {said!r} must be one of {', '.join(HOWS)}")
-    try:
-        shares = [(plain_name(c), float(w)) for c, _, w in _parted(weights)]
-    except ValueError:
-        raise InputError(
-            f"{place} = {text[:200]!r}: must be a culture or CULTURE=WEIGHT,CULTURE=WEIGHT"
-        ) from None
-    mix = dict(shares)
-    if len(mix) < len(shares):
-        raise InputError(f"{place} = {text[:200]!r}: must name each culture once")
+    mix = read_mix(weights[:200], f"{place} = ")
     try:
         checked_mix(mix, cultures)
     except InputError as error:
         raise InputError(f"{place}: {error.title}") from None
     return Choice(mix=mix, how=how)
-
-
-def _parted(weights: str) -> list[tuple[str, str, str]]:
-    return [part.rpartition("=") for part in weights.split(",")]

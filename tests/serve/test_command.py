@@ -9,8 +9,8 @@ from scpo_ray.records import InputError
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["Chile"], "'Chile': must be CULTURE=MODEL"),
-        (["Chile=a", "Chile=b"], "'Chile=b': Chile has a model already"),
+        (["Chile"], "Chile: must be CULTURE=MODEL"),
+        (["Chile=a", "Chile=b"], "Chile=b: a second model for Chile"),
         (["Chile=a", "--no-auth", "--host", "0.0.0.0"], "--no-auth: only on this machine's own"),
         (["Chile=a", "--token-file", "/nowhere"], "--token-file /nowhere: cannot be read"),
         (["Chile=a", "--set", "max_item=3"], "max_item = 3: no such setting"),

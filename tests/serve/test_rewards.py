@@ -235,7 +235,7 @@ def test_verl_is_told_what_the_data_lacks(environment, info, said):
     ("variables", "said"),
     [
         ({"SCPO_MODELS": ""}, "SCPO_MODELS or SCPO_URL must be set"),
-        ({"SCPO_MODELS": "Chile"}, "'Chile': must be CULTURE=MODEL"),
+        ({"SCPO_MODELS": "Chile"}, "Chile: must be CULTURE=MODEL"),
         ({"SCPO_SCALE": "big"}, "SCPO_SCALE = 'big': must be one of raw, standardised, probabil"),
         ({"SCPO_URL": "http://127.0.0.1:1"}, "http://127.0.0.1:1/v1/cultures: no answer"),
         ({"SCPO_URL": "http://me:word@127.0.0.1:1"}, "holds a user's password or token"),
