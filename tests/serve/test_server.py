@@ -18,21 +18,20 @@ import pytest
 
 from scpo_ray.serve.client import ServedRewards
 from scpo_ray.serve.items import RewardItem
+from tests.serve.letter_server import TOKEN
 from tests.serve.made_models import TEXTS, alone, write_culture
 from tests.serve.test_batching import until
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "a-token-of-the-tests"
-
 pytestmark = pytest.mark.slow
 
 
 class Server:
-    """`scpo serve` in a process of its own; its log lines as they come."""
+    """A module that serves, in a process of its own; its log lines as they come."""
 
-    def __init__(self, *arguments):
+    def __init__(self, module, *arguments):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "scpo_ray.cli", "serve", *map(str, arguments), "--port", "0"],
+            [sys.executable, "-m", module, *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "SCPO_TOKEN": TOKEN},
@@ -106,11 +105,10 @@ def items(culture):
     ]
 
 
-def test_a_server_is_right_patient_and_ends_in_order(folders):
+def test_a_served_model_gives_its_own_rewards(folders):
     models = [f"{culture}={folder}" for culture, folder in folders.items()]
-    settings = ["--set", "receive_timeout_s=0.5", "--device", "cpu", "--device", "cpu"]
-    with running(*models, *settings) as server:
-        server.wait_ready(2)
+    with running("scpo_ray.cli", "serve", *models, "--device", "cpu", "--port", "0") as server:
+        server.wait_ready(1)
         for culture, folder in folders.items():
             status, answer = server.post({"items": items(culture)})
             assert status == 200
@@ -123,11 +121,17 @@ def test_a_server_is_right_patient_and_ends_in_order(folders):
             ("Chile", "Mexico"),
             "0.5 Chile + 0.5 Mexico (linear)",
         )
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    assert TOKEN not in "".join(server.lines)
 
+
+def test_a_server_is_patient_loses_a_process_and_ends_in_order():
+    with running("tests.serve.letter_server") as server:
+        server.wait_ready(2)
         slow_head_and_body(server)
         lost_process(server)
         stopped(server)
-    assert TOKEN not in "".join(server.lines)
 
 
 def slow_head_and_body(server):
@@ -164,10 +168,10 @@ def lost_process(server):
 
 def stopped(server):
     """SIGTERM: what was taken is answered; then all processes end and the address is free."""
-    many = {"items": items("Chile") * 250}
+    many = {"items": items("Chile") * 50}
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(server.post, many, 60) for _ in range(4)]
-        time.sleep(0.3)
+        time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
         assert [answer.result()[0] for answer in answers] == [200] * 4
     assert server.process.wait(60) == 0
@@ -175,8 +179,16 @@ def stopped(server):
         server.connect()
 
 
-def test_models_that_cannot_be_loaded_are_said_and_end_it(tmp_path):
-    with running(f"Chile={tmp_path}/none") as server:
-        assert server.process.wait(300) == 2
-        server._reader.join(10)
-    assert f"Chile: {tmp_path}/none: no such folder" in "".join(server.lines)
+def test_models_that_cannot_be_loaded_are_said_and_end_it():
+    with running("tests.serve.letter_server", "--fault") as server:
+        assert server.process.wait(60) == 2
+    assert "models that cannot be used\n  Chile: none" in "".join(server.lines)
+
+
+def test_processes_end_with_the_one_that_started_them():
+    with running("tests.serve.letter_server") as server:
+        server.wait_ready(2)
+        started = [psutil.Process(line["pid"]) for line in server.ready()]
+        server.process.kill()
+        gone, left = psutil.wait_procs(started, timeout=30)
+        assert left == []
