@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from scpo_ray.evaluation.opinions import (
 )
 from scpo_ray.evaluation.scales import reference_scale, reference_texts
 from scpo_ray.methods.account import (
+    choice_told,
     examples,
+    pair_columns,
     selection_summaries,
-    test_pair_columns,
     training_record,
     truncated_texts,
 )
@@ -35,7 +36,13 @@ from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
-from scpo_ray.results import CultureEvaluation, OpinionScores, RunResult, TrainingRecord
+from scpo_ray.results import (
+    RESULT_FORMAT,
+    CultureEvaluation,
+    OpinionScores,
+    RunResult,
+    TrainingRecord,
+)
 from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
@@ -65,9 +72,13 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
+    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions.
+
+    `dev`: on the users held out for choices; empty where nobody is.
+    """
 
     pairs: dict[str, CultureEvaluation]
+    dev: dict[str, CultureEvaluation]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
 
@@ -115,7 +126,8 @@ def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> Run
 
     Raises: InputError for what is wrong with the model's folder or cannot be rendered for it.
     """
-    global_model = open_global_model(config.model, run_dir.stores)
+    precision = config.train.precision
+    global_model = open_global_model(config.model, run_dir.stores, precision=precision)
     try:
         tokens = global_model.tokens(data.texts)
     except RefusedTexts as refused:
@@ -156,13 +168,16 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
     weights = _weights(task, selection, rows)
     plan = None
     if config.how.trains:
-        pairs = task.train_pairs
+        chosen, rejected = task.train_pairs.chosen[rows], task.train_pairs.rejected[rows]
+        pairs, lengths = np.stack([chosen, rejected], axis=1), task.tokens.lengths
         plan = plan_steps(
-            np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1),
-            task.tokens.lengths,
+            pairs,
+            lengths,
             batch_size=config.train.batch_size,
             num_steps=config.train.max_steps,
-            micro_batch_tokens=config.train.micro_batch_tokens,
+            micro_batch_tokens=config.train.pass_tokens(
+                worker.device, longest_pair=2 * int(lengths[pairs].max())
+            ),
             num_workers=worker.world_size,
             seed=config.seed,
         )
@@ -193,21 +208,20 @@ def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
         rewards: (T,), of `evaluated_texts` at least.
     """
     config, data, ref_rewards = task.config, task.data, task.ref_rewards
-    pairs = evaluate_pairs(
-        data.test,
-        rewards,
-        ref_rewards,
-        response_lengths(data),
-        config.evaluation,
-        seed=config.seed,
-    )
+    lengths = response_lengths(data)
+
+    def evaluated(side: Pairs) -> dict[str, CultureEvaluation]:
+        settings, seed = config.evaluation, config.seed
+        return evaluate_pairs(side, rewards, ref_rewards, lengths, settings, seed=seed)
+
+    pairs, dev = evaluated(data.test), evaluated(data.dev) if len(data.dev) else {}
     if data.opinions is None:
-        return Evaluated(pairs, [], None)
+        return Evaluated(pairs, dev, [], None)
     outcomes = opinion_outcomes(
         data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
     )
     opinions = evaluate_opinions(outcomes)
-    return Evaluated(pairs, opinions, outcomes)
+    return Evaluated(pairs, dev, opinions, outcomes)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -218,9 +232,9 @@ def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | N
 
 
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
-    """(T,) characters of each test pair's responses; 0 for texts in no test pair."""
+    """(T,) characters of each dev and test pair's responses; 0 for texts in none of them."""
     lengths = np.zeros(len(data.texts), dtype=np.int64)
-    for text in _test_texts(data):
+    for text in _held_out_texts(data):
         lengths[text] = len(data.texts[int(text)].response)
     return lengths
 
@@ -233,14 +247,15 @@ def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, flo
     return dict(config.culture_weights)
 
 
-def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+def _held_out_texts(data: PreferenceData) -> NDArray[np.int64]:
+    sides = data.dev, data.test
+    return np.unique(np.concatenate([t for p in sides for t in (p.chosen, p.rejected)]))
 
 
 def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
-    """The texts whose rewards an evaluation needs: of test pairs, and every option of opinions
-    (those of training questions fit the temperature)."""
-    texts = _test_texts(data)
+    """The texts whose rewards an evaluation needs: of dev and test pairs, and every option of
+    opinions (those of training questions fit the temperature)."""
+    texts = _held_out_texts(data)
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
@@ -331,6 +346,7 @@ def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> F
     def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
         folder = trained_model_dir(context.run_dir.path)
         model = load_exported(folder, device=task.worker.device, config=task.config.model)
+        model = replace(model, precision=task.config.train.precision)
         return score_tokens(model, task.tokens, text_ids=texts)
 
     curve = record.curve
@@ -373,6 +389,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
     config, data = task.config, task.data
     record = run_dir.training_record() or training_record(task, fitted)
     return RunResult(
+        format=RESULT_FORMAT,
         run_id=config.run_id,
         evaluation_id=config.evaluation_id,
         experiment=config.experiment,
@@ -396,19 +413,24 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         train_seconds=record.seconds,
         curve=record.curve,
         evaluation=found.pairs,
+        dev=found.dev,
         model_dir=str(run_dir.model_dir if fitted.makes_model else task.base.model_dir),
         device=record.device,
         versions=record.versions,
         num_workers=record.num_workers,
         engine=record.engine,
+        passes=record.passes,
         opinions=found.opinions,
-        told=record.told,
+        told=[*choice_told(prepared.selection.chosen), *record.told],
+        chosen_selection=prepared.selection.chosen,
     )
 
 
 def _save_outcomes(
     task: Task, rewards: NDArray[np.float32], found: Evaluated, run_dir: RunDir
 ) -> None:
-    run_dir.save_test_pairs(test_pair_columns(task, rewards))
+    run_dir.save_test_pairs(pair_columns(task, task.data.test, rewards))
+    if found.dev:
+        run_dir.save_dev_pairs(pair_columns(task, task.data.dev, rewards))
     if found.outcomes is not None:
         run_dir.save_test_opinions(opinion_columns(found.outcomes))

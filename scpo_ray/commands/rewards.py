@@ -23,7 +23,6 @@ from scpo_ray.serve.parts import JSONL, PARQUET
 from scpo_ray.serve.rows import Form, checked_asks
 from scpo_ray.serve.sources import find_model
 from scpo_ray.serve.steering import steer_file
-from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, safe_name
 from scpo_ray.storage.disk import whole_folder
 
@@ -128,7 +127,7 @@ def merge_by_weight(weighted: Sequence[str], folder: Path, uri: str) -> None:
             name: known_model(
                 find_model(named_model(name), uri, Path(downloads)),
                 base=None,
-                batch_tokens=ModelConfig().inference_batch_tokens,
+                batch_tokens=None,
             )
             for name in weights
         }

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from scpo_ray.evaluation.champion import Judgement, rule
 from scpo_ray.records import LAYERS
-from scpo_ray.report.terminal import add_row, p_value, percent, points, titled
+from scpo_ray.report.terminal import add_row, p_value, points, titled
 from scpo_ray.results import (
     ComparisonResult,
     CultureEvaluation,
@@ -15,6 +15,7 @@ from scpo_ray.results import (
     OpinionScores,
     OpinionSummary,
 )
+from scpo_ray.settings.shown import percent
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import SweepResult
 
@@ -151,8 +152,8 @@ def sweep_table(result: SweepResult) -> Table:
     """The best 20 settings: the objective, and its macro layers, in percent."""
     objective = f"{result.objective['metric']}, {result.objective['culture']}"
     table = titled(
-        f"settings, best first ({objective}; cultures: {len(result.cultures)}, "
-        f"seeds: {len(result.seeds)})",
+        f"settings, best first ({objective}, on {result.measured_on}; cultures: "
+        f"{len(result.cultures)}, seeds: {len(result.seeds)})",
         "setting",
         "objective, %",
         "minus best",
@@ -169,6 +170,11 @@ def sweep_table(result: SweepResult) -> Table:
             *(percent(macro.get(layer)) for layer in LAYERS),
             f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
         )
+    honest = result.chosen_honestly
+    if honest is not None:
+        who = "test" if result.measured_on == "dev" else "the other half of the"
+        table.caption = f"the best, chosen so, on {who} users (or questions): {percent(honest)} %"
+        table.caption_justify = "left"
     return table
 
 
@@ -196,10 +202,10 @@ def efficiency_table(result: SweepResult) -> Table:
 
 
 def judgement_table(judgement: Judgement) -> Table:
-    """Two models on the same test pairs, and what the rule for a champion asks of them."""
+    """Two models on the same pairs, and what the rule for a champion asks of them."""
     table = titled(
-        f"{judgement.model} against {judgement.champion}, % of test pairs ranked right",
-        "test pairs",
+        f"{judgement.model} against {judgement.champion}, % of {judgement.side} pairs ranked right",
+        f"{judgement.side} pairs",
         "pairs",
         "users or\nquestions",
         judgement.model,

@@ -7,7 +7,6 @@ from rich import box
 from rich.cells import cell_len
 from rich.table import Column, Table
 
-from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.shown import plain
 
 _BETWEEN = 3
@@ -28,15 +27,6 @@ def titled(title: str, first: str, *others: str, words: Sequence[str] = ()) -> T
 def add_row(table: Table, *cells: str) -> None:
     """Adds a row whose texts, which may come from the data, cannot steer the terminal."""
     table.add_row(*map(plain, cells))
-
-
-def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
-    if estimate is None or estimate.value is None:
-        return "–"
-    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def points(share: float | None) -> str:

@@ -61,7 +61,7 @@ class Machine:
     dtype: torch.dtype
 
 
-def known_model(source: ModelSource, *, base: str | None, batch_tokens: int) -> KnownModel:
+def known_model(source: ModelSource, *, base: str | None, batch_tokens: int | None) -> KnownModel:
     """Reads all of a model but its weights.
 
     Args:
@@ -70,9 +70,9 @@ def known_model(source: ModelSource, *, base: str | None, batch_tokens: int) -> 
     Raises: InputError if the folder is damaged, its base model is not there, or is not the one
         that the adapters were trained on.
     """
-    section = exported_config(source.folder).model_copy(
-        update={"inference_batch_tokens": batch_tokens}
-    )
+    section = exported_config(source.folder)
+    if batch_tokens is not None:
+        section = section.model_copy(update={"inference_batch_tokens": batch_tokens})
     folder = resolve_model_dir(section)
     renderer = load_renderer(folder, section)
     scale = load_scale(folder)
