@@ -36,6 +36,7 @@ from scpo_ray.models.export import save_reward_model
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.scoring import score_texts
+from scpo_ray.models.tiny import make_tiny_backbone
 from scpo_ray.records import Text
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.items import RewardItem
@@ -161,7 +162,7 @@ def ours(models: dict[str, Path], folder: Path, *, devices: int = 1, settings: t
 def mlflows(model: Path, folder: Path):
     import mlflow
 
-    logged = folder / "mlflow-model"
+    logged = folder / f"mlflow-{model.name}"
     if not logged.is_dir():
         code = Path(__file__).parents[1] / "scpo_ray" / "tracking" / "mlflow_model.py"
         mlflow.pyfunc.save_model(
@@ -281,12 +282,25 @@ def pipeline_speed(model: Path, texts, expected, *, size, seconds):
     return done / (time.perf_counter() - begin), worst
 
 
-def contenders(whole: Path, folder: Path, seconds: float) -> None:
+def make_tiny(folder: Path) -> Path:
+    """A model that costs nothing to compute: what is left is what a server itself costs."""
+    tiny = folder / "tiny"
+    if not tiny.is_dir():
+        backbone = folder / "tiny-backbone"
+        make_tiny_backbone(backbone, sorted(set(WORDS)), seed=0)
+        config = ModelConfig(path=str(backbone), max_length=256, new_head=True)
+        renderer = load_renderer(backbone, config)
+        tiny.mkdir()
+        save_reward_model(load_reward_model(backbone, config, renderer, device="cpu", seed=0), tiny)
+    return tiny
+
+
+def contenders(whole: Path, folder: Path, seconds: float, title: str) -> None:
     texts = make_texts(400, seed=2)
     alone = CultureRewards.load({"one": str(whole)}, device="cpu")
     expected = {"one": rewards_of(alone, texts)}
     del alone
-    print("\n### The same model, one whole encoder\n")
+    print(f"\n### {title}\n")
     print("| contender | clients | texts a request | texts/s | of mlflow's | largest difference | "
           "errors |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
@@ -506,7 +520,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--minutes", type=float, default=3)
-    parser.add_argument("--only", choices=("contenders", "cultures", "load"), default=None)
+    parser.add_argument("--only", choices=("contenders", "cultures", "load"))
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     whole, adapters = make_models(arguments.backbone, arguments.folder)
@@ -514,7 +528,9 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {platform.machine()}, OMP_NUM_THREADS={threads}, "
           f"load before {os.getloadavg()[0]:.1f}")  # fmt: skip
     if arguments.only in (None, "contenders"):
-        contenders(whole, arguments.folder, arguments.seconds)
+        contenders(whole, arguments.folder, arguments.seconds, "One whole encoder")
+        tiny = make_tiny(arguments.folder)
+        contenders(tiny, arguments.folder, arguments.seconds, "A tiny model: the server alone")
     if arguments.only in (None, "cultures"):
         cultures_and_clients(adapters, arguments.folder, arguments.seconds)
     if arguments.only in (None, "load"):

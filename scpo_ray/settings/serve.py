@@ -14,8 +14,8 @@ class ServeConfig(Section):
     max_loaded: int = Field(8, ge=1, le=10_000)
     """Networks in memory at once, those used last; adapters on one base model are one network."""
 
-    batch_tokens: int = Field(16_384, ge=64, le=100_000_000)
-    """Padded tokens per forward pass: the number to lower when memory runs out."""
+    batch_tokens: int | None = Field(None, ge=64, le=100_000_000)
+    """Tokens per forward pass: the number to lower when memory runs out; null: as a run's."""
 
     gather_ms: float = Field(3.0, ge=0, le=1_000)
     """Milliseconds for which a request waits for others, to be scored in one batch with them."""
