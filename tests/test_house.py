@@ -31,6 +31,7 @@ ROOMS: dict[str, list[str]] = {
         "selection",
         "train",
         "launch",
+        "serve",
         "evaluation",
         "tracking",
         "run",
@@ -179,6 +180,22 @@ ROOMS: dict[str, list[str]] = {
         "files",
         "on_ray",
         "steering",
+        "choices",
+        "dialogues",
+        "payloads",
+        "measures",
+        "logs",
+        "guard",
+        "batching",
+        "service",
+        "app",
+        "server",
+        "supervisor",
+        "champions",
+        "client",
+        "rewards",
+        "openrlhf",
+        "verl",
     ],
     "commands": [
         "beginning",
@@ -189,15 +206,26 @@ ROOMS: dict[str, list[str]] = {
         "evaluating",
         "folders",
         "rewards",
+        "serving",
     ],
     "quickstart": [],
-    "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "steering", "main"],
+    "cli": [
+        "shown",
+        "beginning",
+        "runs",
+        "sweeps",
+        "models",
+        "serving",
+        "folders",
+        "steering",
+        "main",
+    ],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
 
 # Scripts that others run: they may import any module, and no module imports them.
-SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
+SCRIPTS = {"tracking.mlflow_model", "cli.__main__", "serve.ray_app"}
 
 HOMES = {
     "datasets": {"data.files"},
@@ -225,6 +253,7 @@ HOMES = {
         "launch.ray_train",
         "launch.ray_tune",
         "serve.on_ray",
+        "serve.ray_app",
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
@@ -241,7 +270,14 @@ HOMES = {
         "storage.run_dir",
         "storage.scale_file",
         "sweep.store",
+        "serve.payloads",
+        "serve.ray_app",
     },
+    "fastapi": {"serve.app", "serve.ray_app"},
+    "starlette": {"serve.app", "serve.guard"},
+    "uvicorn": {"serve.server"},
+    "h11": {"serve.server"},
+    "prometheus_client": {"serve.measures"},
 }
 
 # Arrays and numbers in, arrays and numbers out: no files, clock, chance of their own, logging.
@@ -249,6 +285,8 @@ PURE = [
     "settings.spelling",
     "settings.shown",
     "settings.countries",
+    "serve.choices",
+    "serve.dialogues",
     "tracking.notes",
     "methods.selection",
     "training.loss",
