@@ -266,8 +266,8 @@ def _texts(
     if prompt == "" and not any(isinstance(value, str) for _, value in fields):
         prompt = None  # what CSV has for null
     if prompt is not None:
-        turns = _prompt_turns(str(prompt_column), prompt)
-        return turns, tuple(_reply(name, value, turns) for name, value in fields)
+        turns = prompt_turns(str(prompt_column), prompt)
+        return turns, tuple(reply(name, value, turns) for name, value in fields)
     conversations = [_conversation(prompt_column, name, value) for name, value in fields]
     turns = common_prefix(conversations)
     name = fields[0][0] if fields else "responses"
@@ -290,7 +290,11 @@ def _conversation(prompt_column: str | None, name: str, value: Any) -> Turns:
     return turns
 
 
-def _prompt_turns(name: str, prompt: Any) -> Turns:
+def prompt_turns(name: str, prompt: Any) -> Turns:
+    """The turns up to the prompt, from a text, a transcript or messages; the last is the user's.
+
+    Raises: BadField.
+    """
     prompt = messages_read(name, prompt)
     if isinstance(prompt, str):
         turns = transcript(prompt)
@@ -305,8 +309,11 @@ def _prompt_turns(name: str, prompt: Any) -> Turns:
     return turns
 
 
-def _reply(name: str, value: Any, turns: Turns) -> str:
-    """The one reply in `value`: a text, or messages with or without the `turns` before it."""
+def reply(name: str, value: Any, turns: Turns) -> str:
+    """The one reply in `value`: a text, or messages with or without the `turns` before it.
+
+    Raises: BadField.
+    """
     if not isinstance(value, str):
         return _last_reply(name, value, messages(name, value), turns)
     dialogue = transcript(value)
