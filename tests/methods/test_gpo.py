@@ -276,7 +276,7 @@ def test_it_is_compared_with_the_others_on_each_country(tiny_reward_model, tmp_p
     [
         ({"Chile": 1.0}, {}, "predicts one country, got 2"),
         ({}, {"num_learning_countries": 2}, "methods.gpo: num_learning_countries 2 beside South"),
-        ({}, {"num_context_questions": 50}, "methods.gpo: South Africa: 34 training questions are"),
+        ({}, {"num_context_questions": 50}, "methods.gpo: South Africa: 29 training questions are"),
     ],
 )
 def test_a_run_says_early_what_it_has_too_little_of(

@@ -79,20 +79,21 @@ def test_it_is_what_comparing_one_by_one_says_in_chunks_of_any_size(texts, data,
     assert unknown.tolist() == [2 * sum(text) > len(text) for text in texts]
 
 
-def counts(train: int, test: int) -> CultureCounts:
-    return CultureCounts(9, 9, 9, 9, 9, train, test, 0, 0, 0.5, 0, {}, {})
+def counts(train: int, dev: int, test: int) -> CultureCounts:
+    return CultureCounts(9, 9, 9, 9, 9, 9, train, dev, test, 0, 0, 0.5, 0, {}, {})
 
 
 def made_data() -> tuple[PreferenceData, Tokens]:
-    """Texts 0 and 1 are the same tokens, so are 4 and 5; Chile: 2 + 1 pairs, Peru: 2 + 2."""
+    """Texts 0 and 1 are the same tokens, so are 4 and 5; Chile: 2 + 2 + 1 pairs, Peru: 2 + 0 + 2."""
     tokens = tokens_of([5, 6], [5, 6], [5, 7], [5, 8], [1, 1], [1, 1])
     data = PreferenceData(
         train=pairs_of((0, 1), (2, 3), (4, 5), (2, 3), cultures=(0, 0, 1, 1)),
+        dev=pairs_of((0, 1), (3, 2), cultures=(0, 0)),
         test=pairs_of((3, 2), (4, 5), (5, 4), cultures=(0, 1, 1)),
         texts=[],  # type: ignore[arg-type]  # none is read
         interaction_ids=[],
         cultures=("Chile", "Peru"),
-        counts={"Chile": counts(2, 1), "Peru": counts(2, 2)},
+        counts={"Chile": counts(2, 2, 1), "Peru": counts(2, 0, 2)},
         warnings=("said before",),
         fingerprint="0123456789abcdef",
     )
@@ -104,17 +105,18 @@ def test_what_is_left_out_is_counted_and_warned_of():
 
     left = told_apart(data, tokens, unknown_id=9)
 
-    assert (len(left.train), len(left.test)) == (2, 1)
+    assert [len(pairs) for pairs in left.sides] == [2, 1, 1]
     chile, peru = left.counts["Chile"], left.counts["Peru"]
-    assert (chile.train_pairs, chile.test_pairs) == (1, 1)
-    assert (chile.same_tokens_train, chile.same_tokens_test) == (1, 0)
-    assert (chile.train_users, chile.test_users, chile.train_test_texts) == (1, 1, 2)
+    assert (chile.train_pairs, chile.dev_pairs, chile.test_pairs) == (1, 1, 1)
+    assert (chile.same_tokens_train, chile.same_tokens_dev, chile.same_tokens_test) == (1, 1, 0)
+    assert (chile.train_users, chile.dev_users, chile.test_users) == (1, 1, 1)
+    assert chile.train_test_texts == 2
     assert (peru.train_pairs, peru.test_pairs) == (1, 0)
     assert (peru.same_tokens_train, peru.same_tokens_test) == (1, 2)
     assert left.warnings[0] == "said before"
     assert [line.partition(" are left out")[0] for line in left.warnings[1:]] == [
-        "Chile: 1 training and 0 test pairs",
-        "Peru: 1 training and 2 test pairs",
+        "Chile: 1 training, 1 dev and 0 test pairs",
+        "Peru: 1 training, 0 dev and 2 test pairs",
     ]
     assert left.fingerprint != data.fingerprint
     assert len(left.fingerprint) == 16
@@ -201,7 +203,7 @@ def config_of(model, folder, lines, **settings):
     data = {
         "source": "preferences",
         "train_files": [str(file)],
-        "split": {"by": "user", "test_size": 0.3},
+        "split": {"by": "user", "test_size": 0.3, "dev_size": 0},
         "columns": {"user": "user"},
     }
     return type(config).model_validate(config.model_dump(mode="json") | {"data": data})
@@ -234,7 +236,7 @@ def test_the_data_command_shows_them_whatever_is_left(tiny_reward_model, tmp_pat
     train, test = (
         getattr(health.counts["North"], f"same_tokens_{side}") for side in ("train", "test")
     )
-    assert [f"10\n({train} + {test})", "0"] in cells
+    assert [f"10\n({train} + 0 + {test})", "0"] in cells
     with pytest.raises(InputError, match="North: .* become the same tokens"):
         load_inputs(config, open_run_dir(config))
 
