@@ -84,7 +84,7 @@ def counts(train: int, dev: int, test: int) -> CultureCounts:
 
 
 def made_data() -> tuple[PreferenceData, Tokens]:
-    """Texts 0 and 1 are the same tokens, so are 4 and 5; Chile: 2 + 2 + 1 pairs, Peru: 2 + 0 + 2."""
+    """Texts 0 and 1 are the same tokens, so are 4 and 5; Chile has 2 + 2 + 1 pairs, Peru 2 + 2."""
     tokens = tokens_of([5, 6], [5, 6], [5, 7], [5, 8], [1, 1], [1, 1])
     data = PreferenceData(
         train=pairs_of((0, 1), (2, 3), (4, 5), (2, 3), cultures=(0, 0, 1, 1)),
