@@ -157,9 +157,9 @@ def _rule(field: Any) -> str:
         if hasattr(rule, name)
     ]
     choices = _choices(field.annotation)
-    if choices:
-        numbers = [kind for kind in (int, float) if kind in get_args(field.annotation)]
-        choices = [*map(_kind, numbers), *choices]
+    numbers = [kind for kind in (int, float) if kind in get_args(field.annotation)]
+    if choices and numbers:
+        choices.append(_kind(numbers[0]))
     return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
 
 
