@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scpo_ray.models.adapters import merged_adapters
 from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.files import CALIBRATION_FILE
 from scpo_ray.records import InputError
 from scpo_ray.report.page import write_report
 from scpo_ray.results import ComparisonResult, RunResult
@@ -65,8 +66,9 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
     model = load_exported(model_dir, device="cpu")
     with whole_folder(folder) as part:
         save_reward_model(merged_adapters(model) if merge else model, part)
-        if (model_dir / SCALE_FILE).is_file():
-            shutil.copy(model_dir / SCALE_FILE, part)
+        for name in (CALIBRATION_FILE, SCALE_FILE):
+            if (model_dir / name).is_file():
+                shutil.copy(model_dir / name, part)
 
 
 def _runs_below(folder: Path) -> list[Path]:

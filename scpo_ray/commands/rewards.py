@@ -14,6 +14,7 @@ from scpo_ray.models.merging import merge_models
 from scpo_ray.records import InputError
 from scpo_ray.report.overviews import FileScores, Steering
 from scpo_ray.report.steering_page import write_steering_page
+from scpo_ray.serve.choices import read_mix, read_models
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.files import score_file
 from scpo_ray.serve.items import HOWS, checked_mix
@@ -23,7 +24,6 @@ from scpo_ray.serve.rows import Form, checked_asks
 from scpo_ray.serve.sources import find_model
 from scpo_ray.serve.steering import steer_file
 from scpo_ray.settings.naming import MODEL_PREFIX, safe_name
-from scpo_ray.settings.spelling import plain_name
 from scpo_ray.storage.disk import whole_folder
 
 
@@ -40,16 +40,7 @@ class Where:
     @property
     def by_culture(self) -> dict[str, str]:
         """Culture -> model. Raises: InputError for what is not CULTURE=MODEL, or named twice."""
-        found: dict[str, str] = {}
-        for argument in self.models:
-            name, equals, model = argument.partition("=")
-            culture = plain_name(name)
-            if not equals or not culture or not model:
-                raise InputError(f"{argument}: must be CULTURE=MODEL, as in Chile=runs/chile")
-            if culture in found:
-                raise InputError(f"{argument}: a second model for {culture}")
-            found[culture] = model
-        return found
+        return read_models(self.models)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -81,7 +72,7 @@ def reward_file(
     """
     if how not in HOWS:
         raise InputError(f"--how {how}: must be one of {', '.join(HOWS)}")
-    weights = [parsed_mix(mix) for mix in mixes]
+    weights = [read_mix(mix, "--mix ") for mix in mixes]
     rewards = CultureRewards.load(where.by_culture, **where.options)
     asks = checked_asks(
         rewards.cultures,
@@ -111,7 +102,7 @@ def steer(
     """
     if how not in HOWS:
         raise InputError(f"--how {how}: must be one of {', '.join(HOWS)}")
-    weights = [parsed_mix(mix) for mix in mixes]
+    weights = [read_mix(mix, "--mix ") for mix in mixes]
     rewards = CultureRewards.load(where.by_culture, **where.options)
     found = steer_file(file, rewards, weights, how)
     return found, write_steering_page(found, f"{file.name}: who would get what", output)
@@ -129,7 +120,7 @@ def merge_by_weight(weighted: Sequence[str], folder: Path, uri: str) -> None:
     """
     if folder.exists():
         raise InputError(f"{folder}: exists; name a new folder")
-    weights = parsed_mix(",".join(weighted), "")
+    weights = read_mix(",".join(weighted), "")
     weights = checked_mix(weights, list(weights))
     with tempfile.TemporaryDirectory(prefix="scpo-models-") as downloads:
         known = {
@@ -156,24 +147,6 @@ def named_model(name: str) -> str:
     if Path(name).exists() or re.search("[@:]", name):
         return name
     return f"{MODEL_PREFIX}{safe_name(name)}@champion"
-
-
-def parsed_mix(text: str, option: str = "--mix ") -> dict[str, float]:
-    """As in "Chile=0.5,Mexico=0.5". Raises: InputError naming what is no weight."""
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        culture = plain_name(name)
-        try:
-            weight = float(number)
-        except ValueError:
-            culture = ""
-        if not culture:
-            raise InputError(f"{option}{text}: {part!r} is no weight, as in Chile=0.5,Mexico=0.5")
-        if culture in weights:
-            raise InputError(f"{option}{text}: {culture} twice")
-        weights[culture] = weight
-    return weights
 
 
 def _beside(file: Path) -> Path:

@@ -48,6 +48,13 @@ class ColumnMap(Section):
     rejected: str = "rejected"
     """The other response."""
 
+    chosen_votes: str | None = None
+    """How many people gave or preferred `chosen`, with `rejected_votes`: their shares are then
+    what win probabilities are held against."""
+
+    rejected_votes: str | None = None
+    """The same of `rejected`; fewer, and 0 or more."""
+
     responses: str | None = None
     """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
 
@@ -70,6 +77,10 @@ class ColumnMap(Section):
     def responses_have_scores(self) -> Self:
         if (self.responses is None) != (self.scores is None):
             raise ValueError("responses and scores are set together or not at all")
+        if (self.chosen_votes is None) != (self.rejected_votes is None):
+            raise ValueError("chosen_votes and rejected_votes are set together or not at all")
+        if self.responses is not None and self.chosen_votes is not None:
+            raise ValueError("chosen_votes are of chosen and rejected, not of responses")
         return self
 
 
@@ -117,6 +128,10 @@ class PreferencesConfig(DataSection):
                 'split.by "question" needs columns.question, the column that groups the rows'
             )
         return self
+
+    @property
+    def scores_are_votes(self) -> bool:
+        return self.columns.chosen_votes is not None
 
 
 def open_preferences(config: PreferencesConfig) -> InteractionSource:
@@ -177,7 +192,8 @@ def _needed(columns: ColumnMap) -> list[str]:
         if columns.responses is None
         else [columns.responses, columns.scores]
     )
-    needed = [*answers, columns.culture, columns.user, columns.question, columns.id]
+    votes = [columns.chosen_votes, columns.rejected_votes]
+    needed = [*answers, *votes, columns.culture, columns.user, columns.question, columns.id]
     return [name for name in dict.fromkeys(needed) if name is not None]
 
 
@@ -212,7 +228,7 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
             raise BadField(columns.scores, list(scores), rule)
     else:
         fields = [(name, get_field(row, name)) for name in (columns.chosen, columns.rejected)]
-        scores = (1.0, 0.0)
+        scores = _votes(row, columns)
     turns, responses = _texts(row, columns.prompt, fields)
     return Interaction(
         interaction_id=default_id if columns.id is None else id_field(row, columns.id),
@@ -225,6 +241,20 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
         history=turns[:-1],
         split=side,
     )
+
+
+def _votes(row: Row, columns: ColumnMap) -> tuple[float, float]:
+    """The scores of `chosen` and `rejected`: their votes, or 1 and 0."""
+    if columns.chosen_votes is None or columns.rejected_votes is None:
+        return 1.0, 0.0
+    names = (columns.chosen_votes, columns.rejected_votes)
+    chosen, rejected = (_number_field(row, name) for name in names)
+    if rejected < 0:
+        raise BadField(columns.rejected_votes, rejected, "must be 0 or more")
+    if chosen <= rejected:
+        rule = f"must be more than {columns.rejected_votes}, got {rejected:g}"
+        raise BadField(columns.chosen_votes, chosen, rule)
+    return chosen, rejected
 
 
 def _texts(
@@ -299,6 +329,16 @@ def _last_reply(name: str, value: Any, conversation: Turns, turns: Turns) -> str
     if len(rest) != 1 or rest[0][0] != "assistant":
         raise BadField(name, value, "must hold one assistant's message after the prompt")
     return rest[0][1]
+
+
+def _number_field(row: Row, name: str) -> float:
+    value = get_field(row, name)
+    if isinstance(value, str):  # as all that CSV has
+        try:
+            value = parsed_value(value)
+        except ValueError:
+            raise BadField(name, value, "must be a number") from None
+    return finite_number(name, value)
 
 
 def list_field(row: Row, name: str) -> list[Any]:

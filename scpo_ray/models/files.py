@@ -14,6 +14,7 @@ from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
 
 MODEL_FILE = "scpo_model.json"
+CALIBRATION_FILE = "scpo_calibration.json"
 BASE_FINGERPRINT = "base_fingerprint"
 """In `MODEL_FILE`, of adapters: their base model's."""
 

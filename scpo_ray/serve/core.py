@@ -142,7 +142,9 @@ class CultureRewards:
         found = {}
         for culture, names in self._members.items():
             models = [self._models[name] for name in names]
-            of_each = [(m.fingerprint, m.renderer.fingerprint, m.scale) for m in models]
+            of_each = [
+                (m.fingerprint, m.renderer.fingerprint, m.scale, m.temperatures) for m in models
+            ]
             decided = (of_each, self._dtype)
             found[culture] = hashlib.sha256(repr(decided).encode()).hexdigest()
         return found
@@ -153,8 +155,8 @@ class CultureRewards:
 
     def temperature(self, culture: str) -> float:
         """Reward units of the culture's win probabilities; 1, as in training, if not fitted."""
-        scales = [self._models[name].scale for name in self._members[culture]]
-        return float(np.mean([1.0 if s is None else s.temperature or 1.0 for s in scales]))
+        models = [self._models[name] for name in self._members[culture]]
+        return float(np.mean([model.temperatures.get(culture, 1.0) for model in models]))
 
     def rewards(self, items: Sequence[RewardItem]) -> list[Reward]:
         """One reward per item, in their order.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from scpo_ray.models.adapted import load_adapted
-from scpo_ray.models.export import exported_config
+from scpo_ray.models.export import exported_config, saved_temperatures
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -40,6 +40,7 @@ Score = Callable[[Tokens, NDArray[np.int64], Sequence[str]], NDArray[np.float32]
 class KnownModel:
     """A model that is whole and can be loaded. `fingerprint`: as `model_fingerprint`.
 
+    `temperatures`: culture -> reward units of the win probabilities, where they were fitted.
     `network`: models with the same one share a network in memory: adapters on one base model, or
     the very same model. `base` is None where the model is no adapters.
     """
@@ -49,6 +50,7 @@ class KnownModel:
     base: ModelConfig | None
     renderer: Renderer
     scale: Scale | None
+    temperatures: dict[str, float]
     network: tuple[str, ...]
     fingerprint: str
 
@@ -75,18 +77,18 @@ def known_model(source: ModelSource, *, base: str | None, batch_tokens: int | No
         section = section.model_copy(update={"inference_batch_tokens": batch_tokens})
     folder = resolve_model_dir(section)
     renderer = load_renderer(folder, section)
-    scale = load_scale(folder)
+    scale, temperatures = load_scale(folder), saved_temperatures(folder) or {}
     if not (folder / ADAPTER_CONFIG).is_file():
         fingerprint = model_fingerprint(folder, section)
         whole = ("whole", fingerprint, renderer.fingerprint)
-        return KnownModel(source, section, None, renderer, scale, whole, fingerprint)
+        return KnownModel(source, section, None, renderer, scale, temperatures, whole, fingerprint)
     named = adapter_base(folder, section)
     if base is not None:
         named = named.model_copy(update={"path": base, "revision": None})
     base_found = _base_of(folder, source, named)
     network = ("adapters", base_found, str(section.num_layers), renderer.fingerprint)
     fingerprint = adapters_fingerprint(folder, section, base_found)
-    return KnownModel(source, section, named, renderer, scale, network, fingerprint)
+    return KnownModel(source, section, named, renderer, scale, temperatures, network, fingerprint)
 
 
 def _base_of(folder: Path, source: ModelSource, base: ModelConfig) -> str:

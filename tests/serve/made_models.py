@@ -38,7 +38,6 @@ def write_culture(
     adapters: bool,
     max_length: int = 48,
     references: str | None = "the same",
-    temperature: float | None = None,
 ) -> Path:
     """A model whose trainable weights are the base's and noise from `seed`; its scale is of
     `REFERENCES`, under that fingerprint (None: no scale)."""
@@ -53,7 +52,7 @@ def write_culture(
     folder.mkdir(parents=True)
     save_reward_model(model, folder)
     if references is not None:
-        save_scale(folder, scale_of(score_texts(model, REFERENCES), references, temperature))
+        save_scale(folder, scale_of(score_texts(model, REFERENCES), references))
     return folder
 
 
