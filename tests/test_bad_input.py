@@ -280,7 +280,7 @@ BAD_OPINIONS = {
     "no shares apart": (
         [row(f"{n}?", {"Chile": [0.5, 0.5]}) for n in range(20)],
         HEADER,
-        ["Chile: 0 training pairs of 17 users (or questions), 0 test pairs of 3: must have both"],
+        ["Chile: 0 training pairs of 14 users (or questions), 0 test pairs of 3: must have both"],
     ),
 }
 
@@ -411,7 +411,7 @@ def test_odd_culture_names_stay_inside_the_output_folder(scpo, place, name):
         ),
         (
             "selection.filter_threshold=1.0e-9",
-            "North: no pair of 15 left at selection.filter_threshold = 1e-09",
+            "North: no pair of 12 left at selection.filter_threshold = 1e-09",
         ),
         ("model.num_layers=9", "model.num_layers = 9"),
     ],
