@@ -35,8 +35,9 @@ class Difference:
 
     `p_value`: two-sided, of the interval's own procedure; `p_holm`: after Holm's correction over
     the cultures it was computed with. `detectable`: the smallest difference for which such a test
-    set gives p <= 0.05 (not corrected) in 80 % of cases, were the two models to differ as unevenly
-    as these. None where undefined, and where it would be above 1.
+    set gives p <= 0.05 (not corrected; among several models at the level of its interval) in 80 %
+    of cases, were the two models to differ as unevenly as these. None where undefined, and where
+    it would be above 1.
     """
 
     value: float | None
@@ -208,9 +209,9 @@ class MethodSummary:
     accuracy, None with one seed. `kept_share`: mean share of the training pairs selected. `noise`,
     `minus_noise`: the global model plus noise as large as each seed's change, and the method
     minus that; empty for "global" and without a global model. `others_minus_global`: on the pairs
-    of `other_cultures`, None without a global model. `minus_best`: paired with the best macro mean
-    on `all`, without a p-value, its interval holding for all methods at once; None for the best
-    itself and for single cultures (`intervals.standing` has the word for it).
+    of `other_cultures`, None without a global model. `minus_best`: paired with the best method of
+    the row on `all`, without a p-value, its interval holding for all methods at once; None for the
+    best itself (`intervals.standing` has the word for it).
     """
 
     method: str

@@ -81,6 +81,7 @@ ROOMS: dict[str, list[str]] = {
         "comparable",
         "comparison",
         "opinion_comparison",
+        "recommendation",
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
@@ -114,9 +115,13 @@ ROOMS: dict[str, list[str]] = {
     ],
     "report": [
         "overviews",
+        "order",
         "pictures",
         "cells",
+        "answer",
+        "answer_picture",
         "findings",
+        "page_tables",
         "page",
         "sweep_looks",
         "sweep_pictures",
@@ -163,7 +168,10 @@ HOMES = {
     },
     "sqlalchemy": {"tracking.opening"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
-    "matplotlib": {"report.pictures", "report.sweep_looks", "report.sweep_pictures"},
+    "matplotlib": {
+        *(f"report.{file}" for file in ("pictures", "answer_picture")),
+        *(f"report.{file}" for file in ("sweep_looks", "sweep_pictures")),
+    },
     "jinja2": {"models.templates", "report.page"},
     "ray": {
         "launch.ray_cluster",
@@ -207,6 +215,7 @@ PURE = [
     "sweep.efficiency",
     "sweep.summary",
     "evaluation.champion",
+    "evaluation.recommendation",
 ]
 IMPURE = {
     "logging",

@@ -30,7 +30,7 @@ from scpo_ray.launch.sweep_trial import (
 )
 from scpo_ray.launch.worker import local_worker, send_unsent
 from scpo_ray.records import InputError
-from scpo_ray.report.sweep_page import write_sweep_pictures, write_sweep_report
+from scpo_ray.report.sweep_page import write_sweep_report
 from scpo_ray.settings.files import load_header, load_sweep
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import SweepConfig
@@ -189,9 +189,9 @@ def _run(
     _send_unsent(prepared, book, tracker)
     result = _summary(prepared, book)
     prepared.folder.save_result(result)
-    report = write_sweep_report(result, prepared.folder.report_path)
-    write_sweep_pictures(result, prepared.folder.pictures_dir)
-    files = [prepared.folder.path / RESULT_FILE, report, prepared.folder.pictures_dir]
+    drawn = prepared.folder.pictures_dir
+    report = write_sweep_report(result, prepared.folder.report_path, pictures_dir=drawn)
+    files = [prepared.folder.path / RESULT_FILE, report, drawn]
     tracker.log_result(result, files)
     _register(prepared, result)
     return result

@@ -11,7 +11,7 @@ from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.evaluation.opinions import PREDICTORS, evaluate_opinions, opinion_outcomes
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.records import InputError, Opinions
-from scpo_ray.report import page as report_page
+from scpo_ray.report import cells, page_tables
 from scpo_ray.report.tables import opinion_tables
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.files import load_comparison
@@ -326,9 +326,9 @@ def test_methods_are_compared_on_the_same_distributions(tiny_reward_model, tmp_p
     assert "Answer shares" in page
     # The other predictors' macro mean is over Chile too, which is not compared.
     runs = [load_result(path.parent) for path in sorted(folder.glob("*/result.json"))]
-    macro, own_row = report_page._compared_opinions(runs, result)["e"][0].rows
-    assert [cell.main for cell in macro.cells[-3:]] == [report_page.NONE] * 3
-    assert own_row.cells[-1].main == report_page.percent(
+    macro, own_row = page_tables._compared_opinions(runs, result)["e"][0].rows
+    assert [cell.main for cell in macro.cells[-3:]] == [cells.NONE] * 3
+    assert own_row.cells[-1].main == cells.percent(
         runs[0].opinions[0].cultures["South Africa"]["uniform"].value
     )
 
