@@ -1,5 +1,7 @@
 """What every section of settings is."""
 
+from typing import Any, get_args
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -14,3 +16,10 @@ class Section(BaseModel):
         # A refused value may be a password.
         hide_input_in_errors=True,
     )
+
+
+def inner_sections(annotation: Any) -> list[Any]:
+    """The sections that a field's type names: `X`, `X | None`, `Annotated[X, ...]`."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [s for argument in get_args(annotation) for s in inner_sections(argument)]
