@@ -1,6 +1,6 @@
 """The nouns: what the chapters of a run hand to each other. Frozen, and without behaviour."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -172,7 +172,8 @@ class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 
     `opinions` is None where the data holds no distributions; all their texts are in `texts`.
-    `refusals`: why nothing can be trained on it; data to train on has none.
+    `refusals`: why nothing can be trained on it; data to train on has none. `human_score`: of an
+    interaction (as in `Pairs`) and one of its responses; None where the data keeps none.
     """
 
     train: Pairs
@@ -186,6 +187,7 @@ class PreferenceData:
     """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
     opinions: Opinions | None = None
     refusals: tuple[str, ...] = ()
+    human_score: Callable[[int, int], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,10 @@ class ExamplePair:
     ref_margin: float
     win_probability: float
     weight: float
+    ref_rewards: tuple[float, float] | None = None
+    """The global model's, of the chosen and the rejected response; None in older results."""
+    human_scores: tuple[float, float] | None = None
+    """The person's, of the two; None in older results, and where the data keeps none."""
 
 
 @dataclass(frozen=True)

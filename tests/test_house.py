@@ -123,6 +123,8 @@ ROOMS: dict[str, list[str]] = {
         "answer",
         "answer_picture",
         "findings",
+        "examples",
+        "written",
         "page_tables",
         "page",
         "sweep_looks",

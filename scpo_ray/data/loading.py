@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,12 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
         fingerprint=_fingerprint(train, test, texts, opinions),
         opinions=opinions,
         refusals=tuple(refusals),
+        human_score=partial(_human_score, table),
     )
+
+
+def _human_score(table: InteractionTable, interaction: int, response: int) -> float:
+    return float(table.human_scores[table.offsets[interaction] + response])
 
 
 def _cultures(table: InteractionTable, config: DataSection) -> tuple[tuple[str, ...], list[str]]:

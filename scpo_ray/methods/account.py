@@ -35,6 +35,7 @@ def examples(prepared: PreparedRun) -> list[ExamplePair]:
         prepared.selection.weights.numpy(),
         task.data.texts,
         task.data.interaction_ids,
+        task.data.human_score,
         num_examples=task.config.evaluation.num_examples,
         seed=task.config.seed,
     )

@@ -179,9 +179,9 @@ def unit_of(results: Sequence[RunResult]) -> str:
     return "questions" if any(c.get("question") for c in columns) else "interactions"
 
 
-def shortened(text: str) -> str:
-    more = len(text) - MAX_CHARACTERS
-    return text if more <= 0 else f"{text[:MAX_CHARACTERS]} … ({more:,} more characters)"
+def shortened(text: str, longest: int = MAX_CHARACTERS) -> str:
+    more = len(text) - longest
+    return text if more <= 0 else f"{text[:longest]} … ({more:,} more characters)"
 
 
 def isolated(name: str, longest: int = 40) -> str:

@@ -24,6 +24,7 @@ from scpo_ray.report.cells import (
     strip,
     unit_of,
 )
+from scpo_ray.report.examples import examples_of
 from scpo_ray.report.findings import lead
 from scpo_ray.report.order import in_order, trained_on
 from scpo_ray.report.page_tables import (
@@ -35,7 +36,6 @@ from scpo_ray.report.page_tables import (
 from scpo_ray.report.pictures import Picture, label
 from scpo_ray.results import (
     ComparisonResult,
-    ExamplePair,
     RunResult,
 )
 from scpo_ray.settings.documents import write_yaml
@@ -204,7 +204,7 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
         "opinion_answer": None,
         "opinion_lead": [],
         "selection": selection_table(results),
-        "examples": _examples(results),
+        "examples": examples_of(results),
         "data": _data(results),
         "warnings": list(dict.fromkeys(w for r in results for w in r.warnings)),
         "told": [(run_name(r), sentence) for r in results for sentence in r.told],
@@ -215,17 +215,6 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
             "methods": comparison.methods if comparison else [],
         },
     }
-
-
-def _examples(results: Sequence[RunResult]) -> dict[str, list[ExamplePair]]:
-    """Culture -> its pairs; each kind from the first run that has it, scpo's before others'."""
-    source: dict[tuple[str, str], str] = {}
-    found: dict[str, list[ExamplePair]] = {}
-    for r in sorted(results, key=lambda r: r.method != "scpo"):
-        for example in r.examples:
-            if source.setdefault((example.culture, example.kind), r.run_id) == r.run_id:
-                found.setdefault(example.culture, []).append(example)
-    return found
 
 
 def _data(results: Sequence[RunResult]) -> dict[tuple[str, str], tuple[CultureCounts, int | None]]:
