@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import scpo_ray
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.evaluation.layers import evaluate_pairs
+from scpo_ray.evaluation.nearness import opinion_examples
 from scpo_ray.evaluation.opinions import (
     OpinionOutcomes,
     Options,
@@ -37,7 +38,13 @@ from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
-from scpo_ray.results import CultureEvaluation, OpinionScores, RunResult, TrainingRecord
+from scpo_ray.results import (
+    CultureEvaluation,
+    OpinionExample,
+    OpinionScores,
+    RunResult,
+    TrainingRecord,
+)
 from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
@@ -66,11 +73,12 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
+    """What was found on the test side; what is of opinions where the data holds them."""
 
     pairs: dict[str, CultureEvaluation]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
+    opinion_examples: list[OpinionExample]
 
 
 def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | None:
@@ -201,12 +209,19 @@ def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
         seed=config.seed,
     )
     if data.opinions is None:
-        return Evaluated(pairs, [], None)
+        return Evaluated(pairs, [], None, [])
     outcomes = opinion_outcomes(
         data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
     )
     opinions = evaluate_opinions(outcomes)
-    return Evaluated(pairs, opinions, outcomes)
+    shown = opinion_examples(
+        data.opinions,
+        rewards,
+        data.texts,
+        temperatures=outcomes["all"].temperatures,
+        cultures=task.trained_cultures,
+    )
+    return Evaluated(pairs, opinions, outcomes, shown)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -413,6 +428,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         num_workers=record.num_workers,
         engine=record.engine,
         opinions=found.opinions,
+        opinion_examples=found.opinion_examples,
         told=record.told,
     )
 

@@ -97,6 +97,21 @@ class OpinionScores:
     difference: dict[str, dict[str, Difference]]
     macro_difference: dict[str, Difference]
     temperatures: dict[str, dict[str, float]]
+    beside: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    """Culture -> "best_constant", "other_countries" -> "model_fitted" minus it, each by itself."""
+
+
+@dataclass(frozen=True)
+class OpinionExample:
+    """A test question as text, with the shares of the country and the model at its fitted
+    temperature; `similarity`: 1 - Jensen-Shannon distance, base e."""
+
+    culture: str
+    question: str
+    options: list[str]
+    country: list[float]
+    model: list[float]
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,8 @@ class RunResult:
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
+    opinion_examples: list[OpinionExample] = field(default_factory=list)
+    """Of the cultures trained for; none where the data holds no distributions."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +271,9 @@ class OpinionSummary:
     similarity: Estimate
     minus_global: Difference | None
     minus_finetune: Difference | None
+    minus_constant: Difference | None = None
+    """Of "model_fitted", against `best_constant`; `minus_others`: against `other_countries`."""
+    minus_others: Difference | None = None
 
 
 @dataclass(frozen=True)

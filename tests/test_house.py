@@ -84,6 +84,7 @@ ROOMS: dict[str, list[str]] = {
         "comparison",
         "opinion_comparison",
         "recommendation",
+        "nearness",
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
@@ -121,6 +122,7 @@ ROOMS: dict[str, list[str]] = {
         "pictures",
         "cells",
         "answer",
+        "opinion_answer",
         "answer_picture",
         "findings",
         "examples",
@@ -221,6 +223,7 @@ PURE = [
     "sweep.summary",
     "evaluation.champion",
     "evaluation.recommendation",
+    "evaluation.nearness",
 ]
 IMPURE = {
     "logging",

@@ -154,7 +154,7 @@ def what_to_do(found: Recommendation, unit: str) -> str:
     points, needed = f"{100 * WORTH_SHOWING:g} points", found.users_needed
     tested = found.reached.num_clusters if found.reached else 0
     if needed is None:
-        return f"{use}; more {unit} needed to tell {found.best} from it."
+        return f"{use}; more {unit} needed to tell {named(found.as_good)} from {found.best}."
     if needed <= tested:
         return f"{use}: a gain of {points} would have shown with these {tested:,} {unit}."
     return f"{use}; more {unit} needed: {needed:,} would show {points}, {tested:,} were tested."

@@ -90,7 +90,14 @@ def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | Non
     below = (interval(found), _p_value(found), *([shown] if shown in UNSHOWN else []))
     if found.detectable is not None:
         hint += f"; shows {100 * found.detectable:.1f} points in 80 % of cases"
-    return Cell(points(found.value), below, TONES[shown], hint)
+    return Cell(points(found.value), below, tone_of(found), hint)
+
+
+def tone_of(found: Difference) -> str:
+    """How a difference reads; one that is printed as 0 has no colour, whatever it shows."""
+    if found.value is None or round(100 * found.value, 1) == 0:
+        return "noise"
+    return TONES[verdict(found)]
 
 
 def selection_cell(found: SelectionSummary | None) -> Cell:
@@ -157,7 +164,7 @@ def strip(found: Difference, widest: float) -> Markup:
     line = ""
     if found.low is not None and found.high is not None:
         line = f'<path d="M{place(found.low)} 8H{place(found.high)}" class="bar"/>'
-    tone = TONES[verdict(found)]
+    tone = tone_of(found)
     return Markup(
         f'<svg class="strip {tone}" viewBox="0 0 120 16" aria-hidden="true">'
         f'<path d="M60 0V16" class="zero"/>{line}<circle cx="{place(found.value)}" cy="8" r="4"/>'

@@ -26,6 +26,7 @@ from scpo_ray.report.cells import (
 )
 from scpo_ray.report.examples import examples_of
 from scpo_ray.report.findings import lead
+from scpo_ray.report.opinion_answer import opinion_answer, shown_questions
 from scpo_ray.report.order import in_order, trained_on
 from scpo_ray.report.page_tables import (
     comparison_tables,
@@ -44,6 +45,8 @@ from scpo_ray.storage.disk import whole_file
 
 log = logging.getLogger(__name__)
 
+MAX_OPTIONS = 8
+"""Of a question shown with its answers."""
 MAX_CULTURES_WITHIN = 30
 MAX_CHARACTERS_WITHIN = 1_500_000
 """Of the figures: the rest of a page of 30 cultures takes less than half a million."""
@@ -192,6 +195,7 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
     answer, advice = (
         comparison_answer(comparison, unit) if comparison else run_answer(results, unit)
     )
+    of_opinions, said_of_opinions = opinion_answer(results, comparison)
     return {
         "title": comparison.experiment if comparison else results[0].experiment,
         "lead": lead(results, comparison),
@@ -201,8 +205,10 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
         "comparison": comparison,
         "tables": comparison_tables(results, comparison) if comparison else run_tables(results),
         "opinions": opinion_tables(results, comparison),
-        "opinion_answer": None,
-        "opinion_lead": [],
+        "opinion_answer": of_opinions,
+        "opinion_lead": said_of_opinions,
+        "questions": shown_questions(results),
+        "max_options": MAX_OPTIONS,
         "selection": selection_table(results),
         "examples": examples_of(results),
         "data": _data(results),

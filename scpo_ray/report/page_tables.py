@@ -174,7 +174,7 @@ def _overbias_row(
 def opinion_tables(
     results: Sequence[RunResult], comparison: ComparisonResult | None
 ) -> dict[str, list[Table]]:
-    """Base of the logarithms -> tables; empty where no run has opinions."""
+    """What a fold is called -> its tables, those for the reader first; {} without opinions."""
     scored = [r for r in results if r.opinions]
     if comparison is not None:
         return _compared_opinions(scored, comparison) if comparison.opinions else {}
@@ -195,8 +195,9 @@ def opinion_tables(
                 rows.append(_opinion_row(name, "", r.opinions[place], predictor, cultures))
         columns = [("macro mean", ""), ("micro mean", ""), *((c, "") for c in cultures)]
         title = f"{_opinion_title(scores[0].options, scores[0].base)}"
-        found.setdefault(scores[0].base, []).append(Table(title, "predictor", columns, rows))
-    return found
+        fold = _fold(scores[0].options, scores[0].base, "model_fitted")
+        found.setdefault(fold, []).append(Table(title, "predictor", columns, rows))
+    return {fold: tables for fold, tables in sorted(found.items(), key=lambda f: f[0] != READ)}
 
 
 def _compared_opinions(
@@ -227,8 +228,17 @@ def _compared_opinions(
             rows.append(Row(culture or "Macro mean", "", "" if culture else "macro", cells))
         columns = [(m, "") for m in comparison.methods] + [(name, "control") for name in names]
         title = f"{_opinion_title(options, base)}, {_temperature(predictor)}"
-        found.setdefault(base, []).append(Table(title, "country", columns, rows))
-    return found
+        fold = _fold(options, base, predictor)
+        found.setdefault(fold, []).append(Table(title, "country", columns, rows))
+    return {fold: tables for fold, tables in sorted(found.items(), key=lambda f: f[0] != READ)}
+
+
+def _fold(options: str, base: str, predictor: str) -> str:
+    """What a fold of answer shares is called; `READ` is the one for the reader."""
+    if base != "e":
+        return f"Base {base}: the same with the other logarithm"
+    what = "All options" if options == "all" else "Without refusals"
+    return f"{what}, {_temperature(predictor)}"
 
 
 def _opinion_row(
@@ -253,6 +263,9 @@ def _opinion_cell(found: Estimate | None, change: Difference | None = None) -> C
     changed = cell_of(change, "questions")
     lines = (*cell.lines, f"{changed.main} over global", *changed.lines)
     return Cell(cell.main, lines, changed.tone, hint)
+
+
+READ = "All options, fitted temperature"
 
 
 def _opinion_title(options: str, base: str) -> str:

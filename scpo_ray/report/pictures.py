@@ -392,7 +392,9 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
     shown = "–" if estimate is None or estimate.value is None else f"{100 * estimate.value:.1f}"
     corner = (column - 0.47, row - 0.46)
     found = verdict(change)
-    strong = found in ("better", "worse")
+    # A change that is printed as 0 has no colour.
+    printed = 0.0 if change is None else round(100 * (change.value or 0.0), 1)
+    strong = found in ("better", "worse") and printed != 0
     if change is not None and change.value is not None:
         if strong and isfinite(change.value):
             ink = INKS[found][0]

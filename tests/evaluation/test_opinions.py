@@ -282,6 +282,14 @@ def test_a_runs_metrics_tables_and_report_show_opinions(finished):
     page = (folder / "report.html").read_text()
     assert 'id="opinions"' in page
     assert "without refusals, base e" in page
+    assert "How near is the model to what people answered?" in page
+    own = result.opinions[0]
+    against = own.beside["South Africa"]["best_constant"]
+    nearer = own.cultures["South Africa"]["best_constant"].value + against.value
+    assert nearer == pytest.approx(own.cultures["South Africa"]["model_fitted"].value)
+    assert [e.culture for e in result.opinion_examples] == ["South Africa"] * 3
+    assert all(sum(e.model) == pytest.approx(1) for e in result.opinion_examples)
+    assert result.opinion_examples[0].question in page
     assert f"<b>{100 * value:.1f}</b>" in page
 
 
@@ -321,12 +329,16 @@ def test_methods_are_compared_on_the_same_distributions(tiny_reward_model, tmp_p
         own.similarity.value - global_model.similarity.value
     )
     assert own.minus_finetune is not None
+    fitted = found["scpo", "South Africa", "all", "e", "model_fitted"]
+    constant = fitted.similarity.value - fitted.minus_constant.value
+    assert constant == pytest.approx(1.0)
+    assert own.minus_constant is None and fitted.minus_others is not None
     assert own.minus_global.p_holm is not None
     page = (folder / "report.html").read_text()
     assert "Answer shares" in page
     # The other predictors' macro mean is over Chile too, which is not compared.
     runs = [load_result(path.parent) for path in sorted(folder.glob("*/result.json"))]
-    macro, own_row = page_tables._compared_opinions(runs, result)["e"][0].rows
+    macro, own_row = page_tables._compared_opinions(runs, result)[page_tables.READ][0].rows
     assert [cell.main for cell in macro.cells[-3:]] == [cells.NONE] * 3
     assert own_row.cells[-1].main == cells.percent(
         runs[0].opinions[0].cultures["South Africa"]["uniform"].value

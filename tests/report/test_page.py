@@ -14,7 +14,7 @@ from scpo_ray.report.order import in_order, trained_on
 from scpo_ray.report.page import write_report
 from scpo_ray.settings.methods import method_names
 from scpo_ray.statistics.intervals import verdict
-from tests.report.browser import assert_shown_without_a_complaint
+from tests.report.browser import assert_shown_without_a_complaint, looked_at
 from tests.results import comparison, difference, estimate, run_result
 
 SECTIONS = (
@@ -379,6 +379,29 @@ def test_labels_are_short_and_on_one_line(text, longest):
 @pytest.mark.slow
 def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
     assert_shown_without_a_complaint(compared, tmp_path, SECTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_answer_is_on_the_first_screen_and_its_columns_sort(compared, tmp_path, width):
+    found = looked_at(compared, tmp_path, width=width, column=3)
+
+    assert found["width"] == width and found["scroll"] <= width, "nothing goes beyond the page"
+    if width == 1280:
+        assert found["bottom"] < 900
+    gains = dict(zip(found["before"], first_numbers(compared, column=3), strict=True))
+    assert found["down"] == sorted(gains, key=lambda name: -gains[name])
+    assert found["up"] == found["down"][::-1]
+    # The first name that can be picked is a culture's; a link opens its topic.
+    assert found["hidden"] == 1 and found["opened"] is True
+
+
+def first_numbers(path, column):
+    """Of the answer's rows, the number in a column."""
+    table = re.search(r"<tbody>(.*?)</tbody>", path.read_text(), re.S)[1]
+    rows = [re.findall(r"<td.*?</td>", row, re.S) for row in table.split("</tr>") if "<td" in row]
+    shown = [re.search(r"<b>(.*?)</b>", row[column - 1])[1] for row in rows]
+    return [float(number.replace("−", "-")) for number in shown]
 
 
 def test_questions_are_called_questions_where_no_user_is_known(tmp_path):
