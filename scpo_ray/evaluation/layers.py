@@ -1,6 +1,6 @@
 """One model on every culture's held-out pairs, by layer, beside controls that cost nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -180,6 +180,26 @@ def _human_scores(
         human_score(interaction, int(pairs.chosen_responses[row])),
         human_score(interaction, int(pairs.rejected_responses[row])),
     )
+
+
+def control_on_others(
+    evaluations: Mapping[str, CultureEvaluation], name: str, culture: str
+) -> Estimate | None:
+    """A control's accuracy on `all` of the other cultures' test pairs: the mean over them.
+
+    Args:
+        evaluations: culture -> the one whose controls are shown there.
+        culture: the one left out; "" for the mean over all.
+
+    Returns: without an interval, for the pairs are not here; None where another culture lacks it.
+    """
+    found = [e.controls.get(name, {}).get("all") for c, e in evaluations.items() if c != culture]
+    there = [estimate for estimate in found if estimate is not None and estimate.value is not None]
+    if not there or len(there) < len(found):
+        return None
+    value = float(np.mean([estimate.value for estimate in there]))
+    sizes = (sum(e.num_pairs for e in there), sum(e.num_clusters for e in there))
+    return Estimate(value, None, None, *sizes)
 
 
 def pair_ids(pairs: Pairs, interaction_ids: Sequence[str]) -> list[str]:

@@ -108,6 +108,7 @@ def recommend(
     replaced = [c for c in rest if c.name == "global"] or rest
     over = {c.name: reversed_difference(c.minus_best) for c in rest if c.minus_best}
     certainty = _certainty([(stand[c.name], c.minus_best) for c in replaced])
+    names = [c.name for c in candidates]
     has_global = any(c.name == "global" for c in rest)
     return Recommendation(
         culture=culture,
@@ -116,8 +117,8 @@ def recommend(
         reached=best.reached,
         over_global=over.get("global"),
         over_finetune=over.get("finetune"),
-        as_good=tuple(name for name, found in stand.items() if found == "not distinguishable"),
-        unknown=tuple(name for name, found in stand.items() if found == "unknown"),
+        as_good=tuple(n for n in names if stand.get(n) == "not distinguishable"),
+        unknown=tuple(n for n in names if stand.get(n) == "unknown"),
         agreed=None,
         others=None,
         certainty=certainty,

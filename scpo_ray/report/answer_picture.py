@@ -26,7 +26,7 @@ class Line:
 
 
 def behind_lines(comparison: ComparisonResult, *, with_behind: bool) -> dict[str, list[Line]]:
-    """Culture ("" for the macro mean) -> its methods' differences from the best, best first.
+    """Culture ("" for the macro mean) -> its methods' differences from the best, in their order.
 
     Args:
         with_behind: whether those that are shown to be behind are among them; the global model
@@ -51,7 +51,7 @@ def behind_lines(comparison: ComparisonResult, *, with_behind: bool) -> dict[str
         if number > MAX_LINES:
             break
         if len(lines) > 1:
-            kept[culture] = sorted(lines, key=lambda line: -(line.change.value or 0.0))
+            kept[culture] = lines
     return kept
 
 
@@ -63,7 +63,7 @@ def answer_figure(rows: Mapping[str, Sequence[Line]]) -> Figure:
     """
     number = sum(map(len, rows.values()))
     with matplotlib.rc_context(SETTINGS):
-        size = (7.6, 0.6 + 0.13 * number + 0.1 * len(rows))
+        size = (5.2, 0.6 + 0.14 * number + 0.11 * len(rows))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
     place, ticks = 0.0, []

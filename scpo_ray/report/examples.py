@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from scpo_ray.report.order import control_evaluations
 from scpo_ray.results import ExamplePair, RunResult
 
 
@@ -13,4 +14,6 @@ def examples_of(results: Sequence[RunResult]) -> dict[str, list[ExamplePair]]:
         for example in r.examples:
             if source.setdefault((example.culture, example.kind), r.run_id) == r.run_id:
                 found.setdefault(example.culture, []).append(example)
-    return found
+    order = list(control_evaluations(results))
+    known = [culture for culture in order if culture in found]
+    return {culture: found[culture] for culture in dict.fromkeys([*known, *found])}

@@ -6,9 +6,15 @@ from scpo_ray.results import CultureEvaluation, RunResult
 from scpo_ray.settings.methods import method_order
 
 
-def in_order(results: Sequence[RunResult]) -> list[RunResult]:
-    """By method, what was trained on, and seed."""
-    return sorted(results, key=lambda r: (method_order(r.method), trained_on(r), r.seed, r.run_id))
+def in_order(results: Sequence[RunResult], cultures: Sequence[str] = ()) -> list[RunResult]:
+    """By method, what was trained on (`cultures` first, as they stand, then by name), and seed."""
+    place = {culture: number for number, culture in enumerate(cultures)}
+
+    def key(run: RunResult) -> tuple[int, int, str, int, str]:
+        name = trained_on(run)
+        return method_order(run.method), place.get(name, len(place)), name, run.seed, run.run_id
+
+    return sorted(results, key=key)
 
 
 def trained_on(result: RunResult) -> str:
@@ -32,13 +38,19 @@ def control_evaluations(results: Sequence[RunResult]) -> dict[str, CultureEvalua
         untaught = not run.culture_weights.get(culture)
         return untaught, run.method != "scpo", run.method == "global", run.seed
 
-    cultures = dict.fromkeys(c for r in results for c in r.evaluation)
+    tested = dict.fromkeys(c for r in results for c in r.evaluation)
+    cultures = [c for c in dict.fromkeys([*_trained(results), *tested]) if c in tested]
     return {
         culture: min(
             (r for r in results if culture in r.evaluation), key=lambda r: rank(r, culture)
         ).evaluation[culture]
         for culture in cultures
     }
+
+
+def _trained(results: Sequence[RunResult]) -> list[str]:
+    """What single-culture runs were trained for, in the order of the runs."""
+    return list(dict.fromkeys(c for r in results for c, w in r.culture_weights.items() if w))
 
 
 def controls(results: Sequence[RunResult]) -> list[str]:

@@ -27,7 +27,7 @@ from scpo_ray.report.cells import (
 from scpo_ray.report.examples import examples_of
 from scpo_ray.report.findings import lead
 from scpo_ray.report.opinion_answer import opinion_answer, shown_questions
-from scpo_ray.report.order import in_order, trained_on
+from scpo_ray.report.order import control_evaluations, in_order, trained_on
 from scpo_ray.report.page_tables import (
     comparison_tables,
     opinion_tables,
@@ -71,7 +71,7 @@ def write_report(
     """
     if not results and comparison is None:
         raise InputError(f"{path}: nothing to report", ["results: must hold a run, got none"])
-    results = in_order(results)
+    results = in_order(results, comparison.cultures if comparison else ())
     drawn = _drawn(results, comparison)
     tested = {culture for result in results for culture in result.evaluation}
     num_cultures = max(len(tested), len(comparison.cultures) if comparison else 0)
@@ -224,9 +224,16 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
 
 
 def _data(results: Sequence[RunResult]) -> dict[tuple[str, str], tuple[CultureCounts, int | None]]:
-    """(data fingerprint, culture) -> counts and truncated texts, each said once."""
-    return {
+    """(data fingerprint, culture) -> counts and truncated texts, each said once, in page order."""
+    order = list(control_evaluations(results))
+    found = {
         (r.fingerprints.get("data", NONE), culture): (counts, r.truncated_texts.get(culture))
         for r in reversed(results)
-        for culture, counts in sorted(r.data.items(), reverse=True)
+        for culture, counts in r.data.items()
     }
+
+    def place(key: tuple[str, str]) -> tuple[str, int, str]:
+        fingerprint, culture = key
+        return fingerprint, order.index(culture) if culture in order else len(order), culture
+
+    return {key: found[key] for key in sorted(found, key=place)}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from scpo_ray.evaluation.layers import control_on_others
 from scpo_ray.records import LAYERS
 from scpo_ray.report.cells import (
     Cell,
@@ -31,6 +32,8 @@ from scpo_ray.settings.methods import method_order
 
 Pick = Callable[[Any], Mapping[str, Estimate | Difference]]
 """Which numbers, by layer, of a MethodSummary or a CultureEvaluation."""
+Beside = Callable[[str, str], Estimate | None]
+"""A culture ("" for the macro mean) and a control's name -> what the control reaches there."""
 
 
 def comparison_tables(
@@ -41,22 +44,32 @@ def comparison_tables(
     summaries = {(s.method, s.culture): s for s in comparison.summaries}
     tested = control_evaluations(results)
 
+    names = controls(results)
+
+    def of_layer(layer: str) -> Beside:
+        return lambda culture, name: (
+            tested[culture].controls.get(name, {}).get(layer) if culture in tested else None
+        )
+
+    def on_others(culture: str, name: str) -> Estimate | None:
+        return control_on_others(tested, name, culture)
+
     def table(
-        title: str, methods: Sequence[str], pick: Pick, layer: str, beside: Sequence[str] = ()
+        title: str, methods: Sequence[str], pick: Pick, layer: str, beside: Beside | None = None
     ) -> Table:
         rows = []
         for culture in ("", *comparison.cultures):
             found = [summaries.get((m, culture)) for m in methods]
             picked = [pick(s).get(layer) if s else None for s in found]
+            with_sd = beside is not None and beside is not on_others
             cells = [
-                cell_of(p, unit, s.seed_sd.get(layer) if s and beside else None)
+                cell_of(p, unit, s.seed_sd.get(layer) if s and with_sd else None)
                 for p, s in zip(picked, found, strict=True)
             ]
-            of_controls = tested[culture].controls if culture in tested else {}
-            cells += [cell_of(of_controls.get(name, {}).get(layer), unit) for name in beside]
+            cells += [cell_of(beside(culture, name), unit) for name in names if beside]
             size = next((size_of(p, unit) for p in picked if p and p.num_pairs), "")
             rows.append(Row(culture or "Macro mean", size, "" if culture else "macro", cells))
-        columns = [(m, "") for m in methods] + [(name, "control") for name in beside]
+        columns = [(m, "") for m in methods] + [(name, "control") for name in names if beside]
         return Table(title, f"culture (pairs, {unit})", columns, rows)
 
     trained = [m for m in comparison.methods if m != "global"]
@@ -71,7 +84,7 @@ def comparison_tables(
     for layer in LAYERS:
         title = f"{layer}: % of test pairs ranked right"
         found["accuracy"].append(
-            table(title, comparison.methods, lambda s: s.accuracy, layer, controls(results))
+            table(title, comparison.methods, lambda s: s.accuracy, layer, of_layer(layer))
         )
         for methods, pick, against in (
             (others, lambda s: s.minus_finetune, "finetune"),
@@ -83,8 +96,12 @@ def comparison_tables(
                 found["differences"].append(table(title, methods, pick, layer))
     if trained:
         title = "all: % of the other cultures' test pairs ranked right"
-        found["others"] = [table(title, trained, lambda s: {"all": s.other_cultures}, "all")]
+        found["others"] = [table(title, trained, _on_other_cultures, "all", on_others)]
     return found
+
+
+def _on_other_cultures(summary: MethodSummary) -> dict[str, Estimate | Difference]:
+    return {"all": summary.other_cultures}
 
 
 def _macro_overbias(s: MethodSummary, unit: str) -> Row:

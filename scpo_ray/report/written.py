@@ -40,7 +40,7 @@ def write_answer(
     Args: as for `page.write_report`.
     Returns: the files. Raises: InputError if one cannot be written.
     """
-    results = in_order(results)
+    results = in_order(results, comparison.cultures if comparison else ())
     unit = unit_of(results)
     table, advice = run_answer(results, unit)
     if comparison is not None:
