@@ -147,6 +147,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_trial",
         "ray_tune",
         "sweep_book",
+        "sweep_live",
         "sweeps",
     ],
     "commands": ["beginning", "looks", "plans", "efficiency", "evaluating", "folders"],

@@ -17,6 +17,7 @@ from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
 from scpo_ray.launch.runs import compared_run
 from scpo_ray.launch.sweep_book import Book, PreparedSweep
+from scpo_ray.launch.sweep_live import LivePage
 from scpo_ray.launch.sweep_trial import (
     InputsCache,
     TrialFunction,
@@ -179,11 +180,12 @@ def _run(
     prepared: PreparedSweep, cache: InputsCache, tracker: SweepTracker, trial: TrialFunction
 ) -> SweepResult:
     book = Book(prepared)
+    live = LivePage(prepared.folder.report_path, lambda: _summary(prepared, book))
     try:
         if prepared.sweep.search.is_adaptive:
-            _search(prepared, book, cache, tracker, trial)
+            _search(prepared, book, live, cache, tracker, trial)
         else:
-            _run_missing(prepared, book, cache, tracker, trial)
+            _run_missing(prepared, book, live, cache, tracker, trial)
     finally:
         _end_children(book, tracker)
     _send_unsent(prepared, book, tracker)
@@ -200,6 +202,7 @@ def _run(
 def _run_missing(
     prepared: PreparedSweep,
     book: Book,
+    live: LivePage,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -224,7 +227,11 @@ def _run_missing(
     log.info("Ray: %d trials at once", at_once)
     if trial is run_trial:
         _score([job.config for job in missing], cache)
-    run_jobs(sweep, missing, tracker.sweep, trial, book.add, at_once=at_once)
+    run_jobs(
+        *(sweep, missing, tracker.sweep, trial, book.add),
+        on_step=lambda running: live.step(book.names(running)),
+        at_once=at_once,
+    )
 
 
 def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
@@ -248,6 +255,7 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
 def _search(
     prepared: PreparedSweep,
     book: Book,
+    live: LivePage,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -272,7 +280,11 @@ def _search(
     at_once = join(sweep)
     _score([sweep.run, *(job.config for job in open_jobs)], cache)
     if open_jobs:
-        run_jobs(sweep, open_jobs, tracker.sweep, trial, book.add, at_once=at_once)
+        run_jobs(
+            *(sweep, open_jobs, tracker.sweep, trial, book.add),
+            on_step=lambda running: live.step(book.names(running)),
+            at_once=at_once,
+        )
     if num_known >= num_draws:
         return
 
@@ -295,6 +307,7 @@ def _search(
         trial,
         book.add,
         on_suggestion,
+        on_step=lambda running: live.step(book.names(running)),
         at_once=at_once,
     )
 

@@ -216,6 +216,7 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
         "told": [(run_name(r), sentence) for r in results for sentence in r.told],
         "unit": unit,
         "max_cultures": pictures.MAX_CULTURES,
+        "matrix_side": pictures.matrix_side(len({r.method for r in results} - {"global"})),
         "names": {
             "cultures": comparison.cultures if comparison else [],
             "methods": comparison.methods if comparison else [],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from math import isfinite, nan
+from math import isfinite, isqrt, nan
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from scpo_ray.statistics.intervals import verdict
 MAX_CURVE_POINTS = 200
 # Of each kind of picture, and of a matrix' rows and columns: more take minutes and tens of MB.
 MAX_CULTURES = 24
+MAX_CELLS = 3_600
+"""Of all matrices of a page: each cell takes about 5 ms."""
 MAX_LABEL = 26
 PANEL = (3.5, 2.7)
 """Width and height of a panel, in inches."""
@@ -141,13 +143,20 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
             figure = weight_figure(culture, list(firsts.values()), title=culture)
             title = f"Weights of the selected training pairs: {culture}"
             add("weights", title, figure, of=culture, names=list(firsts))
-    for method in dict.fromkeys(r.method for r in results if r.method != "global"):
+    trained = list(dict.fromkeys(r.method for r in results if r.method != "global"))
+    side = matrix_side(len(trained))
+    for method in trained:
         models = {trained_on(r): r.evaluation for r in reversed(results) if r.method == method}
         names = [n for n in dict.fromkeys([*tested, *by_mixture]) if n in models]
-        rows = [(name, models[name]) for name in names[:MAX_CULTURES]]
-        figure = matrix_figure(rows, list(tested)[:MAX_CULTURES], title=method)
+        rows = [(name, models[name]) for name in names[:side]]
+        figure = matrix_figure(rows, list(tested)[:side], title=method)
         add("matrix", f"{method}: model by tested culture", figure, of=method)
     return drawn
+
+
+def matrix_side(num_methods: int) -> int:
+    """Cultures of each method's matrix: all matrices together have `MAX_CELLS` cells."""
+    return min(MAX_CULTURES, isqrt(MAX_CELLS // max(1, num_methods)))
 
 
 def _tradeoffs(

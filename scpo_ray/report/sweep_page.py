@@ -41,6 +41,8 @@ from scpo_ray.sweep.records import (
 
 log = logging.getLogger(__name__)
 
+REFRESH_S = 30
+"""Seconds after which the page of a running sweep is written, and loaded, anew."""
 MAX_SETTINGS = 100
 MAX_TRIALS = 200
 MAX_FAILURES = 20
@@ -59,24 +61,34 @@ MEASURES = {
 
 
 def write_sweep_report(
-    result: SweepResult, path: Path, *, pictures_dir: Path | None = None
+    result: SweepResult,
+    path: Path,
+    *,
+    pictures_dir: Path | None = None,
+    running: Sequence[str] | None = None,
 ) -> Path:
     """One HTML file that refers to nothing outside it; its pictures beside it where there are many.
 
     Args:
         pictures_dir: where the page's figures are written as PNG files, too.
+        running: what runs while the page is written, which then loads itself anew; None: the
+            sweep has ended.
 
     Returns: `path`; the file is there whole or not at all.
     Raises: InputError if a place cannot be written.
     """
     drawn = draw_sweep(result)
     number = len(result.cultures)
-    values = _values(result)
+    values = _values(result) | {"running": running, "refresh_s": REFRESH_S}
     size = write_page(path, "sweep.html.jinja", drawn, num_cultures=number, values=values)
     if pictures_dir is not None:
         save_pictures(drawn, pictures_dir)
     settings, trials = len(result.settings), len(result.trials)
-    log.info("%s: report of %d settings, %d trials, %.1f MB", path, settings, trials, size / 1e6)
+    log.log(
+        logging.INFO if running is None else logging.DEBUG,
+        "%s: report of %d settings, %d trials, %.1f MB",
+        *(path, settings, trials, size / 1e6),
+    )
     return path
 
 
