@@ -88,7 +88,15 @@ ROOMS: dict[str, list[str]] = {
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
-    "tracking": ["opening", "mlflow_store", "trackers", "sweep", "registry"],
+    "tracking": [
+        "opening",
+        "mlflow_store",
+        "notes",
+        "trackers",
+        "sweep",
+        "comparison",
+        "registry",
+    ],
     "training": [
         "deepspeed_settings",
         "loss",
@@ -150,7 +158,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_live",
         "sweeps",
     ],
-    "commands": ["beginning", "looks", "plans", "efficiency", "evaluating", "folders"],
+    "commands": ["beginning", "checkup", "looks", "plans", "efficiency", "evaluating", "folders"],
     "quickstart": [],
     "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "main"],
 }
@@ -205,6 +213,7 @@ PURE = [
     "settings.spelling",
     "settings.shown",
     "settings.countries",
+    "tracking.notes",
     "methods.selection",
     "training.loss",
     "training.pair_weights",
