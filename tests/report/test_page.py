@@ -2,12 +2,15 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scpo_ray.records import LAYERS, InputError
+from scpo_ray.report import page as page_module
 from scpo_ray.report import pictures
 from scpo_ray.report.cells import cell_of
 from scpo_ray.report.order import in_order, trained_on
@@ -222,6 +225,58 @@ def test_of_many_cultures_the_pictures_show_the_first_and_the_page_says_so(tmp_p
     number = Counter(picture.section for picture in drawn)
     assert number == {"tradeoff": 3, "loss": 2, "weights": 2, "matrix": 1}
     assert "the pictures show the first 2 of 3 cultures; the tables have all of them." in text
+
+
+def test_of_many_cultures_the_pictures_stand_beside_the_page(tmp_path, monkeypatch):
+    results, summary = comparison(methods=("global", "scpo"), seeds=(0,))
+    monkeypatch.setattr(page_module, "MAX_CULTURES_WITHIN", 2)
+
+    page = Page(write_report(results, summary, tmp_path / "my page.html"))
+
+    sources = [unquote(source) for source in page.values("src")]
+    assert sources and all((tmp_path / source).is_file() for source in sources)
+    drawn = (tmp_path / "my page_pictures" / "answer-01.svg").read_text()
+    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "prefers-color-scheme:dark" in drawn and "--ink:" in drawn
+
+
+def test_the_script_is_small():
+    assert len(Path(page_module.__file__).with_name("page.js").read_bytes()) < 15_000
+
+
+def test_the_answer_stands_first_and_says_what_to_do(compared):
+    text = words(compared)
+
+    first = text[: text.index("In words")]
+    assert "Macro mean 140 pairs, 9 users scpo 62.7 [56.7, 68.7] clear +4.1 [+1.1, +7.1]" in first
+    assert re.search(r"Chile : use \w+, or the cheapest of|Chile: use \w+, or the cheapest", first)
+    assert "minus finetune, in points" in text[text.index("Paired differences Points") :][:400]
+
+
+def test_an_empty_topic_is_not_there(tmp_path):
+    run = replace(run_result("global"), examples=[])
+
+    page = Page(write_report([run], None, tmp_path / "r.html"))
+
+    contents = [a for a in page.values("href") if a.startswith("#")]
+    assert "#examples" not in contents and "#selection" not in contents
+    assert {c[1:] for c in contents} <= set(page.values("id"))
+
+
+def test_a_difference_that_is_printed_as_zero_has_no_colour():
+    tiny = replace(difference(0.0004), low=0.0001, high=0.0007)
+
+    assert verdict(tiny) == "better" and cell_of(tiny, "users").tone == "noise"
+
+
+def test_cultures_stand_in_the_comparisons_order_everywhere(tmp_path):
+    results, summary = comparison(cultures=("Mexico", "Chile"), methods=("global", "scpo"))
+
+    text = words(write_report(results[::-1], summary, tmp_path / "r.html"))
+
+    for start in ("Which method for whom", "all: % of test pairs", "Counts by culture"):
+        rest = text[text.index(start) :]
+        assert rest.index("Mexico") < rest.index("Chile")
 
 
 def test_missing_numbers_are_dashes_and_never_zeros(tmp_path):
