@@ -26,7 +26,7 @@ MAX_CURVE_POINTS = 200
 # Of each kind of picture, and of a matrix' rows and columns: more take minutes and tens of MB.
 MAX_CULTURES = 24
 MAX_CELLS = 3_600
-"""Of all matrices of a page: each cell takes about 5 ms."""
+"""Of all matrices of a page: each cell takes about 3 ms."""
 MAX_LABEL = 26
 PANEL = (3.5, 2.7)
 """Width and height of a panel, in inches."""
