@@ -63,7 +63,9 @@ ROOMS: dict[str, list[str]] = {
         "templates",
         "rendering",
         "same_tokens",
+        "rows",
         "reading",
+        "packing",
         "reward_model",
         "pickles",
         "files",
@@ -172,7 +174,7 @@ HOMES = {
     "datasets": {"data.files"},
     "huggingface_hub": {"models.files", "data.files"},
     "transformers": {
-        *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
+        *(f"models.{file}" for file in ("tokenization", "rendering", "rows", "loading", "tiny")),
     },
     "tokenizers": {"models.tokenization", "models.tiny"},
     "peft": {"models.adapters"},

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scpo_ray.models.heads import (
     head_of,
     renamed_head,
 )
+from scpo_ray.models.packing import fit_for_rows
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
 from scpo_ray.models.reward_model import RewardModel
@@ -51,12 +53,12 @@ def load_reward_model(
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
-    model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
+    model = RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
     try:
         check_reading(model.scored)
     except InputError as error:
         raise InputError(f"model.path = {config.path}: {error.title}", error.problems) from None
-    return model
+    return replace(model, in_rows=fit_for_rows(model.scored))
 
 
 def check_recomputes(folder: Path, config: ModelConfig) -> None:

@@ -155,6 +155,8 @@ def _rule(field: Any) -> str:
         if hasattr(rule, name)
     ]
     choices = _choices(field.annotation)
+    if choices and int in get_args(field.annotation):
+        choices.append(_kind(int))
     return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
 
 

@@ -163,9 +163,10 @@ class RunConfig(Section):
                 "launch.storage is for machines without a common disk, and so without a common "
                 "mlflow.db: set tracking.uri to a server, or tracking.tracker to jsonl"
             )
-        if self.train.micro_batch_tokens < 2 * self.model.max_length:
+        budget = self.train.micro_batch_tokens
+        if budget != "auto" and budget < 2 * self.model.max_length:
             raise ValueError(
-                f"train.micro_batch_tokens {self.train.micro_batch_tokens} must hold one pair: "
+                f"train.micro_batch_tokens {budget} must hold one pair: "
                 f"at least 2 x model.max_length {self.model.max_length}"
             )
         return self
@@ -220,7 +221,14 @@ EXECUTION: dict[str, Any] = {
     "tracking": True,
     "device": True,
     "launch": True,
-    "train": {"num_workers", "engine", "zero_stage", "offload_optimizer", "deepspeed_config"},
+    "train": {
+        "micro_batch_tokens",
+        "num_workers",
+        "engine",
+        "zero_stage",
+        "offload_optimizer",
+        "deepspeed_config",
+    },
 }
 
 # What is looked at, and how often, changes no number of the model.

@@ -1,8 +1,19 @@
 """What every section of settings is."""
 
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _budget(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value == "auto" or (is_number and 64 <= value <= 10**9):
+        return value
+    raise ValueError(f"must be auto or a whole number from 64 to 1000000000, got {value!r}")
+
+
+TokenBudget = Annotated[Literal["auto"] | int, BeforeValidator(_budget)]
+"""Tokens of one forward pass, padded ones counted; auto: what suits the device."""
 
 
 class Section(BaseModel):

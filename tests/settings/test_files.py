@@ -162,6 +162,14 @@ run:
             "train: {micro_batch_tokens: 1000}",
             "train.micro_batch_tokens 1000 must hold one pair: at least 2 x model.max_length 512",
         ),
+        (
+            "train: {micro_batch_tokens: 63}",
+            "train.micro_batch_tokens: must be auto or a whole number from 64 to 1000000000",
+        ),
+        (
+            "model: {inference_batch_tokens: many}",
+            "model.inference_batch_tokens: must be auto or a whole number from 64",
+        ),
     ],
 )
 def test_a_bad_setting_is_named_with_its_rule_and_value(tmp_path, text, problem):
