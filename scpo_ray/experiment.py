@@ -24,9 +24,10 @@ from scpo_ray.evaluation.opinions import (
     opinion_outcomes,
 )
 from scpo_ray.methods.account import (
+    choice_told,
     examples,
+    pair_columns,
     selection_summaries,
-    test_pair_columns,
     truncated_texts,
 )
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
@@ -39,6 +40,7 @@ from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
 from scpo_ray.results import (
+    RESULT_FORMAT,
     CultureEvaluation,
     OpinionExample,
     OpinionScores,
@@ -73,9 +75,11 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on the test side; what is of opinions where the data holds them."""
+    """What was found on the test side, and in `dev` on the users held out for choices (empty where
+    nobody is); what is of opinions where the data holds them."""
 
     pairs: dict[str, CultureEvaluation]
+    dev: dict[str, CultureEvaluation]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
     opinion_examples: list[OpinionExample]
@@ -204,28 +208,20 @@ def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
         rewards: (T,), of `evaluated_texts` at least.
     """
     config, data, ref_rewards = task.config, task.data, task.ref_rewards
-    pairs = evaluate_pairs(
-        data.test,
-        rewards,
-        ref_rewards,
-        response_lengths(data),
-        config.evaluation,
-        seed=config.seed,
-    )
+    lengths = response_lengths(data)
+
+    def evaluated(side: Pairs) -> dict[str, CultureEvaluation]:
+        settings, seed = config.evaluation, config.seed
+        return evaluate_pairs(side, rewards, ref_rewards, lengths, settings, seed=seed)
+
+    pairs, dev = evaluated(data.test), evaluated(data.dev) if len(data.dev) else {}
     if data.opinions is None:
-        return Evaluated(pairs, [], None, [])
-    outcomes = opinion_outcomes(
-        data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
-    )
-    opinions = evaluate_opinions(outcomes)
-    shown = opinion_examples(
-        data.opinions,
-        rewards,
-        data.texts,
-        temperatures=outcomes["all"].temperatures,
-        cultures=task.trained_cultures,
-    )
-    return Evaluated(pairs, opinions, outcomes, shown)
+        return Evaluated(pairs, dev, [], None, [])
+    cultures = task.trained_cultures
+    outcomes = opinion_outcomes(data.opinions, rewards, ref_rewards, trained_cultures=cultures)
+    fitted = outcomes["all"].temperatures
+    shown = opinion_examples(data.opinions, data.texts, rewards, fitted, cultures)
+    return Evaluated(pairs, dev, evaluate_opinions(outcomes), outcomes, shown)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -236,9 +232,9 @@ def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | N
 
 
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
-    """(T,) characters of each test pair's responses; 0 for texts in no test pair."""
+    """(T,) characters of each dev and test pair's responses; 0 for texts in none of them."""
     lengths = np.zeros(len(data.texts), dtype=np.int64)
-    for text in _test_texts(data):
+    for text in _held_out_texts(data):
         lengths[text] = len(data.texts[int(text)].response)
     return lengths
 
@@ -251,14 +247,15 @@ def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, flo
     return dict(config.culture_weights)
 
 
-def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+def _held_out_texts(data: PreferenceData) -> NDArray[np.int64]:
+    sides = data.dev, data.test
+    return np.unique(np.concatenate([t for p in sides for t in (p.chosen, p.rejected)]))
 
 
 def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
-    """The texts whose rewards an evaluation needs: of test pairs, and every option of opinions
-    (those of training questions fit the temperature)."""
-    texts = _test_texts(data)
+    """The texts whose rewards an evaluation needs: of dev and test pairs, and every option of
+    opinions (those of training questions fit the temperature)."""
+    texts = _held_out_texts(data)
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
@@ -405,6 +402,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
     config, data = task.config, task.data
     record = run_dir.training_record() or _training_record(task, fitted)
     return RunResult(
+        format=RESULT_FORMAT,
         run_id=config.run_id,
         evaluation_id=config.evaluation_id,
         experiment=config.experiment,
@@ -428,6 +426,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         train_seconds=record.seconds,
         curve=record.curve,
         evaluation=found.pairs,
+        dev=found.dev,
         model_dir=str(run_dir.model_dir if fitted.makes_model else task.base.model_dir),
         device=record.device,
         versions=record.versions,
@@ -436,13 +435,16 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         passes=record.passes,
         opinions=found.opinions,
         opinion_examples=found.opinion_examples,
-        told=record.told,
+        told=[*choice_told(prepared.selection.chosen), *record.told],
+        chosen_selection=prepared.selection.chosen,
     )
 
 
 def _save_outcomes(
     task: Task, rewards: NDArray[np.float32], found: Evaluated, run_dir: RunDir
 ) -> None:
-    run_dir.save_test_pairs(test_pair_columns(task, rewards))
+    run_dir.save_test_pairs(pair_columns(task, task.data.test, rewards))
+    if found.dev:
+        run_dir.save_dev_pairs(pair_columns(task, task.data.dev, rewards))
     if found.outcomes is not None:
         run_dir.save_test_opinions(opinion_columns(found.outcomes))

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Layer = Literal["all", "distinctive", "agreed"]
 LAYERS: tuple[Layer, ...] = ("all", "distinctive", "agreed")
+HeldOut = Literal["dev", "test"]
+"""Who is not trained on: users that choices are made on, and those that are looked at once."""
 
 
 class InputError(Exception):
@@ -104,10 +106,12 @@ class CultureCounts:
     users: int
     """People; questions (or else interactions) where the data names no person."""
     train_users: int
+    dev_users: int
     test_users: int
     interactions: int
     responses: int
     train_pairs: int
+    dev_pairs: int
     test_pairs: int
     ties: int
     """Response pairs with equal scores (opinions: within `min_share_gap`): they make no pair."""
@@ -124,6 +128,8 @@ class CultureCounts:
     same_tokens_train: int = 0
     """Training pairs whose two sides become the same tokens: left out, so not in `train_pairs`,
     `train_users` and `train_test_texts`."""
+    same_tokens_dev: int = 0
+    """The same, of dev pairs."""
     same_tokens_test: int = 0
     """The same, of test pairs."""
 
@@ -151,7 +157,7 @@ class Opinions:
         culture_codes: (N,) int32, index into `cultures`.
         question_codes: (N,) int64, what is resampled and split.
         groups: (N,) int64, ascending from 0; the same where only the order of the options differs.
-        is_test: (N,) bool.
+        is_train, is_test: (N,) bool; neither: held out for choices.
         cultures: names, in the order of the codes.
     """
 
@@ -163,6 +169,7 @@ class Opinions:
     culture_codes: NDArray[np.int32]
     question_codes: NDArray[np.int64]
     groups: NDArray[np.int64]
+    is_train: NDArray[np.bool_]
     is_test: NDArray[np.bool_]
     cultures: tuple[str, ...]
 
@@ -177,6 +184,8 @@ class PreferenceData:
     """
 
     train: Pairs
+    dev: Pairs
+    """Of the users (or questions) held out for choices; none where `data.split.dev_size` is 0."""
     test: Pairs
     texts: TextSource
     interaction_ids: Sequence[str]
@@ -188,6 +197,16 @@ class PreferenceData:
     opinions: Opinions | None = None
     refusals: tuple[str, ...] = ()
     human_score: Callable[[int, int], float] | None = None
+
+    @property
+    def sides(self) -> tuple[Pairs, Pairs, Pairs]:
+        """Train, dev, test."""
+        return self.train, self.dev, self.test
+
+    @property
+    def choice_pairs(self) -> Pairs:
+        """What choices are made on: dev pairs; test pairs where nobody was held out for them."""
+        return self.dev if len(self.dev) else self.test
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """The nouns of what came out: estimates, a run's result, methods side by side."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from scpo_ray.records import CultureCounts
+from scpo_ray.records import CultureCounts, HeldOut
+
+RESULT_FORMAT: Final = 2
+"""Raised when what a result says comes to mean something else: those of before are refused."""
 
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
 """What a difference shows, by its interval alone: see `intervals.verdict`."""
@@ -115,6 +118,53 @@ class OpinionExample:
 
 
 @dataclass(frozen=True)
+class WeightLook:
+    """What one beta would do: the mean weight, and Kish's number of equally weighted pairs."""
+
+    mean: float
+    effective_pairs: float
+
+
+@dataclass(frozen=True)
+class MarginLook:
+    """What tau and beta would do to one culture's training pairs.
+
+    Attributes:
+        quantiles: share -> of the sizes of the global model's margins, reward units.
+        kept: tau -> share of the pairs below it; thresholds: share -> the tau that keeps it.
+        num_kept: pairs that the tau of the settings keeps; weights: beta -> over these.
+        warnings: where a value of the settings does next to nothing.
+    """
+
+    quantiles: dict[float, float]
+    kept: dict[float, float]
+    thresholds: dict[float, float]
+    num_kept: int
+    weights: dict[float, WeightLook]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class TriedSelection:
+    """A tau (None: no filter) and a beta (None: no weights) and the accuracy, on left-out training
+    users, of heads on frozen features that were trained so; of several cultures the mean."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ChosenSelection:
+    """What stood for "auto", chosen by `num_folds`-fold cross-validation; `tried`: best first."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    num_folds: int
+    tried: list[TriedSelection]
+
+
+@dataclass(frozen=True)
 class SelectionSummary:
     """What selection did to one culture's training pairs."""
 
@@ -193,6 +243,7 @@ class TrainingRecord:
 class RunResult:
     """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
 
+    format: Literal[2]
     run_id: str
     """Hash of what decides the model."""
     evaluation_id: str
@@ -217,6 +268,9 @@ class RunResult:
     train_seconds: float
     curve: TrainingCurve
     evaluation: dict[str, CultureEvaluation]
+    """On test users, by culture."""
+    dev: dict[str, CultureEvaluation]
+    """On the users (or questions) held out for choices; empty where nobody is."""
     model_dir: str
     device: str
     versions: dict[str, str]
@@ -232,6 +286,13 @@ class RunResult:
     """What the method says of this fit, a sentence each."""
     opinion_examples: list[OpinionExample] = field(default_factory=list)
     """Of the cultures trained for; none where the data holds no distributions."""
+    chosen_selection: ChosenSelection | None = None
+    """What was chosen for "auto" in `selection`; None where nothing was."""
+
+    @property
+    def chosen_on(self) -> HeldOut:
+        """The side that choices among runs are made on."""
+        return "dev" if self.dev else "test"
 
 
 @dataclass(frozen=True)

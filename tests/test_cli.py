@@ -184,6 +184,10 @@ def test_score_stores_the_global_models_rewards(scpo, config, tmp_path):
     assert Path(document["path"]).parent == tmp_path / "runs" / "cache" / "scores"
     assert [p.name for p in Path(document["path"]).glob("part-*")] == ["part-000000"]
     assert outcome.err.endswith(f"scores: {document['path']}\n")
+    # The tiny global model hardly tells responses apart: the paper's values do nothing to it.
+    assert "tau: share of the training pairs kept" in outcome.out
+    assert "filter_threshold 0.7 keeps 100.0 % of the pairs" in outcome.out
+    assert set(document["cultures"]["North"]["margins"]["kept"]) >= {"0.5", "0.7"}
 
 
 def test_a_dry_run_prints_config_and_plan_and_trains_nothing(scpo, config, tmp_path):

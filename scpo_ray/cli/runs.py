@@ -67,7 +67,7 @@ def score(
     from scpo_ray.settings.files import load_config
 
     scores = global_scores(load_config(config, overrides or []), on_ray=on_ray)
-    show(as_json, asdict(scores), [listings.score_table(scores)])
+    show(as_json, asdict(scores), listings.score_tables(scores))
     say(f"scores: {scores.path}")
 
 

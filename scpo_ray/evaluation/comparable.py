@@ -115,7 +115,7 @@ def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
         np.array_equal(getattr(first, column), getattr(second, column))
         for column in ("culture", "pair_id", "cluster")
     ):
-        return f"their test pairs: {_first_difference(first, second)}"
+        return f"their pairs: {_first_difference(first, second)}"
     if first.ref_margin is None and second.ref_margin is None:
         return None
     if first.ref_margin is None or second.ref_margin is None:

@@ -111,9 +111,8 @@ def nearness_of_run(result: RunResult) -> list[Nearness]:
 
 def opinion_examples(
     opinions: Opinions,
-    rewards: NDArray[np.float32],
     texts: TextSource,
-    *,
+    rewards: NDArray[np.float32],
     temperatures: dict[str, dict[str, float]],
     cultures: Sequence[str],
 ) -> list[OpinionExample]:

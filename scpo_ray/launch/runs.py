@@ -13,7 +13,7 @@ from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
-from scpo_ray.records import ALONE, InputError
+from scpo_ray.records import ALONE, HeldOut, InputError
 from scpo_ray.report.page import write_report
 from scpo_ray.report.written import write_answer
 from scpo_ray.results import ComparisonResult, RunResult
@@ -23,6 +23,7 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.shown import duration
 from scpo_ray.storage.run_dir import (
     COMPARISON_FILE,
+    load_dev_pairs,
     load_result,
     load_test_opinions,
     load_test_pairs,
@@ -154,9 +155,19 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
 
 
 def compared_run(
-    culture: str, result: RunResult, path: Path, like: ComparedRun | None = None
+    culture: str,
+    result: RunResult,
+    path: Path,
+    like: ComparedRun | None = None,
+    *,
+    side: HeldOut = "test",
 ) -> ComparedRun:
-    """A finished run with its test pairs' outcomes, read from its folder; `like`: another one."""
-    outcomes = pair_outcomes(load_test_pairs(path), like.outcomes if like else None)
-    opinions = load_test_opinions(path) if result.opinions else None
+    """A finished run with the outcomes of its dev or test pairs, read from its folder.
+
+    Args:
+        like: another run on the same pairs.
+    """
+    columns = load_dev_pairs(path) if side == "dev" else load_test_pairs(path)
+    outcomes = pair_outcomes(columns, like.outcomes if like else None)
+    opinions = load_test_opinions(path) if result.opinions and side == "test" else None
     return ComparedRun(result, culture, outcomes, opinions)

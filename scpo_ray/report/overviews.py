@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scpo_ray.records import CultureCounts
+from scpo_ray.results import MarginLook
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,21 @@ class CultureScores:
     """Reward units."""
     kept_share: float
     """Share of the pairs below the filter threshold."""
+    margins: MarginLook
+    """What other values of tau and beta would do."""
 
 
 @dataclass(frozen=True)
 class GlobalScores:
+    """What `scpo score` shows.
+
+    `filter_threshold`, `weight_temperature`: of the settings; None where there is no filter, or a
+    run is to choose.
+    """
+
     cultures: dict[str, CultureScores]
     filter_threshold: float | None
+    weight_temperature: float | None
     num_texts: int
     path: str
 

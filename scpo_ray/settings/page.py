@@ -155,8 +155,9 @@ def _rule(field: Any) -> str:
         if hasattr(rule, name)
     ]
     choices = _choices(field.annotation)
-    if choices and int in get_args(field.annotation):
-        choices.append(_kind(int))
+    if choices:
+        numbers = [kind for kind in (int, float) if kind in get_args(field.annotation)]
+        choices = [*map(_kind, numbers), *choices]
     return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
 
 

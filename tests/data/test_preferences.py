@@ -502,9 +502,12 @@ def test_the_blend_pairs_split_as_labelled(tmp_path):
     data = load_preferences(config, tmp_path)
 
     # Of its README: 38,676 cross and 13,946 within pairs, 16 groups; Mexico 2515 + 933, 382 + 165.
-    assert len(data.train) + len(data.test) == 38_676 + 13_946
+    assert sum(map(len, data.sides)) == 38_676 + 13_946
     assert len(data.cultures) == 16
     mexico = data.counts["Mexico"]
-    assert (mexico.train_pairs, mexico.test_pairs) == (2_515 + 933, 382 + 165)
+    assert mexico.train_pairs + mexico.dev_pairs == 2_515 + 933
+    assert mexico.test_pairs == 382 + 165
+    # Questions are the same in all groups: none is trained on in one and chosen on in another.
+    assert not set(data.train.cluster_codes) & set(data.dev.cluster_codes)
     assert mexico.test_users <= 75
     assert mexico.train_test_texts == 0

@@ -421,12 +421,12 @@ BOTH = "finetune/Chile/seed 0 and scpo/Mexico/seed 0"
     [
         (
             with_column(SECOND, pair_id=np.array([f"other{i}" for i in range(8)], object)),
-            f"{BOTH} differ in their test pairs: row 0 is 'Chile' 'Chile0:0>1' 'Chile0' and "
+            f"{BOTH} differ in their pairs: row 0 is 'Chile' 'Chile0:0>1' 'Chile0' and "
             "'Chile' 'other0' 'Chile0' (culture, pair, cluster)",
         ),
         (
             with_column(SECOND, cluster=SECOND.outcomes.cluster[::-1]),
-            f"{BOTH} differ in their test pairs: row 0 is",
+            f"{BOTH} differ in their pairs: row 0 is",
         ),
         (
             make_run("scpo", "Mexico", cultures=(*CULTURES, "Israel")),

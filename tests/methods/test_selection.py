@@ -16,7 +16,6 @@ from scpo_ray.methods.task import Task
 from scpo_ray.records import ALONE, InputError, Pairs
 from scpo_ray.settings.methods import METHODS, method_names
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.settings.selection import SelectionConfig
 
 NAN = math.nan
 GPO = RunConfig.model_validate({"method": "gpo", "data": {"source": "opinions"}})
@@ -72,8 +71,13 @@ def test_a_threshold_of_one_drops_the_sure_pairs_and_no_threshold_none():
     chosen, rejected = sides([30.0, 40.0])
 
     def keep(threshold):
-        config = SelectionConfig(filter_threshold=threshold)
-        selection = select_pairs(chosen, rejected, filters=True, weighting="none", config=config)
+        selection = select_pairs(
+            chosen,
+            rejected,
+            filter_threshold=threshold,
+            weighting="none",
+            weight_temperature=None,
+        )
         return selection.keep.tolist()
 
     # sigmoid(30) < 1 in float64, sigmoid(40) is 1.
