@@ -143,12 +143,10 @@ def example_pairs(
     for code, culture in enumerate(train.cultures):
         for kind, mask in kinds.items():
             rows = np.flatnonzero(mask & (train.culture_codes == code))
+            order = stream(seed, "examples", culture, kind).permutation(len(rows))
             if kind == "down-weighted":
                 order = np.argsort(weights[rows], kind="stable")
-            else:
-                order = stream(seed, "examples", culture, kind).permutation(len(rows))
-            shown = rows[order[:num_examples]]
-            pairs = train.take(shown)
+            pairs = train.take(shown := rows[order[:num_examples]])
             ref_chosen, ref_rejected = ref_rewards[pairs.chosen], ref_rewards[pairs.rejected]
             probabilities = win_probabilities(ref_chosen, ref_rejected)
             examples += [

@@ -40,38 +40,8 @@ def comparison_tables(
     results: Sequence[RunResult], comparison: ComparisonResult
 ) -> dict[str, list[Table]]:
     """Section -> its tables; rows are cultures, the macro mean first, columns the methods."""
-    unit = unit_of(results)
-    summaries = {(s.method, s.culture): s for s in comparison.summaries}
-    tested = control_evaluations(results)
-
-    names = controls(results)
-
-    def of_layer(layer: str) -> Beside:
-        return lambda culture, name: (
-            tested[culture].controls.get(name, {}).get(layer) if culture in tested else None
-        )
-
-    def on_others(culture: str, name: str) -> Estimate | None:
-        return control_on_others(tested, name, culture)
-
-    def table(
-        title: str, methods: Sequence[str], pick: Pick, layer: str, beside: Beside | None = None
-    ) -> Table:
-        rows = []
-        for culture in ("", *comparison.cultures):
-            found = [summaries.get((m, culture)) for m in methods]
-            picked = [pick(s).get(layer) if s else None for s in found]
-            with_sd = beside is not None and beside is not on_others
-            cells = [
-                cell_of(p, unit, s.seed_sd.get(layer) if s and with_sd else None)
-                for p, s in zip(picked, found, strict=True)
-            ]
-            cells += [cell_of(beside(culture, name), unit) for name in names if beside]
-            size = next((size_of(p, unit) for p in picked if p and p.num_pairs), "")
-            rows.append(Row(culture or "Macro mean", size, "" if culture else "macro", cells))
-        columns = [(m, "") for m in methods] + [(name, "control") for name in names if beside]
-        return Table(title, f"culture (pairs, {unit})", columns, rows)
-
+    tables = _Compared(results, comparison)
+    table, summaries, unit = tables.table, tables.summaries, tables.unit
     trained = [m for m in comparison.methods if m != "global"]
     macro = [summaries[m, ""] for m in trained if (m, "") in summaries]
     others = [m for m in trained if m != "finetune"] if "finetune" in trained else []
@@ -84,7 +54,7 @@ def comparison_tables(
     for layer in LAYERS:
         title = f"{layer}: % of test pairs ranked right"
         found["accuracy"].append(
-            table(title, comparison.methods, lambda s: s.accuracy, layer, of_layer(layer))
+            table(title, comparison.methods, lambda s: s.accuracy, layer, tables.of_layer(layer))
         )
         for methods, pick, against in (
             (others, lambda s: s.minus_finetune, "finetune"),
@@ -96,8 +66,56 @@ def comparison_tables(
                 found["differences"].append(table(title, methods, pick, layer))
     if trained:
         title = "all: % of the other cultures' test pairs ranked right"
-        found["others"] = [table(title, trained, _on_other_cultures, "all", on_others)]
+        found["others"] = [table(title, trained, _on_other_cultures, "all", tables.on_others)]
     return found
+
+
+class _Compared:
+    """A comparison's tables share their rows (cultures), sizes and controls."""
+
+    def __init__(self, results: Sequence[RunResult], comparison: ComparisonResult) -> None:
+        self.unit = unit_of(results)
+        self.summaries = {(s.method, s.culture): s for s in comparison.summaries}
+        self._tested = control_evaluations(results)
+        self._controls = controls(results)
+        self._cultures = ("", *comparison.cultures)
+
+    def of_layer(self, layer: str) -> Beside:
+        return lambda culture, name: (
+            self._tested[culture].controls.get(name, {}).get(layer)
+            if culture in self._tested
+            else None
+        )
+
+    def on_others(self, culture: str, name: str) -> Estimate | None:
+        return control_on_others(self._tested, name, culture)
+
+    def table(
+        self,
+        title: str,
+        methods: Sequence[str],
+        pick: Pick,
+        layer: str,
+        beside: Beside | None = None,
+    ) -> Table:
+        """Args: beside: the controls' numbers, which have columns of their own."""
+        rows = []
+        for culture in self._cultures:
+            found = [self.summaries.get((m, culture)) for m in methods]
+            picked = [pick(s).get(layer) if s else None for s in found]
+            # What the seeds' deviation is of: a method's accuracy on its own culture.
+            with_sd = beside is not None and pick is not _on_other_cultures
+            cells = [
+                cell_of(p, self.unit, s.seed_sd.get(layer) if s and with_sd else None)
+                for p, s in zip(picked, found, strict=True)
+            ]
+            if beside is not None:
+                cells += [cell_of(beside(culture, name), self.unit) for name in self._controls]
+            size = next((size_of(p, self.unit) for p in picked if p and p.num_pairs), "")
+            rows.append(Row(culture or "Macro mean", size, "" if culture else "macro", cells))
+        columns = [(m, "") for m in methods]
+        columns += [(name, "control") for name in self._controls] if beside is not None else []
+        return Table(title, f"culture (pairs, {self.unit})", columns, rows)
 
 
 def _on_other_cultures(summary: MethodSummary) -> dict[str, Estimate | Difference]:
