@@ -1,19 +1,15 @@
 """The story of one run: from a config to a trained, evaluated, saved reward model."""
 
-import hashlib
-import json
 import logging
-import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-import scpo_ray
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
+from scpo_ray.evaluation.calibration import evaluate_calibration, fitting_pairs
 from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.nearness import opinion_examples
 from scpo_ray.evaluation.opinions import (
@@ -23,35 +19,39 @@ from scpo_ray.evaluation.opinions import (
     opinion_columns,
     opinion_outcomes,
 )
+from scpo_ray.evaluation.scales import reference_scale, reference_texts
 from scpo_ray.methods.account import (
     choice_told,
     examples,
     pair_columns,
     selection_summaries,
+    training_record,
     truncated_texts,
 )
+from scpo_ray.methods.mixture import culture_weights_of, cultures_mask, training_fingerprint
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
-from scpo_ray.models.export import load_exported
+from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
 from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
+from scpo_ray.records import InputError, OpinionExample, Pairs, PreferenceData, Tokens, Worker
 from scpo_ray.results import (
     RESULT_FORMAT,
+    BestOfN,
+    Calibration,
     CultureEvaluation,
-    OpinionExample,
     OpinionScores,
     RunResult,
     TrainingRecord,
 )
-from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder
 from scpo_ray.storage.run_dir import RunDir, load_result, trained_model_dir
+from scpo_ray.storage.scale_file import save_scale
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.training.plan import plan_steps
 from scpo_ray.workers import from_first, together
@@ -80,6 +80,8 @@ class Evaluated:
 
     pairs: dict[str, CultureEvaluation]
     dev: dict[str, CultureEvaluation]
+    calibration: dict[str, Calibration]
+    best_of_n: dict[str, BestOfN]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
     opinion_examples: list[OpinionExample]
@@ -96,6 +98,9 @@ def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | No
     if prepared.task.worker.rank > 0:
         return None
     found = evaluate_rewards(prepared.task, rewards)
+    if fitted.makes_model:
+        save_temperatures(context.run_dir.model_dir, found.calibration)
+        _save_scale(prepared.task.data, rewards, context.run_dir)
     result = _result(prepared, fitted, found, context.run_dir)
     _save_outcomes(prepared.task, rewards, found, context.run_dir)
     context.tracker.log_result(result, context.run_dir.path)
@@ -180,6 +185,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
             ),
             num_workers=worker.world_size,
             seed=config.seed,
+            groups=None if config.train.draw == "pairs" else task.train_pairs.interactions[rows],
         )
     return PreparedRun(task, selection, rows, weights, plan)
 
@@ -188,7 +194,7 @@ def run_fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
     """What a run that is found again must find as it was: the global model, and the pairs that it
     learns from. What it is tested on may change: then it is evaluated again."""
     of_model = {name: inputs.fingerprints[name] for name in ("model", "scores")}
-    return {"training": _training_fingerprint(config, inputs.data), **of_model}
+    return {"training": training_fingerprint(config, inputs.data), **of_model}
 
 
 def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> RunResult | None:
@@ -201,11 +207,14 @@ def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> R
     return result if known == (config.evaluation_id, data_fingerprint) else None
 
 
-def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
+def evaluate_rewards(
+    task: Task, rewards: NDArray[np.float32], saved_temperatures: dict[str, float] | None = None
+) -> Evaluated:
     """A model's rewards on the held-out pairs and opinions, beside the global model's.
 
     Args:
         rewards: (T,), of `evaluated_texts` at least.
+        saved_temperatures: culture -> the model's own, where it has them; else they are fitted.
     """
     config, data, ref_rewards = task.config, task.data, task.ref_rewards
     lengths = response_lengths(data)
@@ -214,14 +223,28 @@ def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
         settings, seed = config.evaluation, config.seed
         return evaluate_pairs(side, rewards, ref_rewards, lengths, settings, seed=seed)
 
-    pairs, dev = evaluated(data.test), evaluated(data.dev) if len(data.dev) else {}
+    found = Evaluated(
+        evaluated(data.test),
+        evaluated(data.dev) if len(data.dev) else {},
+        evaluate_calibration(
+            data, rewards, ref_rewards, saved=saved_temperatures, seed=config.seed
+        ),
+        evaluate_best_of_n(data.test, rewards, ref_rewards),
+        [],
+        None,
+        [],
+    )
     if data.opinions is None:
-        return Evaluated(pairs, dev, [], None, [])
+        return found
     cultures = task.trained_cultures
     outcomes = opinion_outcomes(data.opinions, rewards, ref_rewards, trained_cultures=cultures)
     fitted = outcomes["all"].temperatures
-    shown = opinion_examples(data.opinions, data.texts, rewards, fitted, cultures)
-    return Evaluated(pairs, dev, evaluate_opinions(outcomes), outcomes, shown)
+    return replace(
+        found,
+        opinions=evaluate_opinions(outcomes),
+        outcomes=outcomes,
+        opinion_examples=opinion_examples(data.opinions, data.texts, rewards, fitted, cultures),
+    )
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -239,23 +262,16 @@ def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
     return lengths
 
 
-def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, float]:
-    """Culture -> weight, as set or all alike. Raises: InputError naming an unknown culture."""
-    if config.culture_weights is None:
-        return dict.fromkeys(data.cultures, 1.0)
-    check_culture_names(list(config.culture_weights), data.cultures, "culture_weights")
-    return dict(config.culture_weights)
-
-
 def _held_out_texts(data: PreferenceData) -> NDArray[np.int64]:
     sides = data.dev, data.test
     return np.unique(np.concatenate([t for p in sides for t in (p.chosen, p.rejected)]))
 
 
-def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
-    """The texts whose rewards an evaluation needs: of dev and test pairs, and every option of
-    opinions (those of training questions fit the temperature)."""
-    texts = _held_out_texts(data)
+def evaluated_texts(data: PreferenceData, *, seed: int) -> NDArray[np.int64]:
+    """The texts whose rewards an evaluation needs: of dev and test pairs, of the pairs that fit the
+    temperatures, and every option of opinions (those of training questions fit theirs)."""
+    fitting = fitting_pairs(data, seed=seed)
+    texts = np.union1d(_held_out_texts(data), np.concatenate([fitting.chosen, fitting.rejected]))
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
@@ -272,27 +288,8 @@ def task_of(config: RunConfig, inputs: RunInputs, worker: Worker) -> Task:
         worker=worker,
         ref_rewards=global_rewards(inputs, worker),
         culture_weights=weights,
-        train_pairs=data.train.take(_cultures_mask(data.train, learned)),
+        train_pairs=data.train.take(cultures_mask(data.train, learned)),
     )
-
-
-def _training_fingerprint(config: RunConfig, data: PreferenceData) -> str:
-    """Hash of the pairs that the run learns from, and of what each is called."""
-    if config.how.learns_from_all and data.opinions is not None:
-        return data.fingerprint
-    weights = culture_weights_of(config, data)
-    learned = dict.fromkeys(data.cultures, 1.0) if config.how.learns_from_all else weights
-    pairs = data.train.take(_cultures_mask(data.train, learned))
-    present = sorted(name for name in pairs.cultures if learned.get(name, 0.0) > 0)
-    numbers = np.array([present.index(n) if n in present else -1 for n in pairs.cultures])
-    digest = hashlib.sha256(json.dumps(present).encode())
-    for column in (
-        data.texts.hashes[pairs.chosen],
-        data.texts.hashes[pairs.rejected],
-        numbers[pairs.culture_codes],
-    ):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
 
 
 def _weights(task: Task, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -338,7 +335,7 @@ def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
     fitted: Fitted = task.config.how.fit(prepared, context)
     with together(task.worker):
         if task.worker.rank == 0:
-            run_dir.save_training_record(_training_record(task, fitted))
+            run_dir.save_training_record(training_record(task, fitted))
     return fitted
 
 
@@ -362,45 +359,28 @@ def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> F
     )
 
 
-def _training_record(task: Task, fitted: Fitted) -> TrainingRecord:
-    summary = fitted.summary
-    return TrainingRecord(
-        num_steps=summary.num_steps,
-        num_pairs_seen=summary.num_pairs_seen,
-        seconds=summary.seconds,
-        curve=summary.curve,
-        told=list(fitted.told),
-        makes_model=fitted.makes_model,
-        device=task.worker.device,
-        num_workers=task.worker.world_size,
-        engine=task.config.train.engine_name,
-        passes=summary.passes,
-        versions={
-            "scpo_ray": scpo_ray.__version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
-    )
-
-
 def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
-    """(T,) rewards of what is evaluated, NaN elsewhere."""
+    """(T,) rewards of what is evaluated and of the reference texts, NaN elsewhere."""
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(task.data)
+    evaluated = evaluated_texts(task.data, seed=task.config.seed)
+    texts = np.union1d(evaluated, reference_texts(task.data))
     rewards[texts] = fitted.rewards(texts)
     return rewards
 
 
-def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
-    wanted = [c for c, name in enumerate(pairs.cultures) if culture_weights.get(name, 0.0) > 0]
-    return np.isin(pairs.culture_codes, wanted)
+def _save_scale(data: PreferenceData, rewards: NDArray[np.float32], run_dir: RunDir) -> None:
+    try:
+        scale = reference_scale(data, rewards)
+    except ValueError as error:
+        log.warning("%s: the model gets no scale to be compared on: %s", run_dir.path, error)
+    else:
+        save_scale(run_dir.model_dir, scale)
 
 
 def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: RunDir) -> RunResult:
     task = prepared.task
     config, data = task.config, task.data
-    record = run_dir.training_record() or _training_record(task, fitted)
+    record = run_dir.training_record() or training_record(task, fitted)
     return RunResult(
         format=RESULT_FORMAT,
         run_id=config.run_id,
@@ -437,6 +417,8 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         opinion_examples=found.opinion_examples,
         told=[*choice_told(prepared.selection.chosen), *record.told],
         chosen_selection=prepared.selection.chosen,
+        calibration=found.calibration,
+        best_of_n=found.best_of_n,
     )
 
 

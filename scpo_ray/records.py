@@ -1,7 +1,7 @@
 """The nouns: what the chapters of a run hand to each other. Frozen, and without behaviour."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ class Pairs:
         interactions: (P,) int64, row of the interaction in its table.
         chosen, rejected: (P,) int64, which text of `PreferenceData.texts`.
         chosen_responses, rejected_responses: (P,) int16, which response of the interaction.
+        chosen_scores, rejected_scores: (P,) float32, the person's (or country's) scores of them.
         culture_codes: (P,) int32, index into `cultures`.
         cluster_codes: (P,) int64, the user (or question) the pair is resampled with.
         cultures: names, in the order of the codes.
@@ -78,6 +79,8 @@ class Pairs:
     rejected: NDArray[np.int64]
     chosen_responses: NDArray[np.int16]
     rejected_responses: NDArray[np.int16]
+    chosen_scores: NDArray[np.float32]
+    rejected_scores: NDArray[np.float32]
     culture_codes: NDArray[np.int32]
     cluster_codes: NDArray[np.int64]
     cultures: tuple[str, ...]
@@ -93,10 +96,21 @@ class Pairs:
             rejected=self.rejected[rows],
             chosen_responses=self.chosen_responses[rows],
             rejected_responses=self.rejected_responses[rows],
+            chosen_scores=self.chosen_scores[rows],
+            rejected_scores=self.rejected_scores[rows],
             culture_codes=self.culture_codes[rows],
             cluster_codes=self.cluster_codes[rows],
             cultures=self.cultures,
         )
+
+
+def joined(several: Sequence[Pairs]) -> Pairs:
+    """Pairs of the same data, one after the other."""
+    columns = [f.name for f in fields(Pairs) if f.name != "cultures"]
+    whole: dict[str, Any] = {
+        name: np.concatenate([getattr(p, name) for p in several]) for name in columns
+    }
+    return replace(several[0], **whole)
 
 
 @dataclass(frozen=True)
@@ -175,12 +189,25 @@ class Opinions:
 
 
 @dataclass(frozen=True)
+class OpinionExample:
+    """A test question as text, with the shares of the country and the model at its fitted
+    temperature; `similarity`: 1 - Jensen-Shannon distance, base e."""
+
+    culture: str
+    question: str
+    options: list[str]
+    country: list[float]
+    model: list[float]
+    similarity: float
+
+
+@dataclass(frozen=True)
 class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 
     `opinions` is None where the data holds no distributions; all their texts are in `texts`.
-    `refusals`: why nothing can be trained on it; data to train on has none. `human_score`: of an
-    interaction (as in `Pairs`) and one of its responses; None where the data keeps none.
+    `scores_are_votes`: whether scores count people (or are shares of them) who prefer a response.
+    `refusals`: why nothing can be trained on it; data to train on has none.
     """
 
     train: Pairs
@@ -195,8 +222,8 @@ class PreferenceData:
     fingerprint: str
     """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
     opinions: Opinions | None = None
+    scores_are_votes: bool = False
     refusals: tuple[str, ...] = ()
-    human_score: Callable[[int, int], float] | None = None
 
     @property
     def sides(self) -> tuple[Pairs, Pairs, Pairs]:

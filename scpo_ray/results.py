@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from scpo_ray.records import CultureCounts, HeldOut
+from scpo_ray.records import CultureCounts, HeldOut, OpinionExample
 
 RESULT_FORMAT: Final = 2
 """Raised when what a result says comes to mean something else: those of before are refused."""
@@ -38,9 +38,8 @@ class Difference:
 
     `p_value`: two-sided, of the interval's own procedure; `p_holm`: after Holm's correction over
     the cultures it was computed with. `detectable`: the smallest difference for which such a test
-    set gives p <= 0.05 (not corrected; among several models at the level of its interval) in 80 %
-    of cases, were the two models to differ as unevenly as these. None where undefined, and where
-    it would be above 1.
+    set gives p <= 0.05 (of several models: its interval's level) in 80 % of cases, were the two to
+    differ as unevenly as these. None where undefined, and where it would be above 1.
     """
 
     value: float | None
@@ -73,6 +72,62 @@ class CultureEvaluation:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How far win probabilities can be taken at their word, on one culture's test pairs.
+
+    By predictor: "model" and "global" say sigmoid(margin), "model_fitted" and "global_fitted"
+    sigmoid(margin / T), T the culture's temperature of that model.
+
+    Attributes:
+        temperatures: "model_fitted", "global_fitted" -> T, reward units; a predictor without one is
+            absent here and below.
+        fitted_on: the culture's dev pairs, its training pairs where nobody is held out for choices,
+            or the model's folder, which had them saved.
+        brier: mean squared distance of the win probability from what was preferred; 0.25 of a coin.
+        brier_minus_global: paired; below 0 is better. `p_holm` is over the cultures.
+        error: expected calibration error over bins of equal numbers of pairs; chance raises it.
+        error_debiased: root mean square of the same gaps, less what chance makes of it.
+        overconfidence: mean probability of the side the model is for, minus how often it is right.
+        vote_distance: mean distance of the win probability from the share of people's votes; empty
+            where scores are no votes.
+    """
+
+    temperatures: dict[str, float]
+    fitted_on: Literal["dev", "train", "saved"]
+    brier: dict[str, Estimate]
+    brier_minus_global: dict[str, Difference]
+    error: dict[str, float | None]
+    error_debiased: dict[str, Estimate]
+    overconfidence: dict[str, Difference]
+    vote_distance: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """What a model's picks among the scored responses of each prompt are worth, on one culture.
+
+    Attributes:
+        num_prompts: with two responses or more; mean_responses: how many each has.
+        regret: "model", "global", "random" -> the best response's score minus the pick's, in points
+            of human score, mean over the prompts; 0 is best.
+        regret_sd: the same in standard deviations of all scores of that user (or question).
+        regret_minus_global, regret_sd_minus_global: paired, below 0 is better; None without a
+            global model. Not corrected over the cultures.
+        win_rate: how often the model's pick has the higher score, equal scores counting half:
+            "random" against another response of the prompt, "global" against the global model's
+            pick (the same pick is equal).
+    """
+
+    num_prompts: int
+    mean_responses: float
+    regret: dict[str, Estimate]
+    regret_sd: dict[str, Estimate]
+    regret_minus_global: Difference | None
+    regret_sd_minus_global: Difference | None
+    win_rate: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
 class OpinionScores:
     """How near predicted answer shares come to each country's, on its test questions.
 
@@ -89,7 +144,7 @@ class OpinionScores:
         difference: culture -> "model" and "model_fitted" minus the global model at the same kind
             of temperature; `p_holm` over the cultures. macro_difference: as `macro`.
         temperatures: culture -> "model_fitted", "global_fitted" -> in reward units, fitted on the
-            culture's training questions.
+            culture's training questions. beside: "model_fitted" minus two that need no model.
     """
 
     options: Literal["all", "drop_refusal"]
@@ -101,20 +156,6 @@ class OpinionScores:
     macro_difference: dict[str, Difference]
     temperatures: dict[str, dict[str, float]]
     beside: dict[str, dict[str, Difference]] = field(default_factory=dict)
-    """Culture -> "best_constant", "other_countries" -> "model_fitted" minus it, each by itself."""
-
-
-@dataclass(frozen=True)
-class OpinionExample:
-    """A test question as text, with the shares of the country and the model at its fitted
-    temperature; `similarity`: 1 - Jensen-Shannon distance, base e."""
-
-    culture: str
-    question: str
-    options: list[str]
-    country: list[float]
-    model: list[float]
-    similarity: float
 
 
 @dataclass(frozen=True)
@@ -192,9 +233,8 @@ class ExamplePair:
     win_probability: float
     weight: float
     ref_rewards: tuple[float, float] | None = None
-    """The global model's, of the chosen and the rejected response; None in older results."""
     human_scores: tuple[float, float] | None = None
-    """The person's, of the two; None in older results, and where the data keeps none."""
+    """The global model's and the person's, of chosen and rejected; None in older results."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +277,26 @@ class TrainingRecord:
     versions: dict[str, str]
     passes: Passes | None = None
     """None where no network is trained."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What one model's rewards mean beside another's: `scpo_scale.json` in its folder.
+
+    Of its rewards of the reference texts, which are the same for the models of one data set:
+
+    Attributes:
+        mean, spread: in reward units; the spread is their standard deviation, above 0.
+        quantiles: ascending, from the lowest reward to the highest, in equal steps of probability.
+        num_texts: how many reference texts there were.
+        references: fingerprint of their set.
+    """
+
+    mean: float
+    spread: float
+    quantiles: list[float]
+    num_texts: int
+    references: str
 
 
 @dataclass(frozen=True)
@@ -285,9 +345,12 @@ class RunResult:
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
     opinion_examples: list[OpinionExample] = field(default_factory=list)
-    """Of the cultures trained for; none where the data holds no distributions."""
     chosen_selection: ChosenSelection | None = None
     """What was chosen for "auto" in `selection`; None where nothing was."""
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    """Culture -> on its test pairs."""
+    best_of_n: dict[str, BestOfN] = field(default_factory=dict)
+    """Culture -> on its test prompts."""
 
     @property
     def chosen_on(self) -> HeldOut:
@@ -330,6 +393,27 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class ScoreComparison:
+    """Two models' scores of the same responses, of anybody: the first minus the second.
+
+    Attributes:
+        first, second: their files.
+        evaluation: culture -> `before` is the second, `after` the first; "distinctive" are the
+            pairs that the second ranks wrong, "agreed" those that it ranks right.
+        macro: layer -> mean over the cultures of the first minus the second.
+        best_of_n: culture -> "model" is the first, "global" the second.
+        left_out: reason -> rows of people's scores that are in no number.
+    """
+
+    first: str
+    second: str
+    evaluation: dict[str, CultureEvaluation]
+    macro: dict[str, Difference]
+    best_of_n: dict[str, BestOfN]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
 class OpinionSummary:
     """One method's answer shares against one country's (or the macro mean), averaged over seeds.
 
@@ -347,7 +431,6 @@ class OpinionSummary:
     minus_global: Difference | None
     minus_finetune: Difference | None
     minus_constant: Difference | None = None
-    """Of "model_fitted", against `best_constant`; `minus_others`: against `other_countries`."""
     minus_others: Difference | None = None
 
 

@@ -1,11 +1,13 @@
 """Folders of ended runs into a page, and a run's model into a folder of its own."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from scpo_ray.models.adapters import merged_adapters
 from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.files import CALIBRATION_FILE
 from scpo_ray.records import InputError
 from scpo_ray.report.page import write_report
 from scpo_ray.report.written import write_answer
@@ -17,6 +19,7 @@ from scpo_ray.storage.run_dir import (
     load_result,
     trained_model_dir,
 )
+from scpo_ray.storage.scale_file import SCALE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,9 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
     model = load_exported(model_dir, device="cpu")
     with whole_folder(folder) as part:
         save_reward_model(merged_adapters(model) if merge else model, part)
+        for name in (CALIBRATION_FILE, SCALE_FILE):
+            if (model_dir / name).is_file():
+                shutil.copy(model_dir / name, part)
 
 
 def _runs_below(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@ import numpy as np
 from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
-    culture_weights_of,
     global_rewards,
     load_inputs,
     open_run_dir,
@@ -14,6 +13,7 @@ from scpo_ray.experiment import (
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.account import truncated_texts
 from scpo_ray.methods.margins import look_at_margins
+from scpo_ray.methods.mixture import culture_weights_of
 from scpo_ray.models.same_tokens import check_pairs_left
 from scpo_ray.records import InputError
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +112,9 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
         warnings=tuple(warnings),
         fingerprint=_fingerprint((train, dev, test), texts, opinions),
         opinions=opinions,
+        scores_are_votes=config.scores_are_votes,
         refusals=tuple(refusals),
-        human_score=partial(_human_score, table),
     )
-
-
-def _human_score(table: InteractionTable, interaction: int, response: int) -> float:
-    return float(table.human_scores[table.offsets[interaction] + response])
 
 
 def _cultures(table: InteractionTable, config: DataSection) -> tuple[tuple[str, ...], list[str]]:
@@ -278,6 +273,8 @@ def _number_texts(
         rejected=numbers[rejected_places],
         chosen_responses=chosen_responses,
         rejected_responses=rejected_responses,
+        chosen_scores=table.human_scores[chosen_places].astype(np.float32),
+        rejected_scores=table.human_scores[rejected_places].astype(np.float32),
         culture_codes=culture_codes[table.culture_codes[interactions]],
         cluster_codes=table.cluster_codes[interactions],
         cultures=cultures,
@@ -349,6 +346,8 @@ def _fingerprint(sides: Sequence[Pairs], texts: TableTexts, opinions: Opinions |
         _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)
         for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, clusters):
             digest.update(len(column).to_bytes(8, "little") + column.astype("<i8").tobytes())
+        for scores in (pairs.chosen_scores, pairs.rejected_scores):
+            digest.update(scores.astype("<f4").tobytes())
     digest.update(texts.hashes.astype("<u8").tobytes())
     if opinions is not None:
         digest.update(opinions.shares.astype("<f8").tobytes())

@@ -1,6 +1,6 @@
 """One model on every culture's held-out pairs, by layer, beside controls that cost nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -111,7 +111,6 @@ def example_pairs(
     weights: NDArray[np.float32],
     texts: TextSource,
     interaction_ids: Sequence[str],
-    human_score: Callable[[int, int], float] | None = None,
     *,
     num_examples: int,
     seed: int,
@@ -126,7 +125,6 @@ def example_pairs(
         ref_rewards: (T,) of the global model.
         kept, weights: (P,) what selection decided, before the cultures' weights.
         interaction_ids: indexed by `train.interactions`.
-        human_score: of an interaction and one of its responses.
 
     Returns: by culture, then kept, dropped, down-weighted; prompts and responses are cut to 600
         characters.
@@ -161,23 +159,11 @@ def example_pairs(
                     win_probability=float(probabilities[i]),
                     weight=float(weights[shown[i]]),
                     ref_rewards=(float(ref_chosen[i]), float(ref_rejected[i])),
-                    human_scores=_human_scores(pairs, i, human_score),
+                    human_scores=(float(pairs.chosen_scores[i]), float(pairs.rejected_scores[i])),
                 )
                 for i, identity in enumerate(pair_ids(pairs, interaction_ids))
             ]
     return examples
-
-
-def _human_scores(
-    pairs: Pairs, row: int, human_score: Callable[[int, int], float] | None
-) -> tuple[float, float] | None:
-    if human_score is None:
-        return None
-    interaction = int(pairs.interactions[row])
-    return (
-        human_score(interaction, int(pairs.chosen_responses[row])),
-        human_score(interaction, int(pairs.rejected_responses[row])),
-    )
 
 
 def control_on_others(

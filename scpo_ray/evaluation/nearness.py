@@ -13,12 +13,11 @@ from scpo_ray.evaluation.distributions import (
     option_shares,
     similarities,
 )
-from scpo_ray.records import Opinions, TextSource
+from scpo_ray.records import OpinionExample, Opinions, TextSource
 from scpo_ray.results import (
     ComparisonResult,
     Difference,
     Estimate,
-    OpinionExample,
     OpinionScores,
     RunResult,
 )

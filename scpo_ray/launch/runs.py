@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed
 
-from scpo_ray.evaluation.comparable import ComparedRun, pair_outcomes
+from scpo_ray.evaluation.comparable import ComparedRun, for_comparison, pair_outcomes
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
@@ -125,6 +125,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     trials = comparison_trials(comparison, inputs.data.cultures)
     log.info("%d runs; method, seed and culture_weights come from the space", len(trials))
     compared: list[ComparedRun] = []
+    # A method that pools is one run for all of its cultures: read once.
+    known: dict[str, ComparedRun] = {}
     failures: dict[str, str] = {}
     started = time.monotonic()
     for done, trial in enumerate(trials):
@@ -133,11 +135,18 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         said = f"; about {duration(left)} left" if done else ""
         log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
         try:
-            # Of two comparisons at once, one waits for the runs of the other and reads them.
-            open_run_dir(trial.config).wait_until_free()
-            result, path = _run(trial.config, inputs)
-            first = compared[0] if compared else None
-            compared.append(compared_run(trial.culture, result, path, first))
+            run_id = trial.config.run_id
+            if run_id not in known:
+                # Of two comparisons at once, one waits for the runs of the other and reads them.
+                open_run_dir(trial.config).wait_until_free()
+                result, path = _run(trial.config, inputs)
+                is_shown = result.seed == min(comparison.space.seed)
+                first = compared[0] if compared else None
+                found = compared_run(trial.culture, result, path, first)
+                like = first.result if first else None
+                slim = for_comparison(result, is_shown=is_shown, like=like)
+                known[run_id] = replace(found, result=slim)
+            compared.append(replace(known[run_id], culture=trial.culture))
         except InputError as error:
             log.error("%s: %s", name, error)
             failures[name] = " ".join(str(error).split())

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from scpo_ray.evaluation.nearness import Nearness, nearest_methods, nearness_of_run
 from scpo_ray.evaluation.recommendation import WORTH_SHOWING
+from scpo_ray.records import OpinionExample
 from scpo_ray.report.answer import drawn_cell, without_empty
 from scpo_ray.report.cells import (
     NONE,
@@ -17,7 +18,7 @@ from scpo_ray.report.cells import (
     points,
 )
 from scpo_ray.report.pictures import label
-from scpo_ray.results import ComparisonResult, OpinionExample, RunResult, Verdict
+from scpo_ray.results import ComparisonResult, RunResult, Verdict
 from scpo_ray.statistics.intervals import clusters_needed, verdict
 
 UNIT = "questions"

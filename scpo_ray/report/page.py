@@ -24,6 +24,7 @@ from scpo_ray.report.cells import (
     strip,
     unit_of,
 )
+from scpo_ray.report.confidence import best_of_n_tables, confidence_tables
 from scpo_ray.report.examples import examples_of
 from scpo_ray.report.findings import lead
 from scpo_ray.report.opinion_answer import opinion_answer, shown_questions
@@ -209,6 +210,8 @@ def _values(results: Sequence[RunResult], comparison: ComparisonResult | None) -
         "opinion_lead": said_of_opinions,
         "questions": shown_questions(results),
         "max_options": MAX_OPTIONS,
+        "confidence": confidence_tables(results, unit),
+        "best_of_n": best_of_n_tables(results, unit),
         "selection": selection_table(results),
         "examples": examples_of(results),
         "data": _data(results),

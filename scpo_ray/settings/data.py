@@ -95,6 +95,11 @@ class DataSection(Section):
         return plain_name(spelling)
 
     @property
+    def scores_are_votes(self) -> bool:
+        """Whether scores count the people (or are shares of them) who prefer a response."""
+        return self.holds_opinions
+
+    @property
     def min_score_gap(self) -> float:
         """Two responses whose scores are no further apart make no pair."""
         return 0.0

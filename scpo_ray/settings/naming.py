@@ -7,7 +7,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scpo_ray.results import CultureEvaluation, Difference, Estimate, OpinionScores, RunResult
+from scpo_ray.results import (
+    BestOfN,
+    Calibration,
+    CultureEvaluation,
+    Difference,
+    Estimate,
+    OpinionScores,
+    RunResult,
+)
 from scpo_ray.settings.run import EXECUTION, OBSERVATION, RunConfig, merged
 from scpo_ray.settings.section import Section
 
@@ -106,8 +114,8 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     users; `dev/accuracy/...`, `dev/accuracy_difference/...`, `dev/accuracy_macro/...` and
     `dev/accuracy_others/...` on those held out for choices. Opinions:
     `opinions/<options>/base_<base>/<predictor>/<culture>`, or `macro`, `micro` in the culture's
-    place, below `opinions_difference` minus the global model, and `opinions_temperature`.
-    """
+    place, below `opinions_difference` minus the global model, and `opinions_temperature`. Last
+    `calibration/<number>/<predictor>/<culture>` and `best_of_n/<number>/<of whom>/<culture>`."""
     metrics: dict[str, float | None] = {
         "train/seconds": result.train_seconds,
         "train/num_steps": result.num_steps,
@@ -144,6 +152,7 @@ def result_metrics(result: RunResult) -> dict[str, float]:
                 metrics |= _with_ends(f"control/{control}/{layer}/{name}", estimate)
     for scores in result.opinions:
         metrics |= _opinion_metrics(scores)
+    metrics |= _confidence_metrics(result)
     return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
@@ -207,6 +216,61 @@ def _opinion_metrics(scores: OpinionScores) -> dict[str, float | None]:
             # The same for both bases: written once over itself.
             name = f"opinions_temperature/{scores.options}/{predictor}/{safe_name(culture)}"
             metrics[name] = temperature
+    return metrics
+
+
+def _confidence_metrics(result: RunResult) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
+    for culture, calibration in result.calibration.items():
+        metrics |= _calibration_metrics(safe_name(culture), calibration)
+    for culture, picked in result.best_of_n.items():
+        metrics |= _best_of_n_metrics(safe_name(culture), picked)
+    return metrics
+
+
+def _calibration_metrics(name: str, found: Calibration) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
+    for predictor, temperature in found.temperatures.items():
+        metrics[f"calibration/temperature/{predictor}/{name}"] = temperature
+    for predictor, error in found.error.items():
+        metrics[f"calibration/error/{predictor}/{name}"] = error
+    numbers: dict[str, Mapping[str, Estimate | Difference]] = {
+        "brier": found.brier,
+        "brier_minus_global": found.brier_minus_global,
+        "error_debiased": found.error_debiased,
+        "overconfidence": found.overconfidence,
+        "vote_distance": found.vote_distance,
+    }
+    for number, by_predictor in numbers.items():
+        for predictor, estimate in by_predictor.items():
+            metrics |= _with_ends(f"calibration/{number}/{predictor}/{name}", estimate)
+    for predictor, difference in found.brier_minus_global.items():
+        key = f"calibration/brier_minus_global/{predictor}/{name}"
+        metrics |= {f"{key}/p_value": difference.p_value, f"{key}/p_holm": difference.p_holm}
+    return metrics
+
+
+def _best_of_n_metrics(name: str, found: BestOfN) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {
+        f"best_of_n/num_prompts/{name}": found.num_prompts,
+        f"best_of_n/mean_responses/{name}": found.mean_responses,
+    }
+    numbers = {
+        "regret": found.regret,
+        "regret_sd": found.regret_sd,
+        "win_rate": found.win_rate,
+    }
+    for number, by_pick in numbers.items():
+        for pick, estimate in by_pick.items():
+            metrics |= _with_ends(f"best_of_n/{number}/{pick}/{name}", estimate)
+    for number, difference in (
+        ("regret", found.regret_minus_global),
+        ("regret_sd", found.regret_sd_minus_global),
+    ):
+        if difference is not None:
+            key = f"best_of_n/{number}/minus_global/{name}"
+            metrics |= _with_ends(key, difference)
+            metrics[f"{key}/p_value"] = difference.p_value
     return metrics
 
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ def make_pairs(culture_codes: Sequence[int], clusters: Sequence[int], cultures=(
         rejected=2 * index + 1,
         chosen_responses=np.zeros(num_pairs, np.int16),
         rejected_responses=np.ones(num_pairs, np.int16),
+        chosen_scores=np.ones(num_pairs, np.float32),
+        rejected_scores=np.zeros(num_pairs, np.float32),
         culture_codes=np.array(culture_codes, np.int32),
         cluster_codes=np.array(clusters, np.int64),
         cultures=tuple(cultures),
@@ -364,10 +367,13 @@ def test_examples_need_a_decision_for_every_pair():
 
 
 def test_examples_carry_the_rewards_and_the_scores_of_both_responses():
+    scores = {
+        "chosen_scores": np.array([80, 81], "f4"),
+        "rejected_scores": np.array([40, 41], "f4"),
+    }
     found = example_pairs(
-        *(make_pairs([0, 0], [0, 1]), rewards_of([0.5, -0.25])),
+        *(replace(make_pairs([0, 0], [0, 1]), **scores), rewards_of([0.5, -0.25])),
         *(np.ones(2, bool), np.ones(2, np.float32), numbered_texts(2), ["a", "b"]),
-        lambda interaction, response: 80.0 + interaction - 40 * response,
         num_examples=2,
         seed=0,
     )

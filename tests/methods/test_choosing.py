@@ -95,17 +95,17 @@ def test_what_is_neither_a_number_nor_auto_is_refused(name, value, rule):
 
 
 def test_a_run_chooses_trains_with_it_and_says_so(tiny_reward_model, tmp_path):
-    config = tiny_config(tiny_reward_model, tmp_path, selection=AUTO.model_dump())
+    config = tiny_config(tiny_reward_model, tmp_path, selection={"filter_threshold": "auto"})
 
     result, _ = start_run(config)
 
     chosen = result.chosen_selection
-    assert len(chosen.tried) > 10 and chosen.tried[0].filter_threshold == chosen.filter_threshold
+    assert chosen.tried[0].filter_threshold == chosen.filter_threshold
+    assert chosen.weight_temperature == 1.1
     assert result.told[0].startswith("Chosen by 5-fold cross-validation over training users")
+    task = prepare_run(config, load_inputs(config, open_run_dir(config)), ALONE).task
     again = select_pairs(
-        *prepare_run(
-            config, load_inputs(config, open_run_dir(config)), ALONE
-        ).task.ref_pair_rewards,
+        *task.ref_pair_rewards,
         filter_threshold=chosen.filter_threshold,
         weighting="agreement",
         weight_temperature=chosen.weight_temperature,
