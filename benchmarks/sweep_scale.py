@@ -163,7 +163,7 @@ def timed_part(folder: str, template: str, *overrides: str) -> None:
 
         return timed
 
-    for name in ("run_jobs", "summarize_sweep", "write_sweep_report", "write_sweep_pictures"):
+    for name in ("run_jobs", "summarize_sweep", "write_sweep_report"):
         setattr(sweeps, name, marked(name, getattr(sweeps, name)))
     first: list[float] = []
     add = sweeps._Book.add
@@ -199,9 +199,7 @@ def main() -> None:
         "wall seconds per trial": [m["run_jobs"] / m["trials"] for m in (half, rest)],
         "seconds to the first trial's end": [m["first trial"] for m in (half, rest)],
         "table, s": [m["summarize_sweep"] for m in (half, rest, again)],
-        "report and pictures, s": [
-            m["write_sweep_report"] + m["write_sweep_pictures"] for m in (half, rest, again)
-        ],
+        "report and pictures, s": [m["write_sweep_report"] for m in (half, rest, again)],
         "whole command, s": [m["whole"] for m in (half, rest, again)],
         "driver's peak memory, MB": [m["peak MB"] for m in (half, rest, again)],
     }

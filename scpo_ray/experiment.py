@@ -11,6 +11,7 @@ from scpo_ray.data.loading import load_preferences
 from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
 from scpo_ray.evaluation.calibration import evaluate_calibration, fitting_pairs
 from scpo_ray.evaluation.layers import evaluate_pairs
+from scpo_ray.evaluation.nearness import opinion_examples
 from scpo_ray.evaluation.opinions import (
     OpinionOutcomes,
     Options,
@@ -36,7 +37,7 @@ from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
+from scpo_ray.records import InputError, OpinionExample, Pairs, PreferenceData, Tokens, Worker
 from scpo_ray.results import (
     RESULT_FORMAT,
     BestOfN,
@@ -74,10 +75,8 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions.
-
-    `dev`: on the users held out for choices; empty where nobody is.
-    """
+    """What was found on the test side, and in `dev` on the users held out for choices (empty where
+    nobody is); what is of opinions where the data holds them."""
 
     pairs: dict[str, CultureEvaluation]
     dev: dict[str, CultureEvaluation]
@@ -85,6 +84,7 @@ class Evaluated:
     best_of_n: dict[str, BestOfN]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
+    opinion_examples: list[OpinionExample]
 
 
 def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | None:
@@ -232,13 +232,19 @@ def evaluate_rewards(
         evaluate_best_of_n(data.test, rewards, ref_rewards),
         [],
         None,
+        [],
     )
     if data.opinions is None:
         return found
-    outcomes = opinion_outcomes(
-        data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
+    cultures = task.trained_cultures
+    outcomes = opinion_outcomes(data.opinions, rewards, ref_rewards, trained_cultures=cultures)
+    fitted = outcomes["all"].temperatures
+    return replace(
+        found,
+        opinions=evaluate_opinions(outcomes),
+        outcomes=outcomes,
+        opinion_examples=opinion_examples(data.opinions, data.texts, rewards, fitted, cultures),
     )
-    return replace(found, opinions=evaluate_opinions(outcomes), outcomes=outcomes)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -408,6 +414,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         engine=record.engine,
         passes=record.passes,
         opinions=found.opinions,
+        opinion_examples=found.opinion_examples,
         told=[*choice_told(prepared.selection.chosen), *record.told],
         chosen_selection=prepared.selection.chosen,
         calibration=found.calibration,

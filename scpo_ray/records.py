@@ -189,6 +189,19 @@ class Opinions:
 
 
 @dataclass(frozen=True)
+class OpinionExample:
+    """A test question as text, with the shares of the country and the model at its fitted
+    temperature; `similarity`: 1 - Jensen-Shannon distance, base e."""
+
+    culture: str
+    question: str
+    options: list[str]
+    country: list[float]
+    model: list[float]
+    similarity: float
+
+
+@dataclass(frozen=True)
 class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from scpo_ray.records import CultureCounts, HeldOut
+from scpo_ray.records import CultureCounts, HeldOut, OpinionExample
 
 RESULT_FORMAT: Final = 2
 """Raised when what a result says comes to mean something else: those of before are refused."""
@@ -38,8 +38,8 @@ class Difference:
 
     `p_value`: two-sided, of the interval's own procedure; `p_holm`: after Holm's correction over
     the cultures it was computed with. `detectable`: the smallest difference for which such a test
-    set gives p <= 0.05 (not corrected) in 80 % of cases, were the two models to differ as unevenly
-    as these. None where undefined, and where it would be above 1.
+    set gives p <= 0.05 (of several models: its interval's level) in 80 % of cases, were the two to
+    differ as unevenly as these. None where undefined, and where it would be above 1.
     """
 
     value: float | None
@@ -144,7 +144,7 @@ class OpinionScores:
         difference: culture -> "model" and "model_fitted" minus the global model at the same kind
             of temperature; `p_holm` over the cultures. macro_difference: as `macro`.
         temperatures: culture -> "model_fitted", "global_fitted" -> in reward units, fitted on the
-            culture's training questions.
+            culture's training questions. beside: "model_fitted" minus two that need no model.
     """
 
     options: Literal["all", "drop_refusal"]
@@ -155,6 +155,7 @@ class OpinionScores:
     difference: dict[str, dict[str, Difference]]
     macro_difference: dict[str, Difference]
     temperatures: dict[str, dict[str, float]]
+    beside: dict[str, dict[str, Difference]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,9 @@ class ExamplePair:
     ref_margin: float
     win_probability: float
     weight: float
+    ref_rewards: tuple[float, float] | None = None
+    human_scores: tuple[float, float] | None = None
+    """The global model's and the person's, of chosen and rejected; None in older results."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +344,7 @@ class RunResult:
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
+    opinion_examples: list[OpinionExample] = field(default_factory=list)
     chosen_selection: ChosenSelection | None = None
     """What was chosen for "auto" in `selection`; None where nothing was."""
     calibration: dict[str, Calibration] = field(default_factory=dict)
@@ -363,9 +368,9 @@ class MethodSummary:
     accuracy, None with one seed. `kept_share`: mean share of the training pairs selected. `noise`,
     `minus_noise`: the global model plus noise as large as each seed's change, and the method
     minus that; empty for "global" and without a global model. `others_minus_global`: on the pairs
-    of `other_cultures`, None without a global model. `minus_best`: paired with the best macro mean
-    on `all`, without a p-value, its interval holding for all methods at once; None for the best
-    itself and for single cultures (`intervals.standing` has the word for it).
+    of `other_cultures`, None without a global model. `minus_best`: paired with the best method of
+    the row on `all`, without a p-value, its interval holding for all methods at once; None for the
+    best itself (`intervals.standing` has the word for it).
     """
 
     method: str
@@ -425,6 +430,8 @@ class OpinionSummary:
     similarity: Estimate
     minus_global: Difference | None
     minus_finetune: Difference | None
+    minus_constant: Difference | None = None
+    minus_others: Difference | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -183,7 +184,6 @@ def run_result(
 
 def summary(method: str, culture: str, *, with_finetune: bool, shift: float = 0.0) -> MethodSummary:
     result = evaluation(method, shift)
-    behind = ACCURACY[method][0] - ACCURACY["scpo"][0]
     minus_finetune = {}
     if with_finetune:
         for layer, value in zip(LAYERS, ACCURACY["finetune"], strict=True):
@@ -201,7 +201,6 @@ def summary(method: str, culture: str, *, with_finetune: bool, shift: float = 0.
         noise={} if method == "global" else result.controls["global_noise"],
         minus_noise=result.minus_noise,
         others_minus_global=None if method == "global" else difference(-0.02),
-        minus_best=None if culture or method == "scpo" else difference(behind),
     )
 
 
@@ -220,6 +219,16 @@ def comparison(
         for seed in seeds
     ]
     rng = np.random.default_rng(0)
+    summaries = [
+        summary(
+            method,
+            culture,
+            with_finetune="finetune" in methods,
+            shift=0.02 * float(rng.standard_normal()) if culture else 0.0,
+        )
+        for method in methods
+        for culture in ("", *cultures)
+    ]
     return results, ComparisonResult(
         experiment="tastes",
         methods=list(methods),
@@ -227,14 +236,17 @@ def comparison(
         seeds=list(seeds),
         run_ids=[result.run_id for result in results],
         failures=failures or {},
-        summaries=[
-            summary(
-                method,
-                culture,
-                with_finetune="finetune" in methods,
-                shift=0.02 * float(rng.standard_normal()) if culture else 0.0,
-            )
-            for method in methods
-            for culture in ("", *cultures)
-        ],
+        summaries=[behind_best(s, summaries) for s in summaries],
     )
+
+
+def behind_best(row: MethodSummary, summaries: Sequence[MethodSummary]) -> MethodSummary:
+    """With its difference to the best of its culture; none for the best itself."""
+
+    def reached(s: MethodSummary) -> float:
+        return s.accuracy["all"].value or 0.0
+
+    best = max((s for s in summaries if s.culture == row.culture), key=reached)
+    if best is row:
+        return row
+    return replace(row, minus_best=difference(reached(row) - reached(best)))

@@ -108,11 +108,12 @@ def test_a_report_is_made_of_folders(scpo, comparison, config, tmp_path):
     page = tmp_path / "page.html"
     experiment = tmp_path / "runs" / "tiny"
 
-    whole = scpo("report", experiment, "--output", page)
+    whole = scpo("report", experiment, "--output", page, "--latex")
     single = scpo("report", run_folder(tmp_path / "runs"), "--output", tmp_path / "single.html")
 
-    assert whole == Outcome(0, "", f"report: {page}\n")
-    assert "North" in page.read_text()
+    texts = [tmp_path / "page.md", tmp_path / "page.tex"]
+    assert whole == Outcome(0, "", f"report: {page}\nas text: {texts[0]}, {texts[1]}\n")
+    assert all("North" in file.read_text() for file in (page, *texts))
     assert single.code == 0
     nothing = scpo("report", tmp_path, "--output", tmp_path / "none.html")
     assert nothing.code == 2

@@ -94,6 +94,8 @@ ROOMS: dict[str, list[str]] = {
         "comparable",
         "comparison",
         "opinion_comparison",
+        "recommendation",
+        "nearness",
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "choice", "efficiency", "summary"],
@@ -143,11 +145,18 @@ ROOMS: dict[str, list[str]] = {
     ],
     "report": [
         "overviews",
+        "order",
         "pictures",
         "cells",
         "terminal",
         "confidence",
+        "answer",
+        "opinion_answer",
+        "answer_picture",
         "findings",
+        "examples",
+        "written",
+        "page_tables",
         "page",
         "sweep_looks",
         "sweep_pictures",
@@ -167,6 +176,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_trial",
         "ray_tune",
         "sweep_book",
+        "sweep_live",
         "sweeps",
     ],
     "serve": [
@@ -244,7 +254,10 @@ HOMES = {
     },
     "sqlalchemy": {"tracking.opening"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
-    "matplotlib": {"report.pictures", "report.sweep_looks", "report.sweep_pictures"},
+    "matplotlib": {
+        *(f"report.{file}" for file in ("pictures", "answer_picture")),
+        *(f"report.{file}" for file in ("sweep_looks", "sweep_pictures")),
+    },
     "jinja2": {"models.templates", "report.page"},
     "ray": {
         "launch.ray_cluster",
@@ -312,6 +325,8 @@ PURE = [
     "sweep.efficiency",
     "sweep.summary",
     "evaluation.champion",
+    "evaluation.recommendation",
+    "evaluation.nearness",
 ]
 IMPURE = {
     "logging",

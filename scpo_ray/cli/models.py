@@ -22,11 +22,16 @@ ModelArgument = Annotated[str, typer.Argument(help="As in scpo-Mexico:3 or scpo-
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs or of comparisons.")],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Write the tables for a paper beside it (booktabs).")
+    ] = False,
 ) -> None:
-    """One HTML page about finished runs, from their result.json files alone."""
+    """One HTML page about finished runs, from their result.json files alone, and its answer as
+    Markdown beside it."""
     from scpo_ray.commands.folders import report_folders
 
-    say(f"report: {report_folders(folders, output)}")
+    page, texts = report_folders(folders, output, latex=latex)
+    say(f"report: {page}\nas text: {', '.join(map(str, texts))}")
 
 
 @app.command()

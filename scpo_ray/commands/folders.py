@@ -10,6 +10,7 @@ from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.models.files import CALIBRATION_FILE
 from scpo_ray.records import InputError
 from scpo_ray.report.page import write_report
+from scpo_ray.report.written import write_answer
 from scpo_ray.results import ComparisonResult, RunResult
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import (
@@ -23,12 +24,16 @@ from scpo_ray.storage.scale_file import SCALE_FILE
 log = logging.getLogger(__name__)
 
 
-def report_folders(folders: Sequence[Path], output: Path) -> Path:
-    """One page about runs and comparisons.
+def report_folders(
+    folders: Sequence[Path], output: Path, *, latex: bool = False
+) -> tuple[Path, list[Path]]:
+    """One page about runs and comparisons, and its answer as text.
 
     Args:
         folders: each a run's folder, or an experiment's with runs (and a comparison) in it.
+        latex: whether the answer and the example pairs are written for LaTeX, too.
 
+    Returns: the page, and the texts beside it: .md, .tex.
     Raises: InputError naming each folder without a result.
     """
     results: list[RunResult] = []
@@ -52,7 +57,9 @@ def report_folders(folders: Sequence[Path], output: Path) -> Path:
         if others:
             names = ", ".join(f"{r.method} {r.run_id}" for r in others)
             log.warning("left out, not in the comparison: %d runs (%s)", len(others), names)
-    return write_report(results, comparison, output)
+    page = write_report(results, comparison, output)
+    texts = write_answer(results, comparison, output.with_suffix(".md"), latex=latex)
+    return page, texts
 
 
 def export_model(run: Path, folder: Path, *, merge: bool) -> None:

@@ -50,8 +50,9 @@ def compare_runs(
     Where a method has no run for a culture there is no summary of the two, and the method's macro
     values are None: a mean over fewer cultures would be read against the others' as if alike.
 
-    The macro rows say how far each method is behind the best on `all`, with intervals that hold
-    for all methods at once, as a sweep's settings are measured (without p-values).
+    Every row says how far the method is behind the best of its culture (or macro mean) on `all`,
+    with intervals that hold for all methods at once, as a sweep's settings are measured (without
+    p-values).
 
     `other_cultures` is the macro mean over the cultures the model was not trained for; in the
     macro row, over all tested cultures, of what the models trained for another one reach there.
@@ -79,6 +80,7 @@ def compare_runs(
         evaluation_settings(runs[0]),
         seeds[0],
     )
+    behind = {c: _behind_best(methods, [c] if c else cultures, grid) for c in (MACRO, *cultures)}
     return ComparisonResult(
         experiment=experiment,
         methods=methods,
@@ -88,8 +90,8 @@ def compare_runs(
         failures=dict(failures),
         summaries=[
             row
-            for method, behind in _behind_best(methods, grid).items()
-            for row in _summaries(method, behind, grid)
+            for method in methods
+            for row in _summaries(method, {c: of[method] for c, of in behind.items()}, grid)
         ],
     )
 
@@ -181,11 +183,14 @@ class _Grid:
         return stream(self.seed, "comparison", *names)
 
 
-def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Difference | None]:
-    """How far each method's macro mean on `all` is behind the best, as settings are in a sweep."""
-    clusters = [grid.tested[culture].clusters for culture in grid.cultures]
+def _behind_best(
+    methods: Sequence[str], cultures: Sequence[str], grid: _Grid
+) -> dict[str, Difference | None]:
+    """How far each method's mean over `cultures` is behind the best on `all`, as settings are in a
+    sweep."""
+    clusters = [grid.tested[culture].clusters for culture in cultures]
     outcomes, seeds = [], []
-    for culture, labels in zip(grid.cultures, clusters, strict=True):
+    for culture, labels in zip(cultures, clusters, strict=True):
         columns = np.full((len(labels), len(methods)), np.nan)
         of_methods: list[Seeds] = []
         for column, method in enumerate(methods):
@@ -198,13 +203,17 @@ def _behind_best(methods: Sequence[str], grid: _Grid) -> dict[str, Difference | 
                 of_methods[column] = {training: macro_seed_variance([own], [labels])}
         outcomes.append(columns)
         seeds.append(of_methods)
+    # The macro mean's stream has no name beside its own: its numbers stay those of before.
+    names = cultures if cultures != grid.cultures else []
     behind = measured(outcomes, clusters, seeds).behind_best(
-        "max", samples=grid.settings.bootstrap_samples, rng=grid.stream("best")
+        "max", samples=grid.settings.bootstrap_samples, rng=grid.stream("best", *names)
     )
     return dict(zip(methods, behind, strict=True))
 
 
-def _summaries(method: str, behind: Difference | None, grid: _Grid) -> list[MethodSummary]:
+def _summaries(
+    method: str, behind: Mapping[str, Difference | None], grid: _Grid
+) -> list[MethodSummary]:
     minus_global = _differences(method, "global", grid)
     minus_finetune = _differences(method, "finetune", grid)
     minus_noise = _differences(method, "noise", grid)
@@ -229,7 +238,7 @@ def _summaries(method: str, behind: Difference | None, grid: _Grid) -> list[Meth
             noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
             minus_noise=minus_noise.get(culture, {}),
             others_minus_global=others_minus_global,
-            minus_best=behind if culture == MACRO else None,
+            minus_best=behind[culture],
             scale=_scale(method, culture, grid),
         )
         summaries.append(summary)

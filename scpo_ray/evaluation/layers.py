@@ -1,6 +1,6 @@
 """One model on every culture's held-out pairs, by layer, beside controls that cost nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -141,12 +141,10 @@ def example_pairs(
     for code, culture in enumerate(train.cultures):
         for kind, mask in kinds.items():
             rows = np.flatnonzero(mask & (train.culture_codes == code))
+            order = stream(seed, "examples", culture, kind).permutation(len(rows))
             if kind == "down-weighted":
                 order = np.argsort(weights[rows], kind="stable")
-            else:
-                order = stream(seed, "examples", culture, kind).permutation(len(rows))
-            shown = rows[order[:num_examples]]
-            pairs = train.take(shown)
+            pairs = train.take(shown := rows[order[:num_examples]])
             ref_chosen, ref_rejected = ref_rewards[pairs.chosen], ref_rewards[pairs.rejected]
             probabilities = win_probabilities(ref_chosen, ref_rejected)
             examples += [
@@ -160,10 +158,32 @@ def example_pairs(
                     ref_margin=float(ref_chosen[i] - ref_rejected[i]),
                     win_probability=float(probabilities[i]),
                     weight=float(weights[shown[i]]),
+                    ref_rewards=(float(ref_chosen[i]), float(ref_rejected[i])),
+                    human_scores=(float(pairs.chosen_scores[i]), float(pairs.rejected_scores[i])),
                 )
                 for i, identity in enumerate(pair_ids(pairs, interaction_ids))
             ]
     return examples
+
+
+def control_on_others(
+    evaluations: Mapping[str, CultureEvaluation], name: str, culture: str
+) -> Estimate | None:
+    """A control's accuracy on `all` of the other cultures' test pairs: the mean over them.
+
+    Args:
+        evaluations: culture -> the one whose controls are shown there.
+        culture: the one left out; "" for the mean over all.
+
+    Returns: without an interval, for the pairs are not here; None where another culture lacks it.
+    """
+    found = [e.controls.get(name, {}).get("all") for c, e in evaluations.items() if c != culture]
+    there = [estimate for estimate in found if estimate is not None and estimate.value is not None]
+    if not there or len(there) < len(found):
+        return None
+    value = float(np.mean([estimate.value for estimate in there]))
+    sizes = (sum(e.num_pairs for e in there), sum(e.num_clusters for e in there))
+    return Estimate(value, None, None, *sizes)
 
 
 def pair_ids(pairs: Pairs, interaction_ids: Sequence[str]) -> list[str]:

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.comparable import ComparedRun
 from scpo_ray.evaluation.comparison import MACRO, is_one_training
-from scpo_ray.evaluation.opinions import BASES, OPTION_POLICIES, RIVALS, Base, Options, column_name
+from scpo_ray.evaluation.opinions import (
+    BASES,
+    OPTION_POLICIES,
+    RIVALS,
+    WITHOUT_MODEL,
+    Base,
+    Options,
+    column_name,
+)
 from scpo_ray.results import Difference, Estimate, OpinionSummary
 from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.intervals import holm, macro_difference, macro_mean
@@ -67,6 +75,7 @@ class _Comparison:
         ]
         rival = None if method in ("global", "finetune") else ("finetune", ours)
         against_finetune = [self._column(method, ours, rival, culture) for culture in self.cultures]
+        without_model = self._without_model(policy, base, predictor, method)
         of_cultures = [
             OpinionSummary(
                 method=method,
@@ -77,9 +86,11 @@ class _Comparison:
                 similarity=self._mean([column]),
                 minus_global=self._difference([column]),
                 minus_finetune=self._difference([other]),
+                minus_constant=self._difference([constant]),
+                minus_others=self._difference([others]),
             )
-            for culture, column, other in zip(
-                self.cultures, against_global, against_finetune, strict=True
+            for culture, column, other, constant, others in zip(
+                self.cultures, against_global, against_finetune, *without_model, strict=True
             )
             if column is not None
         ]
@@ -93,8 +104,25 @@ class _Comparison:
             similarity=self._mean(against_global, one_training=together),
             minus_global=self._difference(against_global, one_training=together),
             minus_finetune=self._difference(against_finetune, one_training=together),
+            minus_constant=self._difference(without_model[0], one_training=together),
+            minus_others=self._difference(without_model[1], one_training=together),
         )
         return [macro, *_with_holm(of_cultures)]
+
+    def _without_model(
+        self, policy: Options, base: Base, predictor: Predictor, method: str
+    ) -> list[list[Column | None]]:
+        """Beside the best constant, and beside the other countries; Nones but for the fitted."""
+        if predictor != "model_fitted":
+            return [[None] * len(self.cultures)] * len(WITHOUT_MODEL)
+        ours = column_name(policy, base, predictor)
+        return [
+            [
+                self._column(method, ours, (method, column_name(policy, base, rival)), culture)
+                for culture in self.cultures
+            ]
+            for rival in WITHOUT_MODEL
+        ]
 
     def _column(
         self, method: str, name: str, rival: tuple[str, str] | None, culture: str

@@ -37,6 +37,8 @@ PREDICTORS = (
     "best_constant",
     "uniform",
 )
+WITHOUT_MODEL = ("best_constant", "other_countries")
+"""What a model at its fitted temperature is set against, beside the global one."""
 RIVALS = {"model": "global", "model_fitted": "global_fitted"}
 """What a model's shares are compared with: the global model's, by the same rule."""
 
@@ -113,7 +115,8 @@ def evaluate_opinions(outcomes: Mapping[Options, OpinionOutcomes]) -> list[Opini
 def opinion_columns(
     outcomes: Mapping[Options, OpinionOutcomes],
 ) -> dict[str, list[str] | NDArray[Any]]:
-    """The models' similarity to every test distribution; see `run_dir.load_test_opinions`."""
+    """The similarity to every test distribution of the models, and of what they are set against;
+    see `run_dir.load_test_opinions`."""
     first = outcomes[OPTION_POLICIES[0]]
     columns: dict[str, list[str] | NDArray[Any]] = {
         "culture": [first.cultures[code] for code in first.culture_codes],
@@ -121,7 +124,7 @@ def opinion_columns(
     }
     for policy, outcome in outcomes.items():
         for base, similarity in outcome.similarity.items():
-            for predictor in MODEL_PREDICTORS:
+            for predictor in (*MODEL_PREDICTORS, *WITHOUT_MODEL):
                 if predictor in similarity:
                     columns[column_name(policy, base, predictor)] = similarity[predictor]
     return columns
@@ -359,7 +362,25 @@ def _scores(policy: Options, base: Base, outcome: OpinionOutcomes) -> OpinionSco
         difference=difference,
         macro_difference=macro_difference_of,
         temperatures=outcome.temperatures,
+        beside={culture: _beside(outcome, similarity, culture) for culture in outcome.cultures},
     )
+
+
+def _beside(
+    outcome: OpinionOutcomes, similarity: Mapping[str, NDArray[np.float64]], culture: str
+) -> dict[str, Difference]:
+    """What needs no model -> the model at its fitted temperature minus it."""
+    ours = similarity.get("model_fitted")
+    if ours is None:
+        return {}
+    mine = (outcome.culture_codes == outcome.cultures.index(culture)) & np.isfinite(ours)
+    found = {}
+    for rival in WITHOUT_MODEL:
+        both = mine & np.isfinite(similarity[rival])
+        found[rival] = paired_difference(
+            ours[both], similarity[rival][both], outcome.clusters[both]
+        )
+    return found
 
 
 def _of_cultures(

@@ -124,18 +124,20 @@ def run_jobs(
     run_trial: TrialFunction,
     on_record: Callable[[TrialRecord], None],
     *,
+    on_step: Callable[[list[str]], None],
     at_once: int,
 ) -> None:
     """Runs every job.
 
     Args:
+        on_step: told about every second what runs: ids of trials, or of a search "setting 3".
         at_once: how many at a time, as `join` says.
         on_record: told of each trial as it ends, in this process; not of those that the budget's
             hours left in the middle.
 
     Raises: InputError if Tune itself gives up.
     """
-    follow = _Follow(sweep, on_record)
+    follow = _Follow(sweep, on_record, on_step)
     _fit(
         sweep,
         _Payload(sweep.model_dump_json(), (), tracked, os.getcwd(), run_trial),
@@ -156,18 +158,19 @@ def search(
     on_record: Callable[[TrialRecord], None],
     on_suggestion: Callable[[int, Mapping[str, Any]], None],
     *,
+    on_step: Callable[[list[str]], None],
     at_once: int,
 ) -> None:
     """Runs `search.num_draws` settings, each chosen after what is known of those before it.
 
     Args:
         found: what earlier commands have found out.
-        on_record, at_once: as for `run_jobs`.
+        on_record, on_step, at_once: as for `run_jobs`.
         on_suggestion: told of a suggestion and its number before it is run.
 
     Raises: as `run_jobs`.
     """
-    follow = _Follow(sweep, on_record, on_suggestion, num_known=found.num_known)
+    follow = _Follow(sweep, on_record, on_step, on_suggestion, num_known=found.num_known)
     _fit(
         sweep,
         _Payload(sweep.model_dump_json(), tuple(known_cultures), tracked, os.getcwd(), run_trial),
@@ -355,17 +358,23 @@ class _Follow(tune.Callback):  # type: ignore[misc]
         self,
         sweep: SweepConfig,
         on_record: Callable[[TrialRecord], None],
+        on_step: Callable[[list[str]], None],
         on_suggestion: Callable[[int, Mapping[str, Any]], None] | None = None,
         *,
         num_known: int = 0,
     ) -> None:
         self._on_record = on_record
+        self._on_step = on_step
         self._on_suggestion = on_suggestion
         self._next_number = num_known
         self._numbers: dict[str, int] = {}
         self._last: dict[str, dict[str, Any]] = {}
         hours = sweep.budget.hours
         self._deadline = time.monotonic() + hours * 3_600 if hours else math.inf
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        running = [trial for trial in trials if trial.status == "RUNNING"]
+        self._on_step([name for trial in running for name in self._names(trial)])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._on_suggestion is not None and trial.trial_id not in self._numbers:
@@ -408,6 +417,11 @@ class _Follow(tune.Callback):  # type: ignore[misc]
         error = f"its process or machine was lost {trial.num_failures} times: {lines[-1].strip()}"
         for known in self._known(trial):
             self._tell(trial, failed(known, error))
+
+    def _names(self, trial: Any) -> list[str]:
+        if trial.trial_id in self._numbers:
+            return [f"setting {self._numbers[trial.trial_id]}"]
+        return [known.trial_id for known in self._known(trial)]
 
     def _known(self, trial: Any) -> list[TrialRecord]:
         return [_unpacked(trial.config["job"]).known] if "job" in trial.config else []

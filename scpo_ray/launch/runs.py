@@ -15,6 +15,7 @@ from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_d
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, HeldOut, InputError
 from scpo_ray.report.page import write_report
+from scpo_ray.report.written import write_answer
 from scpo_ray.results import ComparisonResult, RunResult
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
@@ -155,8 +156,10 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         compare_runs(compared, run.experiment, failures), opinions=compare_opinions(compared)
     )
     save_comparison_result(folder, summary)
-    report = write_report([c.result for c in compared], summary, folder / "report.html")
-    track_comparison(run, summary, [report, folder / COMPARISON_FILE])
+    results = [c.result for c in compared]
+    report = write_report(results, summary, folder / "report.html")
+    texts = write_answer(results, summary, folder / "report.md")
+    track_comparison(run, summary, [report, *texts, folder / COMPARISON_FILE])
     return summary, folder
 
 

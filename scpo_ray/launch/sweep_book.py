@@ -83,6 +83,11 @@ class Book:
         self.jobs |= {job.known.trial_id: job for job in jobs}
         self._folder.add_setting(setting, suggestion)
 
+    def names(self, running: Sequence[str]) -> list[str]:
+        """Of trials by their ids; what is no id, a setting's number, stays as it is."""
+        jobs = {trial_id: self.jobs.get(trial_id) for trial_id in running}
+        return [self._name(job.known) if job else name for name, job in jobs.items()]
+
     def _name(self, record: TrialRecord) -> str:
         parts = [self.settings[record.setting].label]
         parts += [record.culture] if record.culture else []

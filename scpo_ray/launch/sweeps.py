@@ -17,6 +17,7 @@ from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
 from scpo_ray.launch.runs import compared_run
 from scpo_ray.launch.sweep_book import Book, PreparedSweep
+from scpo_ray.launch.sweep_live import LivePage
 from scpo_ray.launch.sweep_trial import (
     InputsCache,
     TrialFunction,
@@ -30,7 +31,7 @@ from scpo_ray.launch.sweep_trial import (
 )
 from scpo_ray.launch.worker import local_worker, send_unsent
 from scpo_ray.records import HeldOut, InputError
-from scpo_ray.report.sweep_page import write_sweep_pictures, write_sweep_report
+from scpo_ray.report.sweep_page import write_sweep_report
 from scpo_ray.settings.files import load_header, load_sweep
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import SweepConfig
@@ -184,19 +185,20 @@ def _run(
     prepared: PreparedSweep, cache: InputsCache, tracker: SweepTracker, trial: TrialFunction
 ) -> SweepResult:
     book = Book(prepared)
+    live = LivePage(prepared.folder.report_path, lambda: _summary(prepared, book))
     try:
         if prepared.sweep.search.is_adaptive:
-            _search(prepared, book, cache, tracker, trial)
+            _search(prepared, book, live, cache, tracker, trial)
         else:
-            _run_missing(prepared, book, cache, tracker, trial)
+            _run_missing(prepared, book, live, cache, tracker, trial)
     finally:
         _end_children(book, tracker)
     _send_unsent(prepared, book, tracker)
     result = _summary(prepared, book)
     prepared.folder.save_result(result)
-    report = write_sweep_report(result, prepared.folder.report_path)
-    write_sweep_pictures(result, prepared.folder.pictures_dir)
-    files = [prepared.folder.path / RESULT_FILE, report, prepared.folder.pictures_dir]
+    drawn = prepared.folder.pictures_dir
+    report = write_sweep_report(result, prepared.folder.report_path, pictures_dir=drawn)
+    files = [prepared.folder.path / RESULT_FILE, report, drawn]
     tracker.log_result(result, files)
     _register(prepared, result)
     return result
@@ -205,6 +207,7 @@ def _run(
 def _run_missing(
     prepared: PreparedSweep,
     book: Book,
+    live: LivePage,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -229,7 +232,11 @@ def _run_missing(
     log.info("Ray: %d trials at once", at_once)
     if trial is run_trial:
         _score([job.config for job in missing], cache)
-    run_jobs(sweep, missing, tracker.sweep, trial, book.add, at_once=at_once)
+    run_jobs(
+        *(sweep, missing, tracker.sweep, trial, book.add),
+        on_step=lambda running: live.step(book.names(running)),
+        at_once=at_once,
+    )
 
 
 def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
@@ -253,6 +260,7 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
 def _search(
     prepared: PreparedSweep,
     book: Book,
+    live: LivePage,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -277,7 +285,11 @@ def _search(
     at_once = join(sweep)
     _score([sweep.run, *(job.config for job in open_jobs)], cache)
     if open_jobs:
-        run_jobs(sweep, open_jobs, tracker.sweep, trial, book.add, at_once=at_once)
+        run_jobs(
+            *(sweep, open_jobs, tracker.sweep, trial, book.add),
+            on_step=lambda running: live.step(book.names(running)),
+            at_once=at_once,
+        )
     if num_known >= num_draws:
         return
 
@@ -300,6 +312,7 @@ def _search(
         trial,
         book.add,
         on_suggestion,
+        on_step=lambda running: live.step(book.names(running)),
         at_once=at_once,
     )
 

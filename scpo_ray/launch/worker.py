@@ -24,7 +24,7 @@ from scpo_ray.experiment import (
 from scpo_ray.methods.task import FitContext, Midway
 from scpo_ray.models.reward_model import resolve_device
 from scpo_ray.records import InputError, Worker
-from scpo_ray.report.page import write_pictures, write_report
+from scpo_ray.report.page import write_report
 from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import disk_errors
@@ -195,6 +195,7 @@ def _tracked(
 
 
 def _log_report(result: RunResult, run_dir: RunDir, tracker: Tracker) -> None:
-    tracker.log_artifact(write_report([result], None, run_dir.path / "report.html"))
-    write_pictures([result], None, run_dir.path / "pictures")
-    tracker.log_artifact(run_dir.path / "pictures")
+    drawn = run_dir.path / "pictures"
+    page = run_dir.path / "report.html"
+    tracker.log_artifact(write_report([result], None, page, pictures_dir=drawn))
+    tracker.log_artifact(drawn)

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scpo_ray.report.pictures import label, trained_on
+from markupsafe import Markup
+
+from scpo_ray.report.order import trained_on
+from scpo_ray.report.pictures import label
 from scpo_ray.results import Difference, Estimate, RunResult, SelectionSummary, Verdict
 from scpo_ray.statistics.intervals import verdict
 
@@ -30,12 +33,16 @@ ISOLATES = "\N{FIRST STRONG ISOLATE}\N{POP DIRECTIONAL ISOLATE}"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number as text, what stands below it, how it reads and what hovering over it says."""
+    """A number as text, what stands below it, how it reads and what hovering over it says.
+
+    `drawn`: a difference whose interval is drawn beside the number.
+    """
 
     main: str
     lines: tuple[str, ...] = ()
     tone: str = ""
     hint: str = ""
+    drawn: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,13 @@ class Table:
     def is_empty(self) -> bool:
         return all(cell.main == NONE for row in self.rows for cell in row.cells)
 
+    @property
+    def widest(self) -> float:
+        """How far from 0 the furthest end of what is drawn in the cells lies; 0 without any."""
+        drawn = [cell.drawn for row in self.rows for cell in row.cells if cell.drawn]
+        ends = [end for d in drawn for end in (d.value, d.low, d.high) if end is not None]
+        return max(map(abs, ends), default=0.0)
+
 
 def scaled(scale: float | None, before: str = "") -> str:
     """How much surer a model is of what the global one says, too."""
@@ -76,7 +90,14 @@ def cell_of(found: Estimate | Difference | None, unit: str, seed_sd: float | Non
     below = (interval(found), _p_value(found), *([shown] if shown in UNSHOWN else []))
     if found.detectable is not None:
         hint += f"; shows {100 * found.detectable:.1f} points in 80 % of cases"
-    return Cell(points(found.value), below, TONES[shown], hint)
+    return Cell(points(found.value), below, tone_of(found), hint)
+
+
+def tone_of(found: Difference) -> str:
+    """How a difference reads; one that is printed as 0 has no colour, whatever it shows."""
+    if found.value is None or round(100 * found.value, 1) == 0:
+        return "noise"
+    return TONES[verdict(found)]
 
 
 def selection_cell(found: SelectionSummary | None) -> Cell:
@@ -128,6 +149,29 @@ def size_of(found: Estimate | Difference | None, unit: str) -> str:
     return "" if found is None else f"{found.num_pairs:,} pairs, {found.num_clusters:,} {unit}"
 
 
+def strip(found: Difference, widest: float) -> Markup:
+    """A difference's dot and interval as a small picture, 0 in its middle.
+
+    Args:
+        widest: what lies at its edges; the same for all of a table's.
+    """
+    if found.value is None or not widest:
+        return Markup("")
+
+    def place(end: float) -> str:
+        return f"{60 + 56 * end / widest:.1f}"
+
+    line = ""
+    if found.low is not None and found.high is not None:
+        line = f'<path d="M{place(found.low)} 8H{place(found.high)}" class="bar"/>'
+    tone = tone_of(found)
+    return Markup(
+        f'<svg class="strip {tone}" viewBox="0 0 120 16" aria-hidden="true">'
+        f'<path d="M60 0V16" class="zero"/>{line}<circle cx="{place(found.value)}" cy="8" r="4"/>'
+        "</svg>"
+    )
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -142,9 +186,9 @@ def unit_of(results: Sequence[RunResult]) -> str:
     return "questions" if any(c.get("question") for c in columns) else "interactions"
 
 
-def shortened(text: str) -> str:
-    more = len(text) - MAX_CHARACTERS
-    return text if more <= 0 else f"{text[:MAX_CHARACTERS]} … ({more:,} more characters)"
+def shortened(text: str, longest: int = MAX_CHARACTERS) -> str:
+    more = len(text) - longest
+    return text if more <= 0 else f"{text[:longest]} … ({more:,} more characters)"
 
 
 def isolated(name: str, longest: int = 40) -> str:

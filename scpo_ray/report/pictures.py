@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from math import isfinite, nan
+from math import isfinite, isqrt, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from scpo_ray.report.order import control_evaluations, trained_on
 from scpo_ray.results import ComparisonResult, CultureEvaluation, Estimate, RunResult
-from scpo_ray.settings.methods import method_order, usable_methods
+from scpo_ray.settings.methods import usable_methods
 from scpo_ray.statistics.intervals import verdict
 
 MAX_CURVE_POINTS = 200
 # Of each kind of picture, and of a matrix' rows and columns: more take minutes and tens of MB.
 MAX_CULTURES = 24
+MAX_CELLS = 3_600
+"""Of all matrices of a page: each cell takes about 3 ms."""
 MAX_LABEL = 26
 PANEL = (3.5, 2.7)
 """Width and height of a panel, in inches."""
+HOVER = "hover: "
+"""How the id of a mark begins that says something when the pointer is on it."""
 STRONGEST_CHANGE = 0.15
 """The change in accuracy at which the matrix has its fullest colour."""
 
@@ -88,12 +93,15 @@ Point = tuple[str, Mapping[str, Estimate]]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`section`: where in the page; `name`: unique, safe as a file's name and as an id."""
+    """`section`: where in the page; `name`: unique, safe as a file's name and as an id; `subject`:
+    the culture or method that it is of, "" where of several; `names`: what its legend must tell."""
 
     section: str
     name: str
     title: str
     figure: Figure
+    subject: str = ""
+    names: tuple[str, ...] = ()
 
 
 def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> list[Picture]:
@@ -103,33 +111,28 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
     """
     drawn: list[Picture] = []
 
-    def add(section: str, title: str, figure: Figure) -> None:
+    def add(
+        section: str, title: str, figure: Figure, *, of: str, names: Sequence[str] = ()
+    ) -> None:
         number = sum(p.section == section for p in drawn) + 1
-        drawn.append(Picture(section, f"{section}-{number:02d}", title, figure))
+        name = f"{section}-{number:02d}"
+        drawn.append(Picture(section, name, title, figure, of, tuple(names)))
 
     tested = control_evaluations(results)
-    cultures = ["", *comparison.cultures[:MAX_CULTURES]] if comparison else [*tested][:MAX_CULTURES]
-    for culture in cultures:
-        shared = tested.get(culture)
-        points: list[Point] = list(shared.controls.items()) if shared else []
-        if comparison:
-            points += [(s.method, s.accuracy) for s in comparison.summaries if s.culture == culture]
-        else:
-            points += [("global", shared.before)] if shared else []
-            own = [r for r in results if r.culture_weights.get(culture) and culture in r.evaluation]
-            points += [(r.method, r.evaluation[culture].after) for r in own]
-        placed = [
-            (name, e) for name, e in points if has_number(e, "all") and has_number(e, "distinctive")
-        ]
+    placed = _tradeoffs(results, comparison, tested)
+    across = _shared_range([p for points in placed.values() for p in points])
+    for culture, points in placed.items():
         name = culture or "Macro mean over cultures"
-        if placed:
-            add("tradeoff", f"All against distinctive: {name}", tradeoff_figure(placed, title=name))
+        figure = tradeoff_figure(points, title=name, up=across)
+        add("tradeoff", f"All against distinctive: {name}", figure, of=culture)
     by_mixture: dict[str, list[RunResult]] = {}
     for run in results:
         by_mixture.setdefault(trained_on(run), []).append(run)
     for mixture, runs in list(by_mixture.items())[:MAX_CULTURES]:
         if any(run.curve.step for run in runs):
-            add("loss", f"Training loss: {mixture}", loss_figure(runs, title=mixture))
+            figure = loss_figure(runs, title=mixture)
+            names = [run.method for run in runs if run.curve.step]
+            add("loss", f"Training loss: {mixture}", figure, of=mixture, names=names)
     for culture in list(dict.fromkeys(c for r in results for c in r.selection))[:MAX_CULTURES]:
         # Seeds share the selection; a method that leaves every weight at 1 has nothing to show.
         firsts: dict[str, RunResult] = {}
@@ -138,73 +141,75 @@ def draw(results: Sequence[RunResult], comparison: ComparisonResult | None) -> l
                 firsts.setdefault(run.method, run)
         if firsts:
             figure = weight_figure(culture, list(firsts.values()), title=culture)
-            add("weights", f"Weights of the selected training pairs: {culture}", figure)
-    for method in dict.fromkeys(r.method for r in results if r.method != "global"):
+            title = f"Weights of the selected training pairs: {culture}"
+            add("weights", title, figure, of=culture, names=list(firsts))
+    trained = list(dict.fromkeys(r.method for r in results if r.method != "global"))
+    side = matrix_side(len(trained))
+    for method in trained:
         models = {trained_on(r): r.evaluation for r in reversed(results) if r.method == method}
         names = [n for n in dict.fromkeys([*tested, *by_mixture]) if n in models]
-        rows = [(name, models[name]) for name in names[:MAX_CULTURES]]
-        figure = matrix_figure(rows, list(tested)[:MAX_CULTURES], title=method)
-        add("matrix", f"{method}: model by tested culture", figure)
+        rows = [(name, models[name]) for name in names[:side]]
+        figure = matrix_figure(rows, list(tested)[:side], title=method)
+        add("matrix", f"{method}: model by tested culture", figure, of=method)
     return drawn
 
 
-def in_order(results: Sequence[RunResult]) -> list[RunResult]:
-    """By method, what was trained on, and seed."""
-    return sorted(results, key=lambda r: (method_order(r.method), trained_on(r), r.seed, r.run_id))
+def matrix_side(num_methods: int) -> int:
+    """Cultures of each method's matrix: all matrices together have `MAX_CELLS` cells."""
+    return min(MAX_CULTURES, isqrt(MAX_CELLS // max(1, num_methods)))
 
 
-def trained_on(result: RunResult) -> str:
-    """The culture, or the mixture with its weights."""
-    weights = {culture: w for culture, w in result.culture_weights.items() if w}
-    if len(weights) == 1:
-        return next(iter(weights))
-    if len(weights) > 4 and len(set(weights.values())) == 1:
-        return f"{len(weights)} cultures pooled"
-    return " + ".join(f"{culture} x {weight:g}" for culture, weight in weights.items())
+def _tradeoffs(
+    results: Sequence[RunResult],
+    comparison: ComparisonResult | None,
+    tested: Mapping[str, CultureEvaluation],
+) -> dict[str, list[Point]]:
+    """Culture ("" for the macro mean) -> its points with a number on both layers, if any."""
+    cultures = ["", *comparison.cultures] if comparison else [*tested]
+    found: dict[str, list[Point]] = {}
+    for culture in cultures[: MAX_CULTURES + (comparison is not None)]:
+        shared = tested.get(culture)
+        points: list[Point] = list(shared.controls.items()) if shared else []
+        if comparison:
+            points += [(s.method, s.accuracy) for s in comparison.summaries if s.culture == culture]
+        else:
+            points += [("global", shared.before)] if shared else []
+            own = [r for r in results if r.culture_weights.get(culture) and culture in r.evaluation]
+            points += [(r.method, r.evaluation[culture].after) for r in own]
+        both = [p for p in points if has_number(p[1], "all") and has_number(p[1], "distinctive")]
+        if both:
+            found[culture] = both
+    return found
 
 
-def control_evaluations(results: Sequence[RunResult]) -> dict[str, CultureEvaluation]:
-    """Culture -> the evaluation whose controls stand beside the methods.
-
-    That of scpo trained on the culture, lowest seed, where it was run: then "global_noise" is as
-    large as scpo's change. Else that of another trained run, else of any.
-    """
-
-    def rank(run: RunResult, culture: str) -> tuple[bool, bool, bool, int]:
-        untaught = not run.culture_weights.get(culture)
-        return untaught, run.method != "scpo", run.method == "global", run.seed
-
-    cultures = dict.fromkeys(c for r in results for c in r.evaluation)
-    return {
-        culture: min(
-            (r for r in results if culture in r.evaluation), key=lambda r: rank(r, culture)
-        ).evaluation[culture]
-        for culture in cultures
-    }
+def _shared_range(points: Sequence[Point]) -> tuple[float, float]:
+    """The lowest and the highest end on `all`, in %, and some room."""
+    ends = [e for _, layers in points for e in percentages(layers["all"]) if isfinite(e)]
+    return (min(ends, default=0.0) - 2, max(ends, default=100.0) + 2)
 
 
-def controls(results: Sequence[RunResult]) -> list[str]:
-    """Names of the controls that stand beside the methods."""
-    return list(
-        dict.fromkeys(name for e in control_evaluations(results).values() for name in e.controls)
-    )
-
-
-def tradeoff_figure(points: Sequence[Point], *, title: str) -> Figure:
+def tradeoff_figure(points: Sequence[Point], *, title: str, up: tuple[float, float]) -> Figure:
     """Accuracy on all test pairs against the distinctive ones, in %, with 95 % intervals.
 
-    `points`: what to mark and its estimates, which have a number on both layers.
+    `points`: what to mark and its estimates, which have a number on both layers. `up`: the range
+    on all pairs, that of the page's other panels too.
     """
     figure, axes = one_panel(title)
     for name, layers in points:
-        (x, *across), (y, *up) = percentages(layers["distinctive"]), percentages(layers["all"])
+        (x, *across), (y, *along) = percentages(layers["distinctive"]), percentages(layers["all"])
         line: dict[str, Any] = {"color": INKS[style_of(name).ink][0], "lw": 1, "alpha": 0.4}
         axes.hlines(y, *across, **line)
-        axes.vlines(x, *up, **line)
-        axes.plot(x, y, **_marker(name), zorder=3, clip_on=False)
+        axes.vlines(x, *along, **line)
+        [mark] = axes.plot(x, y, **_marker(name), zorder=3, clip_on=False)
+        on_hover(mark, f"{name}: all {y:.1f} %, distinctive {x:.1f} %")
+        # Beside the mark, on the side where there is room.
+        side, shift = ("left", 6) if x < 65 else ("right", -6)
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5, "ha": side}
+        axes.annotate(name, (x, y), (shift, 3), color=INKS[style_of(name).ink][0], **text)
     axes.set_xlabel("distinctive, %")
     axes.set_ylabel("all, %")
     axes.set_xlim(-4, 104)
+    axes.set_ylim(*up)
     axes.axvline(50, color=INKS["soft"][0], lw=0.7, ls=":", zorder=0)
     return figure
 
@@ -307,6 +312,11 @@ def label(text: str, longest: int = MAX_LABEL) -> str:
     return f"{text[: longest - tail - 1]}…{text[-tail:]}"
 
 
+def on_hover(artist: Any, said: str) -> None:
+    """What the page says when the pointer is on a mark."""
+    artist.set_gid(f"{HOVER}{said}")
+
+
 def to_svg(figure: Figure, *, title: str, key: str) -> str:
     """`figure` as an inline <svg> that takes its colours from the page's variables.
 
@@ -323,6 +333,7 @@ def to_svg(figure: Figure, *, title: str, key: str) -> str:
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d)\d+", r"\1", d.group()), svg)
+    svg = re.sub(rf'<g id="{HOVER}([^"]*)">', r"<g><title>\1</title>", svg)
     referenced = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda i: i.group() if i[1] in referenced else "", svg)
     for name, (on_white, _) in INKS.items():
@@ -330,6 +341,18 @@ def to_svg(figure: Figure, *, title: str, key: str) -> str:
     said, width = html.escape(title), 1.25 * figure.get_figwidth()
     opening = f'<svg role="img" style="max-width:{width:.1f}in" aria-label="{said}"'
     return svg.replace("<svg", opening, 1).replace(">", f"><title>{said}</title>", 1)
+
+
+def standing_alone(svg: str) -> str:
+    """An inline <svg> of `to_svg` as a file of its own, with the page's colours in it."""
+    colours = [
+        f":root{{{';'.join(f'--{name}:{of[dark]}' for name, of in INKS.items())}}}"
+        for dark in (0, 1)
+    ]
+    style = f"{colours[0]}@media(prefers-color-scheme:dark){{{colours[1]}}}"
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    opened = svg.replace("<svg", f"<svg {spaces}", 1)
+    return opened.replace("</title>", f"</title><style>{style}</style>", 1)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -378,7 +401,9 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
     shown = "–" if estimate is None or estimate.value is None else f"{100 * estimate.value:.1f}"
     corner = (column - 0.47, row - 0.46)
     found = verdict(change)
-    strong = found in ("better", "worse")
+    # A change that is printed as 0 has no colour.
+    printed = 0.0 if change is None else round(100 * (change.value or 0.0), 1)
+    strong = found in ("better", "worse") and printed != 0
     if change is not None and change.value is not None:
         if strong and isfinite(change.value):
             ink = INKS[found][0]

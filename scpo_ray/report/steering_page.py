@@ -4,8 +4,7 @@ from pathlib import Path
 
 from scpo_ray.report.cells import Cell, Row, Table
 from scpo_ray.report.overviews import JudgedPrompt, Steering
-from scpo_ray.report.page import render
-from scpo_ray.storage.disk import whole_file
+from scpo_ray.report.page import write_page
 
 
 def write_steering_page(found: Steering, title: str, path: Path) -> Path:
@@ -13,17 +12,14 @@ def write_steering_page(found: Steering, title: str, path: Path) -> Path:
 
     Raises: InputError if it cannot be written.
     """
-    page = render(
-        "steering.html.jinja",
-        [],
-        title=title,
-        lead=_lead(found),
-        agreement=_agreement(found),
-        examples=[_example(prompt) for prompt in found.examples],
-        judges=found.judges,
-    )
-    with whole_file(path) as part:
-        part.write_text(page, encoding="utf-8")
+    values = {
+        "title": title,
+        "lead": _lead(found),
+        "agreement": _agreement(found),
+        "examples": [_example(prompt) for prompt in found.examples],
+        "judges": found.judges,
+    }
+    write_page(path, "steering.html.jinja", [], num_cultures=len(found.judges), values=values)
     return path
 
 

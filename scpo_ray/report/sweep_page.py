@@ -3,10 +3,13 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from scpo_ray.records import LAYERS, HeldOut
+from scpo_ray.report.answer import answer_row, setting_advice, without_empty
 from scpo_ray.report.cells import (
     NONE,
     Cell,
@@ -22,13 +25,12 @@ from scpo_ray.report.cells import (
     shortened,
     size_of,
 )
-from scpo_ray.report.page import render, save_pictures
+from scpo_ray.report.page import save_pictures, write_page
 from scpo_ray.report.pictures import label
 from scpo_ray.report.sweep_looks import short_names, shown
 from scpo_ray.report.sweep_pictures import MAX_CULTURE_MAPS, draw_sweep, with_objective
 from scpo_ray.results import Difference
 from scpo_ray.statistics.intervals import standing
-from scpo_ray.storage.disk import whole_file
 from scpo_ray.sweep.records import (
     EfficiencyCurve,
     SettingSummary,
@@ -39,6 +41,8 @@ from scpo_ray.sweep.records import (
 
 log = logging.getLogger(__name__)
 
+REFRESH_S = 30
+"""Seconds after which the page of a running sweep is written, and loaded, anew."""
 MAX_SETTINGS = 100
 MAX_TRIALS = 200
 MAX_FAILURES = 20
@@ -56,59 +60,91 @@ MEASURES = {
 }
 
 
-def write_sweep_report(result: SweepResult, path: Path) -> Path:
-    """One self-contained HTML file: no script, no reference to anything outside it.
+def write_sweep_report(
+    result: SweepResult,
+    path: Path,
+    *,
+    pictures_dir: Path | None = None,
+    running: Sequence[str] | None = None,
+) -> Path:
+    """One HTML file that refers to nothing outside it; its pictures beside it where there are many.
+
+    Args:
+        pictures_dir: where the page's figures are written as PNG files, too.
+        running: what runs while the page is written, which then loads itself anew; None: the
+            sweep has ended.
 
     Returns: `path`; the file is there whole or not at all.
-    Raises: InputError if `path` cannot be written.
+    Raises: InputError if a place cannot be written.
     """
-    page = _page(result)
-    with whole_file(path) as part:
-        part.write_text(page, encoding="utf-8")
-    settings, trials, megabytes = len(result.settings), len(result.trials), len(page) / 1e6
-    log.info("%s: report of %d settings, %d trials, %.1f MB", path, settings, trials, megabytes)
+    drawn = draw_sweep(result)
+    number = len(result.cultures)
+    values = _values(result) | {"running": running, "refresh_s": REFRESH_S}
+    size = write_page(path, "sweep.html.jinja", drawn, num_cultures=number, values=values)
+    if pictures_dir is not None:
+        save_pictures(drawn, pictures_dir)
+    settings, trials = len(result.settings), len(result.trials)
+    log.log(
+        logging.INFO if running is None else logging.DEBUG,
+        "%s: report of %d settings, %d trials, %.1f MB",
+        *(path, settings, trials, size / 1e6),
+    )
     return path
 
 
-def write_sweep_pictures(result: SweepResult, folder: Path) -> list[Path]:
-    """The page's figures as PNG files in `folder`.
-
-    Returns: the files in the page's order; the same sweep gives the same names.
-    Raises: InputError if `folder` cannot be written.
-    """
-    return save_pictures(draw_sweep(result), folder)
-
-
-def _page(result: SweepResult) -> str:
+def _values(result: SweepResult) -> dict[str, Any]:
     labels = {s.setting.number: s.setting.label for s in result.settings}
     failed = [trial for trial in result.trials if trial.state == "failed"]
-    return render(
-        "sweep.html.jinja",
-        draw_sweep(result),
-        title=result.name,
-        question=result.question.strip(),
-        lead=_lead(result),
-        failures=[(_trial_name(t, labels), t.error or "no reason known") for t in failed],
-        max_failures=MAX_FAILURES,
-        ranking=_ranking_table(result),
-        num_settings=len(result.settings),
-        without_objective=len(result.settings) - len(with_objective(result)),
-        by_culture=_culture_table(result),
-        num_cultures=len(result.cultures),
-        max_culture_maps=MAX_CULTURE_MAPS,
-        best_trials=result.best_trials,
-        folders={t.trial_id: t.path for t in result.trials},
-        needs=pairs_needed(result.efficiency),
-        max_needs=MAX_NEEDS,
-        trials=result.trials[:MAX_TRIALS],
-        num_trials=len(result.trials),
-        labels=labels,
-        has_folds=result.num_folds is not None,
-        measure=_objective(result),
-        side=result.measured_on,
-        lowest_is_best=result.objective["mode"] == "min",
-        unit=UNIT,
-    )
+    answer, advice = sweep_answer(result)
+    return {
+        "title": result.name,
+        "question": result.question.strip(),
+        "lead": _lead(result),
+        "answer": answer,
+        "advice": advice,
+        "failures": [(_trial_name(t, labels), t.error or "no reason known") for t in failed],
+        "max_failures": MAX_FAILURES,
+        "ranking": _ranking_table(result),
+        "num_settings": len(result.settings),
+        "without_objective": len(result.settings) - len(with_objective(result)),
+        "by_culture": _culture_table(result),
+        "num_cultures": len(result.cultures),
+        "max_culture_maps": MAX_CULTURE_MAPS,
+        "best_trials": result.best_trials,
+        "folders": {t.trial_id: t.path for t in result.trials},
+        "needs": pairs_needed(result.efficiency),
+        "max_needs": MAX_NEEDS,
+        "trials": result.trials[:MAX_TRIALS],
+        "num_trials": len(result.trials),
+        "labels": labels,
+        "has_folds": result.num_folds is not None,
+        "measure": _objective(result),
+        "side": result.measured_on,
+        "lowest_is_best": result.objective["mode"] == "min",
+        "unit": UNIT,
+        "names": {"cultures": result.cultures},
+    }
+
+
+def sweep_answer(result: SweepResult) -> tuple[Table, list[str]]:
+    """The setting for the objective and for each culture alone, and what to do."""
+    rows, named = [], {}
+    for found in result.answers:
+        kind = "" if found.culture else "macro"
+        name = found.culture or "All cultures, one setting"
+        row = answer_row(name, kind, found, UNIT)
+        rows.append(replace(row, cells=[row.cells[place] for place in (0, 1, 2, 4, 5)]))
+        named[found.culture or "All cultures"] = found
+    columns = [
+        ("best setting", f"{result.objective['metric']}, %"),
+        ("sure?", "is every other one behind it"),
+        ("over global", "all, points"),
+        ("as good, for all we know", "not distinguishable from it"),
+        ("costs agreed", "points, minus global"),
+    ]
+    corner = f"culture ({result.measured_on} pairs, {UNIT})"
+    table = without_empty(Table("Which setting for whom", corner, columns, rows))
+    return table, setting_advice(named)
 
 
 def _lead(result: SweepResult) -> list[str]:

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -125,9 +125,8 @@ class Spread:
             return SMALLEST_P
         return exp(float(brentq(excess, log(SMALLEST_P), -1e-12, xtol=1e-9)))
 
-    @property
-    def detectable(self) -> float | None:
-        """The smallest difference with p <= 0.05 in 80 % of cases; None where it is above 1, and
+    def detectable(self, level: float) -> float | None:
+        """The smallest difference with p <= `level` in 80 % of cases; None where it is above 1, and
         where models never differ, or alike for everyone: that says nothing of what another could
         show."""
         square = 0.0
@@ -136,7 +135,7 @@ class Spread:
             (self.seeds.value, self.seeds.degrees),
         ):
             if variance > NO_VARIANCE:
-                square += _needed(degrees) ** 2 * variance
+                square += _needed(degrees, level) ** 2 * variance
         return sqrt(square) if 0 < square <= 1 else None
 
     def _step(self, level: float) -> float:
@@ -242,7 +241,7 @@ def macro_difference(
         spread.p_value(value),
         None,
         *sizes,
-        spread.detectable,
+        spread.detectable(LEVEL),
     )
 
 
@@ -287,6 +286,37 @@ def standing(reached: Estimate | None, minus_best: Difference | None) -> Standin
     return found if found in ("not distinguishable", "unknown") else "behind"
 
 
+def reversed_difference(found: Difference) -> Difference:
+    """The same comparison from the other side: the rival minus this model."""
+    value, low, high = found.value, found.low, found.high
+    return replace(
+        found,
+        value=None if value is None else 0.0 - value,
+        low=None if high is None else 0.0 - high,
+        high=None if low is None else 0.0 - low,
+    )
+
+
+def clusters_needed(found: Difference, effect: float) -> int | None:
+    """Users (or questions) with which a difference of `effect` would show in 80 % of cases.
+
+    What is detectable falls with the square root of their number. Seeds, which more users do not
+    make surer, count as if it did: with several seeds more users than these may be needed.
+
+    Args:
+        effect: accuracy, in (0, 1].
+
+    Returns: None where nothing says how users differ (`Difference.detectable`).
+    Raises: ValueError if `effect` is not in (0, 1].
+    """
+    if not 0 < effect <= 1:
+        raise ValueError(f"effect must be in (0, 1], got {effect}")
+    if found.detectable is None:
+        return None
+    # Rounding must not ask for one more.
+    return ceil(round(found.num_clusters * (found.detectable / effect) ** 2, 9))
+
+
 def detectable_difference(
     cluster_sizes: NDArray[Any], *, differing_share: float, correlation: float
 ) -> float | None:
@@ -308,7 +338,7 @@ def detectable_difference(
     if layout is None:
         return None
     variance = differing_share * (sizes * (1 + correlation * (sizes - 1))).sum() / sizes.sum() ** 2
-    needed = _needed(layout.degrees) * float(np.sqrt(variance))
+    needed = _needed(layout.degrees, LEVEL) * float(np.sqrt(variance))
     return needed if needed <= 1 else None
 
 
@@ -349,6 +379,6 @@ def _unseen(square: float) -> float:
     return square / (1 + square)
 
 
-def _needed(degrees: float) -> float:
-    """Standard errors that a difference must be for p <= 0.05 in 80 % of cases."""
-    return float(stdtrit(degrees, 1 - LEVEL / 2) + stdtrit(degrees, POWER))
+def _needed(degrees: float, level: float) -> float:
+    """Standard errors that a difference must be for p <= `level` in 80 % of cases."""
+    return float(stdtrit(degrees, 1 - level / 2) + stdtrit(degrees, POWER))

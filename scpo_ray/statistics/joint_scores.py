@@ -67,12 +67,12 @@ class Measured:
 
         Args:
             rival, column: whose model it is, measured on the same clusters, and its place there.
-            level: one minus the confidence of each interval.
+            level: one minus the confidence of each interval, and the p-value of `detectable`.
         """
         # Two columns that are alike may differ by rounding.
         values = np.round(self.values - rival.values[column], 12) + 0.0
         if not self.spreads:
-            return [self._difference(value, None) for value in values.tolist()]
+            return [self._difference(value, None, None) for value in values.tolist()]
         variances = ((self.parts - rival.parts[:, [column]]) ** 2).sum(axis=0)
         found = []
         for place, value in enumerate(values.tolist()):
@@ -80,7 +80,7 @@ class Measured:
             seeds = spread.seeds.plus(rival.spreads[column].seeds)
             between = Spread(float(variances[place]), spread.layout, seeds)
             ends = None if np.isnan(value) else between.ends(value, level)
-            found.append(self._difference(value, ends))
+            found.append(self._difference(value, ends, between.detectable(level)))
         return found
 
     def difference(self, place: int, other: int) -> Difference | None:
@@ -157,11 +157,14 @@ class Measured:
         degrees = min(min(spread.layout.degrees, spread.seeds.degrees) for spread in self.spreads)
         return float(ndtr(stdtrit(degrees, LEVEL / 2)))
 
-    def _difference(self, value: float, ends: tuple[float, float] | None) -> Difference | None:
+    def _difference(
+        self, value: float, ends: tuple[float, float] | None, detectable: float | None
+    ) -> Difference | None:
         if np.isnan(value):
             return None
         low, high = ends or (None, None)
-        return Difference(value, low, high, None, None, self.num_pairs, self.num_clusters)
+        sizes = (self.num_pairs, self.num_clusters)
+        return Difference(value, low, high, None, None, *sizes, detectable)
 
 
 def measured(

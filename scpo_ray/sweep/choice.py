@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.evaluation.comparable import ComparedRun
+from scpo_ray.evaluation.comparison import MACRO
 from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.statistics.cluster_variance import MacroParts, SeedVariance, macro_parts
@@ -53,7 +54,7 @@ def chosen_on_test(
     if tested is None:
         raise ValueError(f"setting {best} was chosen, and has no finished run")
     scores = score_settings(tested, [0], objective)
-    return scores.objective.estimates()[0], scores.minus_global[0]
+    return scores.objective.estimates()[0], scores.minus_global[MACRO]["all"][0]
 
 
 def fold_choices(

@@ -1,8 +1,9 @@
 """The nouns of a sweep: what its chapters hand to each other. Frozen, and without behaviour."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from scpo_ray.evaluation.recommendation import Recommendation
 from scpo_ray.records import HeldOut
 from scpo_ray.results import Difference, Estimate, Verdict
 
@@ -152,3 +153,7 @@ class SweepResult:
     """The same choice on test users minus the global model, on all pairs, macro mean; None where
     it is from halvings."""
     efficiency: list[EfficiencyCurve]
+    answers: list[Recommendation] = field(default_factory=list)
+    """The setting for the objective (culture ""), then the one for each culture alone, by its
+    label: `over_global` and `agreed` are of the macro mean or that culture, their intervals each by
+    itself, as all of a setting that was chosen among several."""

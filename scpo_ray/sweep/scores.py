@@ -27,14 +27,16 @@ class Scores:
         accuracy: culture, or "" for the macro mean -> layer -> (S) estimates.
         objective: NaN where a setting has none.
         per_culture: (C, S) the objective's layer on each culture, NaN where there is no number.
-        minus_global: (S) macro differences on `all`.
+        alone: culture -> the objective's layer there, for settings to be told apart.
+        minus_global: culture, or "" for the macro mean -> layer -> (S) differences.
         other_cultures: (S) macro means over the cultures that models were not trained for.
     """
 
     accuracy: dict[str, dict[Layer, list[Estimate]]]
     objective: Measured | Lowest
     per_culture: NDArray[np.float64]
-    minus_global: list[Difference | None]
+    alone: dict[str, Measured]
+    minus_global: dict[str, dict[Layer, list[Difference | None]]]
     other_cultures: list[Estimate]
 
 
@@ -59,7 +61,8 @@ def score_settings(
     nothing = np.full(len(settings), np.nan)
     reached: Measured | Lowest = Measured(nothing, np.empty((0, len(settings))), (), 0, 0)
     per_culture = np.full((len(cultures), len(settings)), np.nan)
-    minus_global: list[Difference | None] = [None] * len(settings)
+    told_apart: dict[str, Measured] = {}
+    minus_global: dict[str, dict[Layer, list[Difference | None]]] = {c: {} for c in accuracy}
     for layer in outcomes.layers:
         tested = {c: _on_layer(outcomes.tested[c], layer) for c in cultures}
         seeds = {c: _seeds(outcomes, settings, c, tested[c]) for c in cultures}
@@ -67,15 +70,16 @@ def score_settings(
         macro = _measured(cultures, own, tested, seeds)
         for culture, score in {MACRO: macro, **alone}.items():
             accuracy[culture][layer] = score.estimates()
-        if layer == "all":
-            minus_global = _minus_global(macro, tested)
+            of = tested if culture == MACRO else {culture: tested[culture]}
+            minus_global[culture][layer] = _minus_global(score, of)
         if layer == objective.metric:
+            told_apart = alone
             per_culture = np.stack([alone[culture].values for culture in cultures])
             reached = macro if len(goal) > 1 else alone[goal[0]]
             if objective.culture == "worst":
                 reached = Lowest(tuple(alone[culture] for culture in goal))
     others = _other_cultures(outcomes, settings)
-    return Scores(accuracy, reached, per_culture, minus_global, others)
+    return Scores(accuracy, reached, per_culture, told_apart, minus_global, others)
 
 
 def scored_cultures(objective: ObjectiveConfig, cultures: Sequence[str]) -> list[str]:
@@ -141,13 +145,13 @@ def _seeds(
     return found
 
 
-def _minus_global(macro: Measured, tested: Mapping[str, _LayerPairs]) -> list[Difference | None]:
+def _minus_global(score: Measured, tested: Mapping[str, _LayerPairs]) -> list[Difference | None]:
     known = [pairs.ref_outcomes for pairs in tested.values() if pairs.ref_outcomes is not None]
     if len(known) < len(tested):
-        return [None] * len(macro.values)
+        return [None] * len(score.values)
     columns = [column[:, None].astype(np.float64) for column in known]
     rival = measured(columns, [pairs.clusters for pairs in tested.values()], [[{}]] * len(tested))
-    return macro.minus(rival, 0, level=LEVEL)
+    return score.minus(rival, 0, level=LEVEL)
 
 
 def _other_cultures(outcomes: SweepOutcomes, settings: Sequence[int]) -> list[Estimate]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.comparable import ComparedRun
 from scpo_ray.evaluation.comparison import MACRO
+from scpo_ray.evaluation.recommendation import Candidate, Recommendation, recommend
 from scpo_ray.records import HeldOut
 from scpo_ray.results import RESULT_FORMAT, Estimate
 from scpo_ray.settings.sweep import CULTURE, ObjectiveConfig
@@ -143,7 +144,40 @@ def _scored(
         pareto=pareto(summaries),
         best_trials=_best_trials(summaries, outcomes, objective),
         efficiency=_efficiency(axes, summaries, outcomes, scores, objective, seed),
+        answers=_answers(summaries, outcomes, scores, objective, seed),
     )
+
+
+def _answers(
+    summaries: Sequence[SettingSummary],
+    outcomes: SweepOutcomes,
+    scores: Scores,
+    objective: ObjectiveConfig,
+    seed: int,
+) -> list[Recommendation]:
+    """The setting for the objective, and for each culture alone."""
+    labels = [summary.setting.label for summary in summaries]
+    place = {label: column for column, label in enumerate(labels)}
+    ranked = [Candidate(s.setting.label, s.objective, s.minus_best) for s in summaries]
+    found = [recommend(MACRO, ranked, mode=objective.mode)]
+    for culture, measured in scores.alone.items():
+        if np.isnan(measured.values).all():
+            continue
+        behind = measured.behind_best(
+            objective.mode, samples=outcomes.samples, rng=stream(seed, "sweep", "best", culture)
+        )
+        candidates = map(Candidate, labels, measured.estimates(), behind)
+        found.append(recommend(culture, list(candidates), mode=objective.mode))
+    nothing = [None] * len(summaries)
+    return [
+        replace(
+            answer,
+            over_global=scores.minus_global[answer.culture].get("all", nothing)[place[answer.best]],
+            agreed=scores.minus_global[answer.culture].get("agreed", nothing)[place[answer.best]],
+        )
+        for answer in found
+        if answer.best
+    ]
 
 
 def importance(
@@ -228,6 +262,7 @@ def _summaries(
     behind = scores.objective.behind_best(
         objective.mode, samples=outcomes.samples, rng=stream(seed, "sweep", "best")
     )
+    nothing = [None] * len(bare)
     summaries = []
     for column, summary in enumerate(bare):
         number = summary.setting.number
@@ -247,7 +282,7 @@ def _summaries(
                 objective=_known(reached[column]),
                 objective_per_culture={c: float(v) for c, v in per_culture if not np.isnan(v)},
                 minus_best=behind[column],
-                minus_global=scores.minus_global[column],
+                minus_global=scores.minus_global[MACRO].get("all", nothing)[column],
                 seed_sd=_seed_sd(outcomes, number, objective) if there else None,
                 kept_share=float(np.mean([r.kept_share for r in runs])) if runs else None,
                 num_pairs=float(np.mean([r.num_pairs for r in runs])) if runs else None,

@@ -121,7 +121,8 @@ def test_the_macro_rows_say_the_best_method_and_how_far_the_others_are_behind():
     assert partial.minus_best is None
     found = [standing(s.accuracy["all"], s.minus_best) for s in (best, second, partial)]
     assert found == ["best", "not distinguishable", "unknown"]
-    assert summary_of(result, "finetune", "Chile").minus_best is None
+    assert summary_of(result, "finetune", "Chile").minus_best.value == pytest.approx(-1 / 4)
+    assert summary_of(result, "scpo", "Chile").minus_best is None
 
 
 def test_a_method_that_is_far_worse_is_behind_though_one_culture_has_one_user():

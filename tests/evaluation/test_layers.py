@@ -1,11 +1,17 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import t
 
-from scpo_ray.evaluation.layers import evaluate_pairs, example_pairs, pair_ids
+from scpo_ray.evaluation.layers import (
+    control_on_others,
+    evaluate_pairs,
+    example_pairs,
+    pair_ids,
+)
 from scpo_ray.records import LAYERS, Pairs, Text, TextSource
 from scpo_ray.results import CultureEvaluation, Estimate
 from scpo_ray.settings.evaluation import EvaluationConfig
@@ -358,6 +364,37 @@ def test_examples_need_a_decision_for_every_pair():
             num_examples=1,
             seed=0,
         )
+
+
+def test_examples_carry_the_rewards_and_the_scores_of_both_responses():
+    scores = {
+        "chosen_scores": np.array([80, 81], "f4"),
+        "rejected_scores": np.array([40, 41], "f4"),
+    }
+    found = example_pairs(
+        *(replace(make_pairs([0, 0], [0, 1]), **scores), rewards_of([0.5, -0.25])),
+        *(np.ones(2, bool), np.ones(2, np.float32), numbered_texts(2), ["a", "b"]),
+        num_examples=2,
+        seed=0,
+    )
+
+    shown = {example.pair_id: (example.ref_rewards, example.human_scores) for example in found}
+    assert shown == {
+        "a:0>1": ((0.5, 0.0), (80.0, 40.0)),
+        "b:0>1": ((-0.25, 0.0), (81.0, 41.0)),
+    }
+
+
+def test_a_controls_costs_are_its_mean_over_the_other_cultures():
+    def of(value):
+        nothing = {}
+        return CultureEvaluation(nothing, nothing, nothing, {"random": {"all": value}})
+
+    some = {"A": of(Estimate(0.4, 0.3, 0.5, 10, 2)), "B": of(Estimate(0.6, 0.5, 0.7, 20, 3))}
+
+    assert control_on_others(some, "random", "A") == Estimate(0.6, None, None, 20, 3)
+    assert control_on_others(some, "random", "").value == pytest.approx(0.5)
+    assert control_on_others(some, "longer", "A") is None
 
 
 def test_pair_ids_name_the_interaction_and_the_responses():

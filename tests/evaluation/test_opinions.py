@@ -11,7 +11,7 @@ from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.evaluation.opinions import PREDICTORS, evaluate_opinions, opinion_outcomes
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.records import InputError, Opinions
-from scpo_ray.report import page as report_page
+from scpo_ray.report import cells, page_tables
 from scpo_ray.report.tables import opinion_tables
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.files import load_comparison
@@ -284,6 +284,14 @@ def test_a_runs_metrics_tables_and_report_show_opinions(finished):
     page = (folder / "report.html").read_text()
     assert 'id="opinions"' in page
     assert "without refusals, base e" in page
+    assert "How near is the model to what people answered?" in page
+    own = result.opinions[0]
+    against = own.beside["South Africa"]["best_constant"]
+    nearer = own.cultures["South Africa"]["best_constant"].value + against.value
+    assert nearer == pytest.approx(own.cultures["South Africa"]["model_fitted"].value)
+    assert [e.culture for e in result.opinion_examples] == ["South Africa"] * 3
+    assert all(sum(e.model) == pytest.approx(1) for e in result.opinion_examples)
+    assert result.opinion_examples[0].question in page
     assert f"<b>{100 * value:.1f}</b>" in page
 
 
@@ -323,14 +331,18 @@ def test_methods_are_compared_on_the_same_distributions(tiny_reward_model, tmp_p
         own.similarity.value - global_model.similarity.value
     )
     assert own.minus_finetune is not None
+    fitted = found["scpo", "South Africa", "all", "e", "model_fitted"]
+    constant = fitted.similarity.value - fitted.minus_constant.value
+    assert constant == pytest.approx(1.0)
+    assert own.minus_constant is None and fitted.minus_others is not None
     assert own.minus_global.p_holm is not None
     page = (folder / "report.html").read_text()
     assert "Answer shares" in page
     # The other predictors' macro mean is over Chile too, which is not compared.
     runs = [load_result(path.parent) for path in sorted(folder.glob("*/result.json"))]
-    macro, own_row = report_page._compared_opinions(runs, result)["e"][0].rows
-    assert [cell.main for cell in macro.cells[-3:]] == [report_page.NONE] * 3
-    assert own_row.cells[-1].main == report_page.percent(
+    macro, own_row = page_tables._compared_opinions(runs, result)[page_tables.READ][0].rows
+    assert [cell.main for cell in macro.cells[-3:]] == [cells.NONE] * 3
+    assert own_row.cells[-1].main == cells.percent(
         runs[0].opinions[0].cultures["South Africa"]["uniform"].value
     )
 

@@ -2,24 +2,31 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scpo_ray.records import LAYERS, InputError
-from scpo_ray.report import page as report_page
+from scpo_ray.report import page as page_module
 from scpo_ray.report import pictures
-from scpo_ray.report.page import write_pictures, write_report
+from scpo_ray.report.cells import cell_of
+from scpo_ray.report.order import in_order, trained_on
+from scpo_ray.report.page import write_report
 from scpo_ray.settings.methods import method_names
 from scpo_ray.statistics.intervals import verdict
-from tests.report.browser import assert_shown_without_a_complaint
+from tests.report.browser import assert_shown_without_a_complaint, looked_at
 from tests.results import comparison, difference, estimate, run_result
 
 SECTIONS = (
-    "accuracy",
+    "answer",
+    "findings",
     "differences",
+    "accuracy",
     "tradeoff",
+    "overbias",
     "matrix",
     "selection",
     "training",
@@ -48,14 +55,14 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "title"):
+        if self.open and self.open[-1] not in ("style", "title", "script"):
             self.text.append(data)
 
     def values(self, attribute):
@@ -96,7 +103,8 @@ def test_the_page_is_self_contained(compared):
     assert references and all(r.startswith("#") or r == "data:," for r in references)
     assert "http" not in compared.read_text()
     assert "@import" not in compared.read_text()
-    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "img", "object"}
+    assert not {tag for tag, _ in page.tags} & {"iframe", "img", "object"}
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]
     assert "prefers-color-scheme: dark" in compared.read_text()
     assert "@media print" in compared.read_text()
 
@@ -107,14 +115,11 @@ def test_every_reference_inside_a_figure_resolves_and_no_id_is_used_twice(compar
 
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
     assert {r[1:] for r in page.values("xlink:href")} <= set(ids)
-    shared = {i for i in ids if ids.count(i) > 1}
-    # The legend stands before three sections; its markers are the same each time.
-    legend = re.search(r'<svg[^>]*aria-label="Legend".*?</svg>', text, re.S).group()
-    assert all(f'id="{i}"' in legend for i in shared)
+    assert len(ids) == len(set(ids))
 
 
 def test_the_lead_says_the_main_finding_with_its_uncertainty(compared):
-    lead = words(compared)[:1500]
+    lead = words(compared)
 
     assert "36 finished runs: 6 methods" in lead and "3 cultures, 2 seeds (0, 1)" in lead
     assert "scpo: 62.7 % [56.7, 68.7] of all test pairs ranked right, macro mean" in lead
@@ -123,7 +128,7 @@ def test_the_lead_says_the_main_finding_with_its_uncertainty(compared):
 
 
 def test_the_lead_says_what_the_test_sets_can_show(compared):
-    lead = words(compared)[:3000]
+    lead = words(compared)
 
     assert "a macro difference from the global model of 4.2 points would be found in 80 %" in lead
     assert "in one culture alone it would take 4.2 points" in lead
@@ -137,7 +142,7 @@ def test_a_gain_that_noise_would_give_is_warned_of_and_a_real_one_is_not(tmp_pat
         changed = replace(macro, minus_noise={**macro.minus_noise, **minus_noise})
         summaries = [changed if s is macro else s for s in summary.summaries]
         page = write_report(results, replace(summary, summaries=summaries), tmp_path / "r.html")
-        return words(page)[:4000]
+        return words(page)
 
     text = lead(distinctive=difference(0.01), all=difference(0.02))
     assert (
@@ -203,7 +208,7 @@ def test_numbers_stand_as_they_are_in_the_results(tmp_path):
 def test_the_word_and_the_colour_of_a_difference_are_its_verdict(low, high, shown, tone):
     change = replace(difference(0.01), low=low, high=high)
 
-    cell = report_page.cell_of(change, "users")
+    cell = cell_of(change, "users")
 
     assert (verdict(change), cell.tone) == (shown, tone)
     assert (shown in cell.lines) is (tone == "noise")
@@ -213,13 +218,66 @@ def test_of_many_cultures_the_pictures_show_the_first_and_the_page_says_so(tmp_p
     results, summary = comparison(methods=("global", "scpo"), seeds=(0,))
     monkeypatch.setattr(pictures, "MAX_CULTURES", 2)
 
-    drawn = pictures.draw(pictures.in_order(results), summary)
+    drawn = pictures.draw(in_order(results), summary)
     text = words(write_report(results, summary, tmp_path / "r.html"))
 
     # The macro mean and two of three cultures; a loss and a histogram for two.
     number = Counter(picture.section for picture in drawn)
     assert number == {"tradeoff": 3, "loss": 2, "weights": 2, "matrix": 1}
     assert "the pictures show the first 2 of 3 cultures; the tables have all of them." in text
+
+
+def test_of_many_cultures_the_pictures_stand_beside_the_page(tmp_path, monkeypatch):
+    results, summary = comparison(methods=("global", "scpo"), seeds=(0,))
+    monkeypatch.setattr(page_module, "MAX_CULTURES_WITHIN", 2)
+
+    page = Page(write_report(results, summary, tmp_path / "my page.html"))
+
+    sources = [unquote(source) for source in page.values("src")]
+    assert sources and all((tmp_path / source).is_file() for source in sources)
+    drawn = (tmp_path / "my page_pictures" / "answer-01.svg").read_text()
+    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "prefers-color-scheme:dark" in drawn and "--ink:" in drawn
+
+
+def test_the_script_is_small():
+    assert len(Path(page_module.__file__).with_name("page.js").read_bytes()) < 15_000
+
+
+def test_the_answer_stands_first_and_says_what_to_do(compared):
+    text = words(compared)
+
+    first = text[: text.index("In words what came out")]
+    assert "Macro mean 140 pairs, 9 users scpo 62.7 [56.7, 68.7] clear +4.1 [+1.1, +7.1]" in first
+    assert re.search(r"Chile: use \w+, or the cheapest", first)
+    differences = text[text.index("Paired differences points") :]
+    assert differences.index("all: minus finetune") < differences.index("all: minus the global")
+
+
+def test_an_empty_topic_is_not_there(tmp_path):
+    run = replace(run_result("global"), examples=[])
+
+    page = Page(write_report([run], None, tmp_path / "r.html"))
+
+    contents = [a for a in page.values("href") if a.startswith("#")]
+    assert "#examples" not in contents and "#selection" not in contents
+    assert {c[1:] for c in contents} <= set(page.values("id"))
+
+
+def test_a_difference_that_is_printed_as_zero_has_no_colour():
+    tiny = replace(difference(0.0004), low=0.0001, high=0.0007)
+
+    assert verdict(tiny) == "better" and cell_of(tiny, "users").tone == "noise"
+
+
+def test_cultures_stand_in_the_comparisons_order_everywhere(tmp_path):
+    results, summary = comparison(cultures=("Mexico", "Chile"), methods=("global", "scpo"))
+
+    text = words(write_report(results[::-1], summary, tmp_path / "r.html"))
+
+    for start in ("Which method for whom", "all: % of test pairs", "Counts by culture"):
+        rest = text[text.index(start) :]
+        assert rest.index("Mexico") < rest.index("Chile")
 
 
 def test_missing_numbers_are_dashes_and_never_zeros(tmp_path):
@@ -258,7 +316,7 @@ def test_odd_names_are_escaped_everywhere_and_usable(tmp_path):
     path = write_report(results, summary, tmp_path / "r.html")
     page = Page(path)
 
-    assert page.open == [] and "script" not in {tag for tag, _ in page.tags}
+    assert page.open == [] and [tag for tag, _ in page.tags].count("script") == 1
     assert "(999,300 more characters)" in words(path)
     assert "x" * 1_000 in words(path), "the table of counts has the whole name"
     assert not set(path.read_text()) & {"\x00", "\x07"}
@@ -289,8 +347,8 @@ def test_a_run_without_a_global_model_has_a_page(tmp_path):
     text = words(write_report([run], None, tmp_path / "r.html"))
 
     assert "all: % of test pairs ranked right" in text and "distinctive: %" not in text
-    assert "None: there was no global model to compare with." in text
-    assert write_pictures([run], None, tmp_path / "pictures")
+    assert "Paired differences" not in text
+    assert "recommended" in text and "costs agreed" not in text
 
 
 def test_a_comparison_in_which_every_run_failed_has_a_page(tmp_path):
@@ -311,7 +369,7 @@ def test_a_comparison_in_which_every_run_failed_has_a_page(tmp_path):
     ],
 )
 def test_a_mixture_is_named_by_its_weights(weights, name):
-    assert pictures.trained_on(replace(run_result(), culture_weights=weights)) == name
+    assert trained_on(replace(run_result(), culture_weights=weights)) == name
 
 
 def test_nothing_to_report_is_an_input_error(tmp_path):
@@ -326,23 +384,24 @@ def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         write_report([run_result()], None, tmp_path / "file" / "new" / "r.html")
     with pytest.raises(InputError, match="cannot be written"):
-        write_pictures([run_result()], None, tmp_path / "file" / "pictures")
+        drawn = tmp_path / "file" / "pictures"
+        write_report([run_result()], None, tmp_path / "r.html", pictures_dir=drawn)
 
 
 def test_pictures_are_png_files_with_safe_names(tmp_path):
     results = [run_result("scpo", name, cultures=[name]) for name in ODD_NAMES[::6]]
 
-    paths = write_pictures(results, None, tmp_path)
+    write_report(results, None, tmp_path / "r.html", pictures_dir=tmp_path / "pictures")
 
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    paths = sorted((tmp_path / "pictures").iterdir())
     assert [p.stem for p in paths] == [
-        "tradeoff-01",
-        "tradeoff-02",
         "loss-01",
         "loss-02",
+        "matrix-01",
+        "tradeoff-01",
+        "tradeoff-02",
         "weights-01",
         "weights-02",
-        "matrix-01",
     ]
     assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in paths)
 
@@ -376,6 +435,29 @@ def test_labels_are_short_and_on_one_line(text, longest):
 @pytest.mark.slow
 def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
     assert_shown_without_a_complaint(compared, tmp_path, SECTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_answer_is_on_the_first_screen_and_its_columns_sort(compared, tmp_path, width):
+    found = looked_at(compared, tmp_path, width=width, column=3)
+
+    assert found["width"] == width and found["scroll"] <= width, "nothing goes beyond the page"
+    if width == 1280:
+        assert found["bottom"] < 900
+    gains = dict(zip(found["before"], first_numbers(compared, column=3), strict=True))
+    assert found["down"] == sorted(gains, key=lambda name: -gains[name])
+    assert found["up"] == found["down"][::-1]
+    # The first name that can be picked is a culture's; a link opens its topic.
+    assert found["hidden"] == 1 and found["opened"] is True
+
+
+def first_numbers(path, column):
+    """Of the answer's rows, the number in a column."""
+    table = re.search(r"<tbody>(.*?)</tbody>", path.read_text(), re.S)[1]
+    rows = [re.findall(r"<td.*?</td>", row, re.S) for row in table.split("</tr>") if "<td" in row]
+    shown = [re.search(r"<b>(.*?)</b>", row[column - 1])[1] for row in rows]
+    return [float(number.replace("−", "-")) for number in shown]
 
 
 def test_questions_are_called_questions_where_no_user_is_known(tmp_path):

@@ -225,6 +225,24 @@ def test_the_best_is_first_and_the_others_are_paired_with_it():
     assert result.best_trials == {"Chile": "1/Chile/0", "Mexico": "1/Mexico/0"}
 
 
+def test_the_answers_name_the_setting_for_the_objective_and_for_each_culture():
+    marks = {0: "1" + "0" * 23, 1: "1" * 24, 2: "0" + "1" * 23}
+    runs = {(n, c, 0): text for n, text in marks.items() for c in CULTURES}
+    # In Mexico setting 2 is the best one.
+    runs |= {(1, "Mexico", 0): marks[2], (2, "Mexico", 0): marks[1]}
+    result = summarize(runs_of(runs, users=6, ref="0" * 24))
+
+    macro, chile, mexico = result.answers
+
+    assert [a.culture for a in result.answers] == ["", "Chile", "Mexico"]
+    assert (chile.name, mexico.name) == ("a=1", "a=2")
+    assert chile.reached == of_setting(result, 1).accuracy["Chile"]["all"]
+    assert chile.as_good == ("a=2",) and chile.certainty == "not distinguishable"
+    assert macro.name == result.settings[0].setting.label
+    assert macro.over_global == result.settings[0].minus_global
+    assert chile.over_global.value == pytest.approx(1.0)
+
+
 def test_the_lowest_is_best_where_the_mode_says_so():
     marks = {0: "1111", 1: "1000", 2: "1100"}
     result = summarize(
