@@ -25,6 +25,7 @@ from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.records import LAYERS
 from scpo_ray.report.page import write_report
 from scpo_ray.results import (
+    RESULT_FORMAT,
     ComparisonResult,
     CultureEvaluation,
     Difference,
@@ -66,6 +67,7 @@ def evaluation(known: dict[str, np.ndarray]) -> bytes:
 def stand_in(method: str, culture: str, seed: int, run_id: str, of_cultures: bytes) -> RunResult:
     selection = SelectionSummary(1_000, 600, 0.6, 0.7, [0.0, 1.0], [600])
     return RunResult(
+        format=RESULT_FORMAT,
         run_id=run_id,
         evaluation_id=run_id,
         experiment="scale",
@@ -84,6 +86,7 @@ def stand_in(method: str, culture: str, seed: int, run_id: str, of_cultures: byt
         train_seconds=0.0,
         curve=TrainingCurve(),
         evaluation=pickle.loads(of_cultures),
+        dev={},
         model_dir="",
         device="cpu",
         versions={},
