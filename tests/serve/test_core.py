@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
+from scpo_ray.models.loading import drawn_by
 from scpo_ray.records import InputError
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.items import RewardItem
@@ -54,6 +56,38 @@ def test_adapters_on_one_base_share_a_network_and_whole_models_take_turns(models
     assert whole._networks.num_loaded == 2
     whole.rewards(items(culture="New Zealand"))
     assert whole._networks.num_loaded == 2
+
+
+def test_adapters_on_debertas_share_the_network_but_no_pass(tmp_path, tiny_backbone):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_backbone, base)
+    settings = DebertaV2Config(
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        position_buckets=32,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        num_labels=1,
+    )
+    with drawn_by(0):
+        DebertaV2ForSequenceClassification(settings).save_pretrained(base)
+    folders = {
+        culture: write_culture(tmp_path / culture, base, seed=seed, adapters=True)
+        for seed, culture in enumerate(["Chile", "Mexico"])
+    }
+
+    rewards = loaded(folders)
+    found = rewards.rewards([item for culture in folders for item in items(culture=culture)])
+
+    expected = [value for folder in folders.values() for value in alone(folder)]
+    assert [reward.value for reward in found] == pytest.approx(expected, abs=1e-5)
+    assert rewards._networks.num_loaded == 1
 
 
 def test_nothing_that_others_draw_is_changed(models):
