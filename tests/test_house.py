@@ -66,6 +66,7 @@ ROOMS: dict[str, list[str]] = {
         "pickles",
         "files",
         "heads",
+        "precision",
         "adapters",
         "loading",
         "export",

@@ -36,6 +36,7 @@ def save_reward_model(
         "renderer": model.renderer.style,
         "max_length": model.renderer.max_length,
         "num_layers": settings.get_text_config().num_hidden_layers,
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     (folder / MODEL_FILE).write_text(json.dumps(document) + "\n")
 
@@ -100,7 +101,7 @@ def model_section(model: Path, config: ModelConfig) -> ModelConfig:
     and style.
     """
     if (model / MODEL_FILE).is_file():
-        machine = ("trust_remote_code", "inference_batch_tokens")
+        machine = ("trust_remote_code", "attention", "inference_batch_tokens")
         kept = {name: getattr(config, name) for name in machine}
         return exported_config(model).model_copy(update=kept)
     other = {"path": str(model), "revision": None, "num_layers": None}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
 from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.precision import with_dtype
 from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import features_of_tokens, score_tokens
@@ -35,7 +36,8 @@ class GlobalModel:
     """A reward model's folder, how texts are rendered for it, and what is known of its rewards.
 
     The network is loaded when something is asked for that the stores lack. With several workers
-    every one of them calls `rewards` and `features` and computes its share.
+    every one of them calls `rewards` and `features` and computes its share. `config.dtype` is
+    decided.
     """
 
     model_dir: Path
@@ -55,13 +57,14 @@ class GlobalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what decides the rewards besides the renderer."""
+        """Hash of what decides the rewards besides the renderer and the dtype."""
         return model_fingerprint(self.model_dir, self.config)
 
     @cached_property
     def score_key(self) -> str:
-        """What the stores keep rewards and features under: weights, layers kept, renderer."""
-        digest = hashlib.sha256(f"{self.fingerprint}\n{self.renderer.fingerprint}".encode())
+        """What the stores keep rewards and features under: weights, layers, renderer, dtype."""
+        decided = f"{self.fingerprint}\n{self.renderer.fingerprint}\n{self.config.dtype}"
+        digest = hashlib.sha256(decided.encode())
         return digest.hexdigest()[:32]
 
     def tokens(self, texts: TextSource) -> Tokens:
@@ -146,13 +149,14 @@ def log_scored(store: ScoreStore, key: str, num_computed: int, num_texts: int) -
         log.info("%s: %d texts computed, %d read, kept in %s", what, num_computed, num_read, path)
 
 
-def open_global_model(config: ModelConfig, stores: Stores) -> GlobalModel:
-    """The global model that the settings name.
+def open_global_model(config: ModelConfig, stores: Stores, device: str) -> GlobalModel:
+    """The global model that the settings name, its dtype decided for the device.
 
     Raises: InputError for whatever is wrong with its folder or its tokenizer.
     """
     model_dir = resolve_model_dir(config, stores.converted)
-    return GlobalModel(model_dir, config, load_renderer(model_dir, config), stores)
+    renderer = load_renderer(model_dir, config)
+    return GlobalModel(model_dir, with_dtype(config, device), renderer, stores)
 
 
 def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:

@@ -23,6 +23,7 @@ from scpo_ray.models.heads import (
     head_of,
     renamed_head,
 )
+from scpo_ray.models.precision import DTYPES, check_bfloat16, keep_exact, with_dtype
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
 from scpo_ray.models.reward_model import RewardModel
@@ -33,15 +34,18 @@ from scpo_ray.settings.model import ModelConfig
 def load_reward_model(
     folder: Path, config: ModelConfig, renderer: Renderer, *, device: str, seed: int
 ) -> RewardModel:
-    """The network in `folder` with its score head, in float32, in evaluation mode.
+    """The network in `folder` with its score head, in evaluation mode.
 
-    With `config.lora` the adapters and the score head are what can be trained. `seed` decides a
-    new head's and new adapters' first weights; torch's own random stream is left as it was.
+    Its weights are of `config.dtype`, adapters and the score head float32. With `config.lora`
+    these two are what can be trained. `seed` decides a new head's and new adapters' first
+    weights; torch's own random stream is left as it was.
 
-    Raises: InputError if the model has no single-score head and `config.new_head` is off, if
-    weights are missing, left over, of another shape or unreadable, or if padding would change
-    a reward.
+    Raises: InputError if the device or the model lacks the dtype or the attention asked for, if
+    the model has no single-score head and `config.new_head` is off, if weights are missing, left
+    over, of another shape or unreadable, or if padding would change a reward.
     """
+    config = with_dtype(config, device)
+    _check_device(config, device)
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
@@ -52,11 +56,33 @@ def load_reward_model(
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
     model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
+    _check_computes(model, config)
+    return model
+
+
+def _check_computes(model: RewardModel, config: ModelConfig) -> None:
+    """Raises: InputError if padding would change a reward, or the dtype is none for this model."""
     try:
         check_reading(model.scored)
     except InputError as error:
         raise InputError(f"model.path = {config.path}: {error.title}", error.problems) from None
-    return model
+    except RuntimeError as error:
+        if config.dtype == "float32" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"model.dtype = {config.dtype}: {config.path} cannot compute in it", reasons(error)
+        ) from None
+
+
+def _check_device(config: ModelConfig, device: str) -> None:
+    """Raises: InputError if the device lacks the dtype, or what the attention needs."""
+    if config.dtype == "bfloat16":
+        check_bfloat16(device, "model.dtype = bfloat16")
+    if config.attention.startswith("flash") and (device == "cpu" or config.dtype == "float32"):
+        raise InputError(
+            f"model.attention = {config.attention}: needs a GPU and model.dtype = bfloat16, got "
+            f"{device} and {config.dtype}"
+        )
 
 
 def check_recomputes(folder: Path, config: ModelConfig) -> None:
@@ -85,7 +111,7 @@ def drawn_by(seed: int) -> Iterator[None]:
 
 def _outline(folder: Path, config: ModelConfig) -> Any:
     """The network that config.json describes, with one score and without weights."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     quiet_transformers()
     try:
@@ -94,10 +120,7 @@ def _outline(folder: Path, config: ModelConfig) -> Any:
         # Otherwise inference pipelines put a sigmoid over the reward.
         settings.problem_type = "regression"
         num_layers = settings.get_text_config().num_hidden_layers
-        with torch.device("meta"):
-            network = AutoModelForSequenceClassification.from_config(
-                settings, trust_remote_code=config.trust_remote_code
-            )
+        network = _without_weights(settings, config)
     except Exception as error:  # the library raises whatever its parsers raise
         raise InputError(
             f"model.path = {config.path}: config.json cannot be used", reasons(error)
@@ -106,7 +129,24 @@ def _outline(folder: Path, config: ModelConfig) -> Any:
         raise InputError(
             f"model.num_layers = {config.num_layers}: {config.path} has {num_layers} layers"
         )
+    if config.attention != "auto":
+        try:
+            network = _without_weights(settings, config, attn_implementation=config.attention)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"model.attention = {config.attention}: {config.path} cannot use it here",
+                reasons(error),
+            ) from None
     return network
+
+
+def _without_weights(settings: Any, config: ModelConfig, **how: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(
+            settings, trust_remote_code=config.trust_remote_code, **how
+        )
 
 
 def _load_network(
@@ -129,11 +169,12 @@ def _load_network(
         network, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=settings,
-            dtype=torch.float32,
+            dtype=DTYPES[config.dtype],
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             key_mapping=renames or None,
+            attn_implementation=settings._attn_implementation,
             # They are told with their names, and a head that is replaced may have more rows.
             ignore_mismatched_sizes=True,
         )
@@ -145,6 +186,7 @@ def _load_network(
     if renames:
         # Or the library would save the weights under their old names.
         network._weight_conversions = None
+    keep_exact(network, head, folder, renames)
     drawn = set(info["missing_keys"])
     if config.new_head:
         drawn |= set(draw_head(network, head))

@@ -215,6 +215,7 @@ EXECUTION: dict[str, Any] = {
     "tracking": True,
     "device": True,
     "launch": True,
+    "model": {"attention"},
     "train": {"num_workers", "engine", "zero_stage", "offload_optimizer", "deepspeed_config"},
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scpo_ray.models.precision import check_bfloat16
 from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.records import InputError, Worker
 from scpo_ray.settings.train import TrainConfig
@@ -41,10 +42,8 @@ def prepare_network(model: RewardModel, config: TrainConfig) -> dict[str, nn.Par
     Raises: InputError if the device cannot compute in the precision asked for, or the network
     cannot compute its activations again.
     """
-    if config.precision == "bf16" and model.device.startswith("cuda"):
-        name = torch.cuda.get_device_name(model.device)
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise InputError(f"train.precision = bf16: {name} has no bf16; use fp32")
+    if config.precision == "bf16":
+        check_bfloat16(model.device, "train.precision = bf16")
     if not config.dropout:
         turn_off_dropout(model.network)
     if config.gradient_checkpointing:
