@@ -69,6 +69,7 @@ ROOMS: dict[str, list[str]] = {
         "precision",
         "adapters",
         "loading",
+        "shapes",
         "export",
         "tiny",
         "scoring",
@@ -88,6 +89,7 @@ ROOMS: dict[str, list[str]] = {
     "tracking": ["opening", "mlflow_store", "trackers", "sweep", "registry"],
     "training": [
         "deepspeed_settings",
+        "memory",
         "loss",
         "pair_weights",
         "plan",

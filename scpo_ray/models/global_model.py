@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
-from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.loading import Divided, load_reward_model
 from scpo_ray.models.precision import with_dtype
 from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
@@ -113,13 +113,18 @@ class GlobalModel:
         """The network as it is, without the adapters that training would add."""
         return self._loaded(self.config.model_copy(update={"lora": None}), seed=0)
 
-    def trainable(self, seed: int) -> RewardModel:
-        """The network that training starts from, with its adapters or new head if it gets any."""
-        return self._loaded(self.config, seed=seed)
+    def trainable(self, seed: int, divided: Divided = None) -> RewardModel:
+        """The network that training starts from, with its adapters or new head if it gets any.
 
-    def _loaded(self, config: ModelConfig, *, seed: int) -> RewardModel:
-        device = self.worker.device
-        return load_reward_model(self.model_dir, config, self.renderer, device=device, seed=seed)
+        `divided`: as for `load_reward_model`.
+        """
+        return self._loaded(self.config, seed=seed, divided=divided)
+
+    def _loaded(self, config: ModelConfig, *, seed: int, divided: Divided = None) -> RewardModel:
+        folder, device = self.model_dir, self.worker.device
+        return load_reward_model(
+            folder, config, self.renderer, device=device, seed=seed, divided=divided
+        )
 
     def _complete(self, store: ScoreStore, texts: TextSource, start: Callable[[], Compute]) -> None:
         """Computes what the store lacks; `start` loads what is needed for it."""

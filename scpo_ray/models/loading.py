@@ -1,6 +1,7 @@
 """From a model's folder to a reward model: what is read, what is drawn, and what is refused."""
 
-from collections.abc import Iterator, Set
+import math
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,34 @@ from scpo_ray.models.heads import (
 from scpo_ray.models.precision import DTYPES, check_bfloat16, keep_exact, with_dtype
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
-from scpo_ray.models.reward_model import RewardModel
+from scpo_ray.models.reward_model import RewardModel, free_bytes
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
 
+Divided = Mapping[str, Any] | None
+"""DeepSpeed's settings with ZeRO 3 where it divides weights as they are read."""
+
 
 def load_reward_model(
-    folder: Path, config: ModelConfig, renderer: Renderer, *, device: str, seed: int
+    folder: Path,
+    config: ModelConfig,
+    renderer: Renderer,
+    *,
+    device: str,
+    seed: int,
+    divided: Divided = None,
 ) -> RewardModel:
     """The network in `folder` with its score head, in evaluation mode.
 
     Its weights are of `config.dtype`, adapters and the score head float32. With `config.lora`
     these two are what can be trained. `seed` decides a new head's and new adapters' first
     weights; torch's own random stream is left as it was.
+
+    Args:
+        divided: DeepSpeed's settings with ZeRO 3, whose workers are already joined and all call
+            this alike: each weight is divided among them as it is read, so that nobody holds the
+            network whole. It computes nothing before DeepSpeed has been started on it: what it
+            computes is left to `check_computes`.
 
     Raises: InputError if the device or the model lacks the dtype or the attention asked for, if
     the model has no single-score head and `config.new_head` is off, if weights are missing, left
@@ -49,19 +65,37 @@ def load_reward_model(
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
-            network = _load_with_adapters(folder, config)
+            network = _load_with_adapters(folder, config, device, divided)
         else:
-            network, missing = _load_network(folder, config, _outline(folder, config))
+            outline = _outline(folder, config)
+            network, missing = _load_network(folder, config, outline, device, divided)
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
     model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
-    _check_computes(model, config)
+    if divided is None:
+        check_computes(model, config)
     return model
 
 
-def _check_computes(model: RewardModel, config: ModelConfig) -> None:
+@contextmanager
+def _dividing(settings: Mapping[str, Any], config: ModelConfig) -> Iterator[None]:
+    """Within, transformers divides by DeepSpeed's ZeRO 3 what it reads."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    halved = {"enabled": config.dtype == "bfloat16"}
+    # The library holds it weakly: it ends with this block.
+    in_force = HfDeepSpeedConfig({**settings, "bf16": halved})
+    try:
+        yield
+    finally:
+        del in_force
+
+
+def check_computes(model: RewardModel, config: ModelConfig) -> None:
     """Raises: InputError if padding would change a reward, or the dtype is none for this model."""
+    was_training = model.network.training
+    model.network.eval()
     try:
         check_reading(model.scored)
     except InputError as error:
@@ -72,6 +106,8 @@ def _check_computes(model: RewardModel, config: ModelConfig) -> None:
         raise InputError(
             f"model.dtype = {config.dtype}: {config.path} cannot compute in it", reasons(error)
         ) from None
+    finally:
+        model.network.train(was_training)
 
 
 def _check_device(config: ModelConfig, device: str) -> None:
@@ -149,39 +185,59 @@ def _without_weights(settings: Any, config: ModelConfig, **how: Any) -> Any:
         )
 
 
+def network_without_weights(folder: Path, config: ModelConfig) -> Any:
+    """The network as it would be loaded and trained, on torch's meta device: sizes and no values.
+
+    Raises: InputError if config.json or the attention cannot be used.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = adapter_base(folder, config)
+        base_dir = resolve_model_dir(base)
+        network = network_without_weights(base_dir, base)
+        return load_adapters(network, folder, config, head_of(network).final)
+    settings = _outline(folder, config).config
+    if config.num_layers is not None:
+        settings.get_text_config().num_hidden_layers = config.num_layers
+    how = {"dtype": DTYPES[config.dtype], "attn_implementation": settings._attn_implementation}
+    network = _without_weights(settings, config, **how)
+    return network if config.lora is None else add_adapters(network, config.lora, [])
+
+
+def check_weights_fit(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, free: int
+) -> None:
+    """Raises: InputError if weights of these shapes are more than the `free` bytes there are."""
+    needed = sum(math.prod(shape) for shape in shapes.values()) * DTYPES[config.dtype].itemsize
+    if needed > free:
+        raise InputError(
+            f"model.path = {config.path}: its weights need {needed / 10**9:.1f} GB in "
+            f"{config.dtype}, and {free / 10**9:.1f} GB are free",
+            ["model.dtype = bfloat16 halves float32; ZeRO 3 divides a model that is trained"],
+        )
+
+
 def _load_network(
-    folder: Path, config: ModelConfig, outline: Any, brought: Set[str] = frozenset()
+    folder: Path,
+    config: ModelConfig,
+    outline: Any,
+    device: str,
+    divided: Divided,
+    brought: Set[str] = frozenset(),
 ) -> tuple[Any, list[str]]:
     """The network, and the names of the weights that are drawn and not read.
 
     `brought`: weights that come with the adapters that are loaded next.
     """
-    from transformers import AutoModelForSequenceClassification
-
     head, settings = head_of(outline), outline.config
     architecture = (settings.architectures or ["it"])[0]
     shapes = weight_shapes(folder)
+    if divided is None:
+        check_weights_fit(shapes, config, free_bytes(device))
     check_head(head, shapes, architecture, config, head_follows=f"{head.final}.weight" in brought)
     renames = renamed_head(head, shapes)
     if config.num_layers is not None:
         settings.get_text_config().num_hidden_layers = config.num_layers
-    try:
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=settings,
-            dtype=DTYPES[config.dtype],
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            key_mapping=renames or None,
-            attn_implementation=settings._attn_implementation,
-            # They are told with their names, and a head that is replaced may have more rows.
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:
-        raise InputError(
-            f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
-        ) from None
+    network, info = _read(folder, config, settings, renames, divided)
     check_all_read(head, info, config, brought=brought)
     if renames:
         # Or the library would save the weights under their old names.
@@ -193,7 +249,42 @@ def _load_network(
     return network, sorted(drawn)
 
 
-def _load_with_adapters(folder: Path, config: ModelConfig) -> Any:
+def _read(
+    folder: Path, config: ModelConfig, settings: Any, renames: dict[str, str], divided: Divided
+) -> tuple[Any, dict[str, Any]]:
+    """The network as transformers reads it, and what it tells of the reading."""
+    from transformers import AutoModelForSequenceClassification
+
+    def read(**how: Any) -> tuple[Any, dict[str, Any]]:
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=settings,
+            dtype=DTYPES[config.dtype],
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            key_mapping=renames or None,
+            attn_implementation=settings._attn_implementation,
+            # They are told with their names, and a head that is replaced may have more rows.
+            ignore_mismatched_sizes=True,
+            **how,
+        )
+        return network, info
+
+    try:
+        if divided is None:
+            return read()
+        # Of a reading that divides, the library does not tell what was left over.
+        _, info = read(device_map="meta")
+        with _dividing(divided, config):
+            return read()[0], info
+    except Exception as error:
+        raise InputError(
+            f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
+        ) from None
+
+
+def _load_with_adapters(folder: Path, config: ModelConfig, device: str, divided: Divided) -> Any:
     """A base model under saved adapters, the adapters and the head trainable."""
     check_adapters(folder, config)
     base = adapter_base(folder, config)
@@ -206,7 +297,7 @@ def _load_with_adapters(folder: Path, config: ModelConfig) -> Any:
             f"model {base.path}, so it is not a reward model",
             ["merge the adapters into the base model; model.new_head trains a new head on that"],
         )
-    network, _ = _load_network(base_dir, base, outline, brought)
+    network, _ = _load_network(base_dir, base, outline, device, divided, brought)
     return load_adapters(network, folder, config, final)
 
 

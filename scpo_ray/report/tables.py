@@ -13,6 +13,7 @@ from scpo_ray.results import (
     CultureEvaluation,
     Difference,
     Estimate,
+    MemoryEstimate,
     OpinionScores,
     OpinionSummary,
 )
@@ -252,6 +253,24 @@ def plan_table(plans: Sequence[PlannedRun]) -> Table:
             f"{plan.num_tokens:,}",
             _duration(plan.seconds),
         )
+    return table
+
+
+def memory_table(memory: MemoryEstimate) -> Table:
+    """What each worker would need, in GB; those that are there at one time make the sum."""
+    table = _table("memory of each worker at the peak of a step, estimated", "what", "GB")
+    parts = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("activations of the widest pass", memory.activations),
+        ("buffers, when activations are gone", memory.buffers),
+        ("on the device", memory.total),
+    ]
+    if memory.host:
+        parts.append(("the machine's own, beside libraries and data", memory.host))
+    for name, size in parts:
+        _add_row(table, name, "unknown" if size is None else f"{size / 10**9:.2f}")
     return table
 
 
