@@ -148,7 +148,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
     """
     model_dir = inputs.global_model.model_dir
     if config.how.trains:
-        check_dtype(model_dir, config.model, config.train, worker.device)
+        check_dtype(model_dir, config.model, worker.device)
     if config.train.gradient_checkpointing and config.how.trains:
         check_recomputes(model_dir, config.model)
     task = task_of(config, inputs, worker)

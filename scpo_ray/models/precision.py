@@ -13,7 +13,6 @@ from scpo_ray.models.files import ADAPTER_CONFIG, weight_files
 from scpo_ray.models.heads import Head
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
-from scpo_ray.settings.train import TrainConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,24 +49,19 @@ def _gpu_without_bfloat16() -> str | None:
     return torch.cuda.get_device_name()
 
 
-def check_dtype(folder: Path, config: ModelConfig, train: TrainConfig, device: str) -> None:
+def check_dtype(folder: Path, config: ModelConfig, device: str) -> None:
     """Whether a network can be trained in the dtype asked for, on this device.
 
     Raises: InputError if the device lacks it, or if weights that are trained would be kept in
-    bfloat16 alone: its 8 bits lose an update of a thousandth of a weight.
+    bfloat16: its 8 bits lose an update of a thousandth of a weight.
     """
     if with_dtype(config, device).dtype == "float32":
         return
     check_bfloat16(device, "model.dtype = bfloat16")
-    has_adapters = config.lora is not None or (folder / ADAPTER_CONFIG).is_file()
-    if not has_adapters and not train.zero_stage:
+    if config.lora is None and not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
-            "model.dtype = bfloat16: all weights are trained, and nothing would keep them in "
-            "float32 between steps",
-            [
-                "set model.lora, or train.engine = deepspeed with train.zero_stage 1, 2 or 3",
-                "train.precision = bf16 computes in bf16 with weights in float32",
-            ],
+            "model.dtype = bfloat16: all weights are trained, and their small updates would be lost",
+            ["set model.lora; or train.precision = bf16, which computes in bf16 alone"],
         )
 
 

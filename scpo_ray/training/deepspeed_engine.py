@@ -56,12 +56,7 @@ class DeepSpeedEngine:
         self.worker = worker
         self.steps_done = 0
         self.parameters = prepare_network(model, config)
-        # Weights that are trained are float32 but where DeepSpeed keeps float32 copies of them.
-        halved = any(p.dtype == torch.bfloat16 for p in self.parameters.values())
-        settings = deepspeed_settings(config, halved=halved)
-        if halved:
-            for parameter in self.parameters.values():
-                parameter.data = parameter.data.to(torch.bfloat16)
+        settings = deepspeed_settings(config)
         join_group(worker)
         deepspeed = _import_deepspeed(model.device)
         self._engine, *_ = deepspeed.initialize(

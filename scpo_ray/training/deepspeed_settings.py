@@ -14,25 +14,20 @@ _NEVER = 10**9
 _ABSENT = object()
 
 
-def deepspeed_settings(config: TrainConfig, *, halved: bool = False) -> dict[str, Any]:
+def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's own configuration: what follows from ours, then the user's JSON.
 
     The JSON may say anything our settings do not, may repeat them, and may leave a value "auto".
 
-    Args:
-        halved: whether what is trained is bfloat16, and DeepSpeed keeps float32 copies to optimise.
-
     Raises: InputError if the file cannot be read, is not JSON or contradicts a setting.
     """
-    ours = _following(config, halved)
+    ours = _following(config)
     defaults: dict[str, Any] = {
         # Otherwise its own kernels, which are compiled for minutes when a run starts.
         "optimizer.params.torch_adam": True,
         "zero_force_ds_cpu_optimizer": False,
         # Otherwise ZeRO 3 hands its weights on in bf16: they would be evaluated and saved rounded.
         "torch_autocast.lower_precision_safe_modules": [],
-        # Gradients of many passes are summed, of which bfloat16 would lose the small ones.
-        "data_types.grad_accum_dtype": "fp32",
         "steps_per_print": _NEVER,
     }
     theirs: dict[str, Any] = {}
@@ -44,9 +39,9 @@ def deepspeed_settings(config: TrainConfig, *, halved: bool = False) -> dict[str
     return _nested({**defaults, **theirs, **plain})
 
 
-def _following(config: TrainConfig, halved: bool) -> dict[str, tuple[Any, str]]:
+def _following(config: TrainConfig) -> dict[str, tuple[Any, str]]:
     """DeepSpeed's key -> its value (or `_ABSENT`: the key has no place here) and our setting."""
-    autocast = config.precision == "bf16" and not halved
+    bf16 = config.precision == "bf16"
     offload = "cpu" if config.offload_optimizer else "none"
     return {
         # Micro-batches are the plan's: the boundary of a step is set by hand.
@@ -62,9 +57,9 @@ def _following(config: TrainConfig, halved: bool) -> dict[str, tuple[Any, str]]:
         "scheduler": (_ABSENT, "train.schedule"),
         "zero_optimization.stage": (config.zero_stage, "train.zero_stage"),
         "zero_optimization.offload_optimizer.device": (offload, "train.offload_optimizer"),
-        "bf16.enabled": (halved, "model.dtype (train.precision bf16 is autocast)"),
+        "bf16.enabled": (False, "train.precision (bf16 is autocast here)"),
         "fp16.enabled": (False, "train.precision"),
-        "torch_autocast.enabled": (autocast, "train.precision"),
+        "torch_autocast.enabled": (bf16, "train.precision"),
         "torch_autocast.dtype": ("bfloat16", "train.precision"),
     }
 

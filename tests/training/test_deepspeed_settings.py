@@ -100,8 +100,8 @@ def test_a_users_json_adds_to_them(tmp_path):
         ),
         (
             {"bf16": {"enabled": True}},
-            "bf16.enabled = true: contradicts model.dtype (train.precision bf16 is autocast); "
-            "there it is false",
+            "bf16.enabled = true: contradicts train.precision (bf16 is autocast here); there it "
+            "is false",
         ),
         (
             {"fp16": {"enabled": True}},

@@ -194,6 +194,7 @@ def test_adapters_are_trained_alike_by_every_engine(follow, workers):
         assert_same(trajectory, alone)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_bfloat16_base_are_trained_alike_by_every_engine(follow):
     halved = {"lora": {"rank": 4}, "dtype": "bfloat16"}
     [alone] = follow(1, [TORCH], model=halved, train=SHORT)
