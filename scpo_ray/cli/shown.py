@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _FILE_WIDTH = 1_000
 
-ConfigArgument = Annotated[str, typer.Argument(help="A YAML file of settings, or 'paper'.")]
+CONFIG_HELP = "A YAML file of settings, or 'paper'."
+ConfigArgument = Annotated[str, typer.Argument(help=CONFIG_HELP)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override one setting; can be repeated."),
@@ -36,7 +37,7 @@ def show(as_json: bool, document: Any, tables: "list[Table]") -> None:
         return
     from rich.console import Console
 
-    from scpo_ray.report.fitting import fitted
+    from scpo_ray.report.terminal import fitted
 
     # Files and pipes have no width; names from the data are no markup.
     width = None if sys.stdout.isatty() else _FILE_WIDTH
@@ -47,14 +48,14 @@ def show(as_json: bool, document: Any, tables: "list[Table]") -> None:
 
 def show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> None:
     """Prints the resolved settings and what runs of them would do."""
-    from scpo_ray.report import tables
+    from scpo_ray.report import listings
     from scpo_ray.settings.documents import write_yaml
 
     document = {"config": settings, "plans": [asdict(plan) for plan in plans]}
     if not as_json:
         print(write_yaml(settings))
-    memory = [tables.memory_table(plan.memory) for plan in plans if plan.memory is not None]
-    show(as_json, document, [tables.plan_table(plans), *memory])
+    memory = [listings.memory_table(plan.memory) for plan in plans if plan.memory is not None]
+    show(as_json, document, [listings.plan_table(plans), *memory])
 
 
 def say(line: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from scpo_ray.data.files import check_files, file_source, hub_source
 from scpo_ray.data.messages import (
     Turns,
     common_prefix,
@@ -24,11 +25,8 @@ from scpo_ray.data.rows import (
     Place,
     Row,
     RowSource,
-    check_files,
-    file_source,
     finite_number,
     get_field,
-    hub_source,
     id_field,
     name_field,
 )
@@ -49,6 +47,13 @@ class ColumnMap(Section):
 
     rejected: str = "rejected"
     """The other response."""
+
+    chosen_votes: str | None = None
+    """How many people gave or preferred `chosen`, with `rejected_votes`: their shares are then
+    what win probabilities are held against."""
+
+    rejected_votes: str | None = None
+    """The same of `rejected`; fewer, and 0 or more."""
 
     responses: str | None = None
     """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
@@ -72,6 +77,10 @@ class ColumnMap(Section):
     def responses_have_scores(self) -> Self:
         if (self.responses is None) != (self.scores is None):
             raise ValueError("responses and scores are set together or not at all")
+        if (self.chosen_votes is None) != (self.rejected_votes is None):
+            raise ValueError("chosen_votes and rejected_votes are set together or not at all")
+        if self.responses is not None and self.chosen_votes is not None:
+            raise ValueError("chosen_votes are of chosen and rejected, not of responses")
         return self
 
 
@@ -110,10 +119,19 @@ class PreferencesConfig(DataSection):
                 f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
             )
         if self.split.by == "user" and self.columns.user is None:
-            raise ValueError('split.by "user" needs columns.user')
+            raise ValueError(
+                'split.by "user" needs columns.user, the column that says who preferred; where '
+                'there is none: split.by "question" and columns.question'
+            )
         if self.split.by == "question" and self.columns.question is None:
-            raise ValueError('split.by "question" needs columns.question')
+            raise ValueError(
+                'split.by "question" needs columns.question, the column that groups the rows'
+            )
         return self
+
+    @property
+    def scores_are_votes(self) -> bool:
+        return self.columns.chosen_votes is not None
 
 
 def open_preferences(config: PreferencesConfig) -> InteractionSource:
@@ -174,7 +192,8 @@ def _needed(columns: ColumnMap) -> list[str]:
         if columns.responses is None
         else [columns.responses, columns.scores]
     )
-    needed = [*answers, columns.culture, columns.user, columns.question, columns.id]
+    votes = [columns.chosen_votes, columns.rejected_votes]
+    needed = [*answers, *votes, columns.culture, columns.user, columns.question, columns.id]
     return [name for name in dict.fromkeys(needed) if name is not None]
 
 
@@ -182,6 +201,9 @@ def _read(
     parts: list[tuple[RowSource, Side | None]], columns: ColumnMap, notes: Notes
 ) -> Iterator[tuple[Place, Interaction]]:
     needed = frozenset(_needed(columns))
+    if columns.user is not None:
+        remedy = 'without users: no columns.user, split.by "question" and columns.question'
+        notes.remedies[columns.user] = remedy
     for source, side in parts:
         for place, row in source.read(notes):
             try:
@@ -199,14 +221,14 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
     if not isinstance(culture, str):
         raise BadField(columns.culture, culture, "must be text")
     if columns.responses is not None and columns.scores is not None:
-        fields = [(columns.responses, v) for v in _list_field(row, columns.responses)]
-        scores = tuple(finite_number(columns.scores, v) for v in _list_field(row, columns.scores))
+        fields = [(columns.responses, v) for v in list_field(row, columns.responses)]
+        scores = tuple(finite_number(columns.scores, v) for v in list_field(row, columns.scores))
         if len(fields) != len(scores):
             rule = f"must be one per response, got {len(scores)} for {len(fields)}"
             raise BadField(columns.scores, list(scores), rule)
     else:
         fields = [(name, get_field(row, name)) for name in (columns.chosen, columns.rejected)]
-        scores = (1.0, 0.0)
+        scores = _votes(row, columns)
     turns, responses = _texts(row, columns.prompt, fields)
     return Interaction(
         interaction_id=default_id if columns.id is None else id_field(row, columns.id),
@@ -219,6 +241,20 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
         history=turns[:-1],
         split=side,
     )
+
+
+def _votes(row: Row, columns: ColumnMap) -> tuple[float, float]:
+    """The scores of `chosen` and `rejected`: their votes, or 1 and 0."""
+    if columns.chosen_votes is None or columns.rejected_votes is None:
+        return 1.0, 0.0
+    names = (columns.chosen_votes, columns.rejected_votes)
+    chosen, rejected = (_number_field(row, name) for name in names)
+    if rejected < 0:
+        raise BadField(columns.rejected_votes, rejected, "must be 0 or more")
+    if chosen <= rejected:
+        rule = f"must be more than {columns.rejected_votes}, got {rejected:g}"
+        raise BadField(columns.chosen_votes, chosen, rule)
+    return chosen, rejected
 
 
 def _texts(
@@ -288,7 +324,18 @@ def _last_reply(name: str, value: Any, conversation: Turns, turns: Turns) -> str
     return rest[0][1]
 
 
-def _list_field(row: Row, name: str) -> list[Any]:
+def _number_field(row: Row, name: str) -> float:
+    value = get_field(row, name)
+    if isinstance(value, str):  # as all that CSV has
+        try:
+            value = parsed_value(value)
+        except ValueError:
+            raise BadField(name, value, "must be a number") from None
+    return finite_number(name, value)
+
+
+def list_field(row: Row, name: str) -> list[Any]:
+    """A list, or one as text. Raises: BadField."""
     value = get_field(row, name)
     if isinstance(value, str):
         try:

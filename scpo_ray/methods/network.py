@@ -64,11 +64,10 @@ def train_network(
             raise ValueError("a network is trained by a plan, and there is none")
         config, data, worker = task.config, task.data, task.worker
         engine = _started(task)
-        model = engine.model
         weights = pair_weights(prepared)
 
         def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
-            return score_tokens(model, task.tokens, text_ids=texts, worker=worker)
+            return score_tokens(engine.model, task.tokens, text_ids=texts, worker=worker)
 
         summary = train(
             engine,
@@ -105,7 +104,7 @@ def _started(task: Task) -> Engine:
     # What is wrong with the files is wrong on every worker: all meet it before they divide them.
     model = base.trainable(config.seed, divided_reading(config.train, worker))
     engine = start_engine(model, config.train, worker)
-    check_computes(model, base.config)
+    check_computes(engine.model, base.config)
     return engine
 
 
@@ -153,15 +152,13 @@ def _save(engine: Engine, path: Path, worker: Worker) -> None:
 
 
 def _look(prepared: PreparedRun, context: FitContext, rewards: Rewards, step: int) -> None:
-    """Tells who wants to know midway how test pairs are ranked."""
+    """Tells who wants to know midway how the pairs that choices are made on are ranked."""
     if context.midway is None or step not in context.midway.steps:
         return
-    task, data = prepared.task, prepared.task.data
-    found = np.full(len(data.texts), np.nan, dtype=np.float32)
-    texts = np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+    task, pairs = prepared.task, prepared.task.data.choice_pairs
+    found = np.full(len(task.data.texts), np.nan, dtype=np.float32)
+    texts = np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
     found[texts] = rewards(texts)
     threshold = task.config.evaluation.distinctive_threshold
-    accuracies = plain_accuracies(
-        data.test, found, task.ref_rewards, distinctive_threshold=threshold
-    )
+    accuracies = plain_accuracies(pairs, found, task.ref_rewards, distinctive_threshold=threshold)
     context.midway.tell(step, accuracies)

@@ -14,6 +14,7 @@ from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
 
 MODEL_FILE = "scpo_model.json"
+CALIBRATION_FILE = "scpo_calibration.json"
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHTS, _INDEX, _ADAPTERS = (
@@ -24,6 +25,13 @@ _WEIGHTS, _INDEX, _ADAPTERS = (
 # Counts up when the same files would give other rewards: stored ones are then void.
 _READING_RULES = 2
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+def hub_address() -> tuple[str, bool]:
+    """Where models and data sets by name come from, and whether the hub is not to be asked."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT, constants.HF_HUB_OFFLINE
 
 
 def resolve_model_dir(config: ModelConfig, cache: Path | None = None) -> Path:

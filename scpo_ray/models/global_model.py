@@ -20,6 +20,7 @@ from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import features_of_tokens, score_tokens
 from scpo_ray.records import ALONE, InputError, TextSource, Tokens, Worker
 from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.train import Precision
 from scpo_ray.storage.stores import ScoreStore, Stores, TokenStore
 from scpo_ray.workers import from_first, together
 
@@ -35,6 +36,8 @@ Compute = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 class GlobalModel:
     """A reward model's folder, how texts are rendered for it, and what is known of its rewards.
 
+    `precision`: what its rewards are computed in.
+
     The network is loaded when something is asked for that the stores lack. With several workers
     every one of them calls `rewards` and `features` and computes its share. `config.dtype` is
     decided.
@@ -44,6 +47,7 @@ class GlobalModel:
     config: ModelConfig
     renderer: Renderer
     stores: Stores
+    precision: Precision
     worker: Worker = ALONE
 
     def on(self, worker: Worker) -> "GlobalModel":
@@ -62,10 +66,12 @@ class GlobalModel:
 
     @cached_property
     def score_key(self) -> str:
-        """What the stores keep rewards and features under: weights, layers, renderer, dtype."""
-        decided = f"{self.fingerprint}\n{self.renderer.fingerprint}\n{self.config.dtype}"
-        digest = hashlib.sha256(decided.encode())
-        return digest.hexdigest()[:32]
+        """What the stores keep rewards and features under: weights, layers kept, renderer, dtype,
+        and the precision if it is not fp32."""
+        parts = [self.fingerprint, self.renderer.fingerprint, self.config.dtype]
+        if self.precision != "fp32":
+            parts.append(self.precision)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def tokens(self, texts: TextSource) -> Tokens:
         """As `tokenize`."""
@@ -122,9 +128,10 @@ class GlobalModel:
 
     def _loaded(self, config: ModelConfig, *, seed: int, divided: Divided = None) -> RewardModel:
         folder, device = self.model_dir, self.worker.device
-        return load_reward_model(
+        model = load_reward_model(
             folder, config, self.renderer, device=device, seed=seed, divided=divided
         )
+        return replace(model, precision=self.precision)
 
     def _complete(self, store: ScoreStore, texts: TextSource, start: Callable[[], Compute]) -> None:
         """Computes what the store lacks; `start` loads what is needed for it."""
@@ -154,14 +161,16 @@ def log_scored(store: ScoreStore, key: str, num_computed: int, num_texts: int) -
         log.info("%s: %d texts computed, %d read, kept in %s", what, num_computed, num_read, path)
 
 
-def open_global_model(config: ModelConfig, stores: Stores, device: str) -> GlobalModel:
+def open_global_model(
+    config: ModelConfig, stores: Stores, *, device: str, precision: Precision
+) -> GlobalModel:
     """The global model that the settings name, its dtype decided for the device.
 
     Raises: InputError for whatever is wrong with its folder or its tokenizer.
     """
     model_dir = resolve_model_dir(config, stores.converted)
     renderer = load_renderer(model_dir, config)
-    return GlobalModel(model_dir, with_dtype(config, device), renderer, stores)
+    return GlobalModel(model_dir, with_dtype(config, device), renderer, stores, precision)
 
 
 def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:

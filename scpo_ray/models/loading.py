@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scpo_ray.models.heads import (
     head_of,
     renamed_head,
 )
+from scpo_ray.models.packing import fit_for_rows
 from scpo_ray.models.precision import DTYPES, check_bfloat16, keep_exact, with_dtype
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
@@ -72,10 +74,11 @@ def load_reward_model(
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
-    model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
-    if divided is None:
-        check_computes(model, config)
-    return model
+    model = RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
+    if divided is not None:
+        return model
+    check_computes(model, config)
+    return replace(model, in_rows=fit_for_rows(model.scored))
 
 
 @contextmanager

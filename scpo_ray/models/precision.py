@@ -60,7 +60,7 @@ def check_dtype(folder: Path, config: ModelConfig, device: str) -> None:
     check_bfloat16(device, "model.dtype = bfloat16")
     if config.lora is None and not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
-            "model.dtype = bfloat16: all weights are trained, and their small updates would be lost",
+            "model.dtype = bfloat16: all weights are trained, and small updates would be lost",
             ["set model.lora; or train.precision = bf16, which computes in bf16 alone"],
         )
 

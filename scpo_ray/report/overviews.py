@@ -1,9 +1,10 @@
 """What the commands show before and beside runs: a data set, scores, plans, costs."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from scpo_ray.records import CultureCounts
-from scpo_ray.results import MemoryEstimate
+from scpo_ray.results import MarginLook, MemoryEstimate
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,21 @@ class CultureScores:
     """Reward units."""
     kept_share: float
     """Share of the pairs below the filter threshold."""
+    margins: MarginLook
+    """What other values of tau and beta would do."""
 
 
 @dataclass(frozen=True)
 class GlobalScores:
+    """What `scpo score` shows.
+
+    `filter_threshold`, `weight_temperature`: of the settings; None where there is no filter, or a
+    run is to choose.
+    """
+
     cultures: dict[str, CultureScores]
     filter_threshold: float | None
+    weight_temperature: float | None
     num_texts: int
     path: str
 
@@ -73,3 +83,13 @@ class SweepCost:
     seconds: float | None
     axes: dict[str, int]
     """Axis -> how many values it has in the sweep."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `scpo doctor` saw of one thing. `remedy`: what to do, or what it matters for."""
+
+    what: str
+    found: str
+    verdict: Literal["fine", "note", "fault"] = "fine"
+    remedy: str = ""

@@ -93,6 +93,23 @@ def put_in_place(part: Path, path: Path, digests: dict[str, str]) -> None:
     sync(path.parent)
 
 
+def put_into(folder: Path, name: str, text: str) -> None:
+    """Writes a file into a folder that `put_in_place` named, as part of it; it stays whole.
+
+    A kill in between leaves the folder whole without the file.
+    """
+    others = {n: digest for n, digest in (_manifest(folder) or {}).items() if n != name}
+    _write_manifest(folder, others)
+    with whole_file(folder / name) as part:
+        part.write_text(text, encoding="utf-8")
+    _write_manifest(folder, {**others, name: file_digest(folder / name)})
+
+
+def _write_manifest(folder: Path, digests: Mapping[str, str]) -> None:
+    with whole_file(folder / MANIFEST) as part:
+        part.write_text(json.dumps(digests, indent=1))
+
+
 def folder_fault(path: Path) -> str | None:
     """Why a folder that `put_in_place` named cannot be trusted; None if it is whole.
 
@@ -213,6 +230,11 @@ def read_json(path: Path, remedy: str) -> bytes:
     if signed is None or hashlib.sha256(body).hexdigest() != signed[1].decode():
         raise InputError(f"{path}: damaged", ["it is not what was written", remedy])
     return b"{\n" + body
+
+
+def free_bytes(path: Path) -> int:
+    """What the disk at `path` has left."""
+    return shutil.disk_usage(path).free
 
 
 def clear_leftovers(folder: Path, pattern: str, *, older_than_s: float = 0.0) -> None:

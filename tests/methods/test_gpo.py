@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from scpo_ray.commands.folders import export_model
+from scpo_ray.commands.exporting import export_model
 from scpo_ray.evaluation.distributions import similarities
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run
@@ -52,6 +52,7 @@ def planted(seed: int = 0) -> tuple[Opinions, np.ndarray]:
         culture_codes=np.repeat(np.arange(len(COUNTRIES)), NUM_QUESTIONS).astype(np.int32),
         question_codes=np.tile(np.arange(NUM_QUESTIONS), len(COUNTRIES)),
         groups=np.arange(num_answers),
+        is_train=np.tile(np.arange(NUM_QUESTIONS) < 40, len(COUNTRIES)),
         is_test=np.tile(np.arange(NUM_QUESTIONS) >= 40, len(COUNTRIES)),
         cultures=COUNTRIES,
     )
