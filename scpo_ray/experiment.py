@@ -1,16 +1,12 @@
 """The story of one run: from a config to a trained, evaluated, saved reward model."""
 
 import logging
-import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-import scpo_ray
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
 from scpo_ray.evaluation.calibration import evaluate_calibration, fitting_pairs
@@ -22,11 +18,13 @@ from scpo_ray.evaluation.opinions import (
     opinion_columns,
     opinion_outcomes,
 )
+from scpo_ray.evaluation.scales import reference_scale, reference_texts
 from scpo_ray.methods.account import (
     choice_told,
     examples,
     pair_columns,
     selection_summaries,
+    training_record,
     truncated_texts,
 )
 from scpo_ray.methods.mixture import culture_weights_of, cultures_mask, training_fingerprint
@@ -53,6 +51,7 @@ from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder
 from scpo_ray.storage.run_dir import RunDir, load_result, trained_model_dir
+from scpo_ray.storage.scale_file import save_scale
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.training.plan import plan_steps
 from scpo_ray.workers import from_first, together
@@ -102,6 +101,7 @@ def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | No
     found = evaluate_rewards(prepared.task, rewards)
     if fitted.makes_model:
         save_temperatures(context.run_dir.model_dir, found.calibration)
+        _save_scale(prepared.task.data, rewards, context.run_dir)
     result = _result(prepared, fitted, found, context.run_dir)
     _save_outcomes(prepared.task, rewards, found, context.run_dir)
     context.tracker.log_result(result, context.run_dir.path)
@@ -334,7 +334,7 @@ def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
     fitted: Fitted = task.config.how.fit(prepared, context)
     with together(task.worker):
         if task.worker.rank == 0:
-            run_dir.save_training_record(_training_record(task, fitted))
+            run_dir.save_training_record(training_record(task, fitted))
     return fitted
 
 
@@ -358,40 +358,28 @@ def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> F
     )
 
 
-def _training_record(task: Task, fitted: Fitted) -> TrainingRecord:
-    summary = fitted.summary
-    return TrainingRecord(
-        num_steps=summary.num_steps,
-        num_pairs_seen=summary.num_pairs_seen,
-        seconds=summary.seconds,
-        curve=summary.curve,
-        told=list(fitted.told),
-        makes_model=fitted.makes_model,
-        device=task.worker.device,
-        num_workers=task.worker.world_size,
-        engine=task.config.train.engine_name,
-        passes=summary.passes,
-        versions={
-            "scpo_ray": scpo_ray.__version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
-    )
-
-
 def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
-    """(T,) rewards of what is evaluated, NaN elsewhere."""
+    """(T,) rewards of what is evaluated and of the reference texts, NaN elsewhere."""
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(task.data, seed=task.config.seed)
+    evaluated = evaluated_texts(task.data, seed=task.config.seed)
+    texts = np.union1d(evaluated, reference_texts(task.data))
     rewards[texts] = fitted.rewards(texts)
     return rewards
+
+
+def _save_scale(data: PreferenceData, rewards: NDArray[np.float32], run_dir: RunDir) -> None:
+    try:
+        scale = reference_scale(data, rewards)
+    except ValueError as error:
+        log.warning("%s: the model gets no scale to be compared on: %s", run_dir.path, error)
+    else:
+        save_scale(run_dir.model_dir, scale)
 
 
 def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: RunDir) -> RunResult:
     task = prepared.task
     config, data = task.config, task.data
-    record = run_dir.training_record() or _training_record(task, fitted)
+    record = run_dir.training_record() or training_record(task, fitted)
     return RunResult(
         format=RESULT_FORMAT,
         run_id=config.run_id,

@@ -27,6 +27,8 @@ from tests.tiny import tiny_document
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
+    "init",
+    "doctor",
     "quickstart",
     "data",
     "score",
@@ -38,6 +40,12 @@ COMMANDS = (
     "report",
     "export",
     "models",
+    "serve",
+    "runs",
+    "clean",
+    "reward",
+    "steer",
+    "merge",
 )
 
 

@@ -9,6 +9,7 @@ from scpo_ray.models.files import CALIBRATION_FILE
 from scpo_ray.records import InputError
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import trained_model_dir
+from scpo_ray.storage.scale_file import SCALE_FILE
 
 
 def export_model(run: Path, folder: Path, *, merge: bool) -> None:
@@ -22,5 +23,6 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
     model = load_exported(model_dir, device="cpu")
     with whole_folder(folder) as part:
         save_reward_model(merged_adapters(model) if merge else model, part)
-        if (model_dir / CALIBRATION_FILE).is_file():
-            shutil.copy(model_dir / CALIBRATION_FILE, part)
+        for name in (CALIBRATION_FILE, SCALE_FILE):
+            if (model_dir / name).is_file():
+                shutil.copy(model_dir / name, part)

@@ -35,6 +35,21 @@ from scpo_ray.settings.data import DataSection, Source
 from scpo_ray.settings.section import Section
 
 Side = Literal["train", "test"]
+Language = Literal["first", "second"]
+
+
+class SecondLanguage(Section):
+    prompt: str | None = None
+    """As the first language's, in another column of the same row; null: the same column."""
+
+    chosen: str | None = None
+    """The same of the preferred response."""
+
+    rejected: str | None = None
+    """The same of the other response."""
+
+    responses: str | None = None
+    """The same of a list of responses."""
 
 
 class ColumnMap(Section):
@@ -73,6 +88,15 @@ class ColumnMap(Section):
     id: str | None = None
     """A unique name of the row; null: the file's name and line."""
 
+    second_language: SecondLanguage | None = None
+    """Where the same texts stand in another language: read with `data.language: second`."""
+
+    def in_language(self, language: Language) -> "ColumnMap":
+        """The columns that a language's texts are read from."""
+        if language == "first" or self.second_language is None:
+            return self
+        return self.model_copy(update=self.second_language.model_dump(exclude_none=True))
+
     @model_validator(mode="after")
     def responses_have_scores(self) -> Self:
         if (self.responses is None) != (self.scores is None):
@@ -106,6 +130,10 @@ class PreferencesConfig(DataSection):
     columns: ColumnMap = ColumnMap()
     """Which column holds what."""
 
+    language: Language = "first"
+    """Which language's texts are read, where `columns.second_language` names columns of another:
+    the same people and preferences, so that language and culture can be told apart."""
+
     @model_validator(mode="after")
     def one_place_to_read(self) -> Self:
         if bool(self.train_files) == bool(self.hub):
@@ -118,6 +146,8 @@ class PreferencesConfig(DataSection):
                 'test files (or hub_test_split) and split.by "source" go together, got '
                 f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
             )
+        if self.language == "second" and self.columns.second_language is None:
+            raise ValueError('language "second" needs columns.second_language')
         if self.split.by == "user" and self.columns.user is None:
             raise ValueError(
                 'split.by "user" needs columns.user, the column that says who preferred; where '
@@ -148,10 +178,10 @@ def open_preferences(config: PreferencesConfig) -> InteractionSource:
     return InteractionSource(
         files=tuple(file for part, _ in parts for file in part.files),
         settings={
-            "columns": config.columns.model_dump(),
+            "columns": config.columns.in_language(config.language).model_dump(),
             "parts": [(part.label, side) for part, side in parts],
         },
-        read=partial(_read, parts, config.columns),
+        read=partial(_read, parts, config.columns.in_language(config.language)),
     )
 
 
@@ -171,7 +201,8 @@ def _file_parts(config: PreferencesConfig) -> list[tuple[RowSource, Side | None]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise InputError("data: each file is read once", [f"{path}: named twice" for path in twice])
-    columns, wanted = config.columns, _needed(config.columns)
+    columns = config.columns.in_language(config.language)
+    wanted = _needed(columns)
     optional = [columns.prompt] if columns.prompt and columns.prompt not in wanted else []
     # Rows without an id are named by their file: by its name, or by its path where two share it.
     names = [path.name for path in paths]
@@ -266,8 +297,8 @@ def _texts(
     if prompt == "" and not any(isinstance(value, str) for _, value in fields):
         prompt = None  # what CSV has for null
     if prompt is not None:
-        turns = _prompt_turns(str(prompt_column), prompt)
-        return turns, tuple(_reply(name, value, turns) for name, value in fields)
+        turns = prompt_turns(str(prompt_column), prompt)
+        return turns, tuple(reply(name, value, turns) for name, value in fields)
     conversations = [_conversation(prompt_column, name, value) for name, value in fields]
     turns = common_prefix(conversations)
     name = fields[0][0] if fields else "responses"
@@ -290,7 +321,11 @@ def _conversation(prompt_column: str | None, name: str, value: Any) -> Turns:
     return turns
 
 
-def _prompt_turns(name: str, prompt: Any) -> Turns:
+def prompt_turns(name: str, prompt: Any) -> Turns:
+    """The turns up to the prompt, from a text, a transcript or messages; the last is the user's.
+
+    Raises: BadField.
+    """
     prompt = messages_read(name, prompt)
     if isinstance(prompt, str):
         turns = transcript(prompt)
@@ -305,8 +340,11 @@ def _prompt_turns(name: str, prompt: Any) -> Turns:
     return turns
 
 
-def _reply(name: str, value: Any, turns: Turns) -> str:
-    """The one reply in `value`: a text, or messages with or without the `turns` before it."""
+def reply(name: str, value: Any, turns: Turns) -> str:
+    """The one reply in `value`: a text, or messages with or without the `turns` before it.
+
+    Raises: BadField.
+    """
     if not isinstance(value, str):
         return _last_reply(name, value, messages(name, value), turns)
     dialogue = transcript(value)

@@ -15,6 +15,8 @@ from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
 
 MODEL_FILE = "scpo_model.json"
 CALIBRATION_FILE = "scpo_calibration.json"
+BASE_FINGERPRINT = "base_fingerprint"
+"""In `MODEL_FILE`, of adapters: their base model's."""
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHTS, _INDEX, _ADAPTERS = (
@@ -133,6 +135,20 @@ def model_fingerprint(folder: Path, config: ModelConfig) -> str:
     That is the weight files wherever an index points, config.json, the layers kept and, of
     adapters, their own files and their base model's fingerprint.
     """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return str(_files_digest(folder, config).hexdigest())
+    base = adapter_base(folder, config)
+    return adapters_fingerprint(folder, config, model_fingerprint(resolve_model_dir(base), base))
+
+
+def adapters_fingerprint(folder: Path, config: ModelConfig, base: str) -> str:
+    """The same of adapters on a base model with that fingerprint."""
+    digest = _files_digest(folder, config)
+    digest.update(base.encode())
+    return str(digest.hexdigest())
+
+
+def _files_digest(folder: Path, config: ModelConfig) -> Any:
     decided = {"rules": _READING_RULES, "num_layers": config.num_layers}
     digest = hashlib.sha256(json.dumps(decided).encode())
     settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
@@ -140,10 +156,22 @@ def model_fingerprint(folder: Path, config: ModelConfig) -> str:
         state = path.stat()
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(_file_digest(path, state.st_size, state.st_mtime_ns))
-    if (folder / ADAPTER_CONFIG).is_file():
-        base = adapter_base(folder, config)
-        digest.update(model_fingerprint(resolve_model_dir(base), base).encode())
-    return digest.hexdigest()
+    return digest
+
+
+def base_fingerprint(base: ModelConfig) -> str:
+    """The same of a base model, however many of its layers the adapters' model keeps."""
+    whole = base.model_copy(update={"num_layers": None})
+    return model_fingerprint(resolve_model_dir(whole), whole)
+
+
+def known_base_fingerprint(folder: Path) -> str | None:
+    """What a folder of adapters says of the base model that they were trained on."""
+    try:
+        found = json.loads((folder / MODEL_FILE).read_text()).get(BASE_FINGERPRINT)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 @lru_cache(maxsize=64)

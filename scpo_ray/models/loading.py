@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from scpo_ray.models.adapters import add_adapters, brought_weights, check_adapters, load_adapters
+from scpo_ray.models.adapters import (
+    DEFAULT,
+    add_adapters,
+    brought_weights,
+    check_adapters,
+    load_adapters,
+)
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     adapter_base,
@@ -35,6 +41,9 @@ from scpo_ray.settings.model import ModelConfig
 
 Divided = Mapping[str, Any] | None
 """DeepSpeed's settings with ZeRO 3 where it divides weights as they are read."""
+
+SavedAdapters = tuple[Path, ModelConfig]
+"""A model's folder of adapters and its section of the settings."""
 
 
 def load_reward_model(
@@ -67,18 +76,46 @@ def load_reward_model(
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
-            network = _load_with_adapters(folder, config, device, divided)
+            base = adapter_base(folder, config)
+            network = _load_with_adapters({DEFAULT: (folder, config)}, base, device, divided)
         else:
             outline = _outline(folder, config)
             network, missing = _load_network(folder, config, outline, device, divided)
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
-    model = RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
     if divided is not None:
-        return model
+        return _on_device(network, config, renderer, device)
+    return _checked(network, config, renderer, device)
+
+
+def load_adapted_models(
+    saved: Mapping[str, SavedAdapters], base: ModelConfig, renderer: Renderer, *, device: str
+) -> RewardModel:
+    """One network with the adapters of several models on one base model; the first is active.
+
+    Args:
+        saved: what adapters are called in the network -> where they are.
+        base: the base model's section, with the layers and the maximum length of all.
+
+    Raises: InputError as `load_reward_model`, of each of them.
+    """
+    base = with_dtype(base, device)
+    _check_device(base, device)
+    with drawn_by(0):
+        network = _load_with_adapters(saved, base, device, None)
+    _check_positions(network, base)
+    return _checked(network, base, renderer, device)
+
+
+def _checked(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
+    model = _on_device(network, config, renderer, device)
     check_computes(model, config)
     return replace(model, in_rows=fit_for_rows(model.scored))
+
+
+def _on_device(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
+    return RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
 
 
 @contextmanager
@@ -197,7 +234,7 @@ def network_without_weights(folder: Path, config: ModelConfig) -> Any:
         base = adapter_base(folder, config)
         base_dir = resolve_model_dir(base)
         network = network_without_weights(base_dir, base)
-        return load_adapters(network, folder, config, head_of(network).final)
+        return load_adapters(network, folder, config, head_of(network).final, DEFAULT)
     settings = _outline(folder, config).config
     if config.num_layers is not None:
         settings.get_text_config().num_hidden_layers = config.num_layers
@@ -287,21 +324,32 @@ def _read(
         ) from None
 
 
-def _load_with_adapters(folder: Path, config: ModelConfig, device: str, divided: Divided) -> Any:
-    """A base model under saved adapters, the adapters and the head trainable."""
-    check_adapters(folder, config)
-    base = adapter_base(folder, config)
+def _load_with_adapters(
+    saved: Mapping[str, SavedAdapters], base: ModelConfig, device: str, divided: Divided
+) -> Any:
+    """A base model under saved adapters, the adapters and the head trainable.
+
+    Args:
+        saved: what adapters are called in the network -> where they are.
+    """
+    for adapters in saved.values():
+        check_adapters(*adapters)
     base_dir = resolve_model_dir(base)
     outline = _outline(base_dir, base)
-    final, brought = head_of(outline).final, brought_weights(folder)
+    final = head_of(outline).final
+    # What one of them does not bring is the base model's, and must be in its files.
+    brought = set.intersection(*(brought_weights(folder) for folder, _ in saved.values()))
     if f"{final}.weight" not in brought and not has_head(weight_shapes(base_dir), final):
+        paths = ", ".join(config.path for _, config in saved.values())
         raise InputError(
-            f"model.path = {config.path}: no score head, neither in the adapters nor in their base "
+            f"model.path = {paths}: no score head, neither in the adapters nor in their base "
             f"model {base.path}, so it is not a reward model",
             ["merge the adapters into the base model; model.new_head trains a new head on that"],
         )
     network, _ = _load_network(base_dir, base, outline, device, divided, brought)
-    return load_adapters(network, folder, config, final)
+    for name, (folder, config) in saved.items():
+        network = load_adapters(network, folder, config, final, name)
+    return network
 
 
 def _check_positions(network: nn.Module, config: ModelConfig) -> None:

@@ -214,16 +214,9 @@ def check_reading(scored: ScoredNetwork) -> None:
     Raises: InputError if padding changes the rewards of this network.
     """
     plain = scored.plain
-    if num_token_rows(plain) is None:
+    tokens = two_short_texts(plain)
+    if tokens is None:
         return
-    ids, last = known_ids(plain)
-    texts = [[*ids[: len(ids) // 2], last], [*ids, last]]
-    tokens = Tokens(
-        input_ids=np.concatenate(texts).astype(np.int32),
-        token_type_ids=None,
-        offsets=np.cumsum([0, *map(len, texts)]).astype(np.int64),
-        truncated=np.zeros(len(texts), dtype=np.bool_),
-    )
     device = str(next(plain.parameters()).device)
     together = scored(**pad_texts(tokens, np.arange(2), filler_id(plain), device))
     alone = torch.stack(
@@ -233,13 +226,31 @@ def check_reading(scored: ScoredNetwork) -> None:
         ]
     )
     error = float((together - alone).abs().max())
-    tolerance = _PADDING_TOLERANCE[_dtype(plain)]
-    if error > _ROUNDING + tolerance * float(alone.abs().max()):
+    if error > allowed_error(alone, _dtype(plain)):
         raise InputError(
             f"{type(plain).__name__} gives a text another reward when it is padded, which is not "
             "supported",
             [f"rewards of a short text differ by {error:.3g}"],
         )
+
+
+def allowed_error(rewards: Tensor, dtype: torch.dtype) -> float:
+    """How far two ways to compute the same rewards may part, in reward units."""
+    return _ROUNDING + _PADDING_TOLERANCE[dtype] * float(rewards.abs().max())
+
+
+def two_short_texts(plain: Any) -> Tokens | None:
+    """Tokens of two texts, not equally long; None where the network has no table of tokens."""
+    if num_token_rows(plain) is None:
+        return None
+    ids, last = known_ids(plain)
+    texts = [[*ids[: len(ids) // 2], last], [*ids, last]]
+    return Tokens(
+        input_ids=np.concatenate(texts).astype(np.int32),
+        token_type_ids=None,
+        offsets=np.cumsum([0, *map(len, texts)]).astype(np.int64),
+        truncated=np.zeros(len(texts), dtype=np.bool_),
+    )
 
 
 def pad_texts(

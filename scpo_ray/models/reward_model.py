@@ -100,6 +100,11 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     return device
 
 
+def all_devices() -> list[str]:
+    """Every CUDA device of this machine, or else its CPU."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
 def free_bytes(device: str) -> int:
     """Memory that is free on the device now; a container's limit counts on a CPU."""
     if device.startswith("cuda"):

@@ -6,7 +6,15 @@ from rich import box
 from rich.table import Table
 
 from scpo_ray.records import LAYERS, CultureCounts
-from scpo_ray.report.overviews import DataHealth, Finding, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.overviews import (
+    DataHealth,
+    FileScores,
+    Finding,
+    GlobalScores,
+    PlannedRun,
+    Steering,
+    SweepCost,
+)
 from scpo_ray.report.terminal import add_row, points, size, titled
 from scpo_ray.results import MemoryEstimate
 from scpo_ray.settings.shown import duration, plain
@@ -258,6 +266,25 @@ def deletable_table(found: Inventory) -> Table:
     table = titled("can be deleted (scpo clean)", "what", lost, "places", "size", words=(lost,))
     for kind in found.deletable:
         add_row(table, kind.kind, kind.loss, str(len(kind.paths)), size(kind.num_bytes))
+    return table
+
+
+def reward_tables(found: FileScores) -> list[Table]:
+    """Of RewardBench 2, each column's share of right picks by subset; else nothing."""
+    tables = []
+    for column, subsets in found.subsets.items():
+        table = titled(column, "subset", "prompts", "best one right")
+        for subset, (share, num_prompts) in subsets.items():
+            add_row(table, subset, str(num_prompts), f"{points(share)} %")
+        tables.append(table)
+    return tables
+
+
+def steering_table(found: Steering) -> Table:
+    """How often two judges pick the same response."""
+    table = titled("the same pick, % of the prompts", "judge", *found.judges)
+    for judge in found.judges:
+        add_row(table, judge, *(points(found.agreement[judge][o]) for o in found.judges))
     return table
 
 
