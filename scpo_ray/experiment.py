@@ -34,6 +34,7 @@ from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
 from scpo_ray.models.pickles import conversion_record
+from scpo_ray.models.precision import check_dtype
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
@@ -131,8 +132,9 @@ def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> Run
 
     Raises: InputError for what is wrong with the model's folder or cannot be rendered for it.
     """
-    precision = config.train.precision
-    global_model = open_global_model(config.model, run_dir.stores, precision=precision)
+    global_model = open_global_model(
+        config.model, run_dir.stores, device=config.device, precision=config.train.precision
+    )
     try:
         tokens = global_model.tokens(data.texts)
     except RefusedTexts as refused:
@@ -163,8 +165,11 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
 
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
+    model_dir = inputs.global_model.model_dir
+    if config.how.trains:
+        check_dtype(model_dir, config.model, worker.device)
     if config.train.gradient_checkpointing and config.how.trains:
-        check_recomputes(inputs.global_model.model_dir, config.model)
+        check_recomputes(model_dir, config.model)
     task = task_of(config, inputs, worker)
     config.how.check(task)
     selection: Selection = config.how.select(task)

@@ -41,7 +41,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Fold adapters into the weights.")] = False,
 ) -> None:
     """Write a run's model as a plain Hugging Face sequence-classification folder."""
-    from scpo_ray.commands.folders import export_model
+    from scpo_ray.commands.exporting import export_model
 
     export_model(run, folder, merge=merge)
     say(f"model: {folder}")

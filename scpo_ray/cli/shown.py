@@ -54,7 +54,8 @@ def show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> Non
     document = {"config": settings, "plans": [asdict(plan) for plan in plans]}
     if not as_json:
         print(write_yaml(settings))
-    show(as_json, document, [listings.plan_table(plans)])
+    memory = [listings.memory_table(plan.memory) for plan in plans if plan.memory is not None]
+    show(as_json, document, [listings.plan_table(plans), *memory])
 
 
 def say(line: str) -> None:

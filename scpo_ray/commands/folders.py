@@ -1,25 +1,18 @@
-"""Folders of ended runs into a page, and a run's model into a folder of its own."""
+"""Folders of ended runs into a page."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from scpo_ray.models.adapters import merged_adapters
-from scpo_ray.models.export import load_exported, save_reward_model
-from scpo_ray.models.files import CALIBRATION_FILE
 from scpo_ray.records import InputError
 from scpo_ray.report.page import write_report
 from scpo_ray.report.written import write_answer
 from scpo_ray.results import ComparisonResult, RunResult
-from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import (
     COMPARISON_FILE,
     load_comparison_result,
     load_result,
-    trained_model_dir,
 )
-from scpo_ray.storage.scale_file import SCALE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -60,22 +53,6 @@ def report_folders(
     page = write_report(results, comparison, output)
     texts = write_answer(results, comparison, output.with_suffix(".md"), latex=latex)
     return page, texts
-
-
-def export_model(run: Path, folder: Path, *, merge: bool) -> None:
-    """Writes a run's model as a plain Hugging Face folder.
-
-    Raises: InputError if the run has no model, `folder` exists, or there is nothing to merge.
-    """
-    model_dir = trained_model_dir(run)
-    if folder.exists():
-        raise InputError(f"{folder}: exists; name a new folder")
-    model = load_exported(model_dir, device="cpu")
-    with whole_folder(folder) as part:
-        save_reward_model(merged_adapters(model) if merge else model, part)
-        for name in (CALIBRATION_FILE, SCALE_FILE):
-            if (model_dir / name).is_file():
-                shutil.copy(model_dir / name, part)
 
 
 def _runs_below(folder: Path) -> list[Path]:

@@ -4,13 +4,16 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.task import PreparedRun
+from scpo_ray.models.shapes import network_shape
 from scpo_ray.report.overviews import PlannedRun, SweepCost
+from scpo_ray.results import MemoryEstimate
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
@@ -18,17 +21,22 @@ from scpo_ray.settings.sweep import CULTURE, SearchConfig
 from scpo_ray.sweep.space import comparison_trials, planned_settings, trials_of
 from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.loop import TrainingData, step_loss
+from scpo_ray.training.memory import estimate_memory
 from scpo_ray.training.pair_weights import FixedWeights
 
 _TIMED_STEPS = 3
+_LOOKED_AT_STEPS = 100
 _SAMPLED_TRIALS = 12
 
 
 def planned_run(config: RunConfig) -> PlannedRun:
-    """Prepares a run (and so finds its input's faults) and times its first steps."""
+    """Prepares a run (and so finds its input's faults), estimates its memory and times its first
+    steps."""
     run_dir = open_run_dir(config)
     prepared = prepare_run(config, load_inputs(config, run_dir), local_worker(config))
-    return _planned(config, prepared, _seconds_per_token(config, prepared))
+    memory = _memory(config, prepared)
+    planned = _planned(config, prepared, _seconds_per_token(config, prepared))
+    return replace(planned, memory=memory)
 
 
 def planned_runs(comparison: ComparisonConfig) -> list[PlannedRun]:
@@ -104,6 +112,23 @@ def _planned(config: RunConfig, prepared: PreparedRun, seconds_per_token: float)
         num_tokens=plan.num_tokens() if plan else 0,
         seconds=plan.num_tokens() * seconds_per_token if plan else 0.0,
     )
+
+
+def _memory(config: RunConfig, prepared: PreparedRun) -> MemoryEstimate | None:
+    """Of each of the workers that the run has at least; None where no network is trained."""
+    if prepared.plan is None:
+        return None
+    base, lengths = prepared.task.base, prepared.plan.lengths
+    passes = (
+        (len(batch.texts), int(lengths[batch.texts].max()))
+        for step in islice(prepared.plan.steps_from(0), _LOOKED_AT_STEPS)
+        for batch in step.micro_batches(0)
+    )
+    texts, width = max(passes, key=lambda rows_width: rows_width[0] * rows_width[1])
+    autocast = config.train.precision == "bf16"
+    shape = network_shape(base.model_dir, base.config, texts=texts, width=width, autocast=autocast)
+    device = prepared.task.worker.device
+    return estimate_memory(shape, config.train, num_workers=config.train.min_workers, device=device)
 
 
 def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:

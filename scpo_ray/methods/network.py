@@ -1,24 +1,38 @@
 """The network, trained by the plan: the way to fit that most methods share."""
 
+import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scpo_ray.evaluation.layers import pair_ids, plain_accuracies
-from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
-from scpo_ray.models.export import save_reward_model
+from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Task
+from scpo_ray.models.export import save_reward_model, write_weights
+from scpo_ray.models.files import weight_shapes
+from scpo_ray.models.loading import check_computes
+from scpo_ray.models.reward_model import free_bytes
 from scpo_ray.models.scoring import score_tokens
-from scpo_ray.storage.disk import whole_folder
+from scpo_ray.models.shapes import network_shape
+from scpo_ray.records import InputError, Worker
+from scpo_ray.storage.disk import disk_errors, whole_folder
 from scpo_ray.training.checkpoints import open_checkpoints
-from scpo_ray.training.engine import start_engine
+from scpo_ray.training.deepspeed_engine import divided_reading
+from scpo_ray.training.engine import Engine, start_engine
 from scpo_ray.training.loop import TrainingData, train
 from scpo_ray.training.loss import Losses, bradley_terry_losses
+from scpo_ray.training.memory import check_room, estimate_memory
 from scpo_ray.training.pair_weights import FixedWeights, PairWeights
 from scpo_ray.workers import together
 
 Rewards = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
+# Bytes that any engine keeps of a weight between passes, with room to spare.
+_MOST_PER_WEIGHT = 32
 
 
 def fixed_weights(prepared: PreparedRun) -> PairWeights:
@@ -49,9 +63,7 @@ def train_network(
         if plan is None:
             raise ValueError("a network is trained by a plan, and there is none")
         config, data, worker = task.config, task.data, task.worker
-        with together(worker):
-            model = task.base.trainable(config.seed)
-        engine = start_engine(model, config.train, worker)
+        engine = _started(task)
         weights = pair_weights(prepared)
 
         def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -74,14 +86,69 @@ def train_network(
             normalize_weights=config.selection.normalize_weights,
             after_step=partial(_look, prepared, context, rewards),
         )
-        whole_weights = engine.whole_weights()
-        with together(worker):
-            if worker.rank == 0:
-                with whole_folder(context.run_dir.model_dir) as folder:
-                    save_reward_model(model, folder, weights=whole_weights)
+        _save(engine, context.run_dir.model_dir, worker)
         return Fitted(rewards, summary, tell(weights))
 
     return fit
+
+
+def _started(task: Task) -> Engine:
+    """The engine of a run, around the network that it starts from."""
+    base, config, worker = task.base, task.config, task.worker
+    with together(worker):
+        _check_room(task)
+    if config.train.zero_stage < 3:
+        with together(worker):
+            model = base.trainable(config.seed)
+        return start_engine(model, config.train, worker)
+    # What is wrong with the files is wrong on every worker: all meet it before they divide them.
+    model = base.trainable(config.seed, divided_reading(config.train, worker))
+    engine = start_engine(model, config.train, worker)
+    check_computes(engine.model, base.config)
+    return engine
+
+
+def _check_room(task: Task) -> None:
+    """Raises: InputError with the numbers if the network, its gradients and the optimizer are
+    more than this worker has room for."""
+    base, train, device = task.base, task.config.train, task.worker.device
+    free = free_bytes(device)
+    at_most = sum(math.prod(shape) for shape in weight_shapes(base.model_dir).values())
+    # To look closely takes a second, and most models are far from the limit.
+    if at_most * _MOST_PER_WEIGHT < free:
+        return
+    shape = network_shape(base.model_dir, base.config, texts=0, width=0, autocast=False)
+    workers = task.worker.world_size
+    check_room(estimate_memory(shape, train, num_workers=workers, device=device), free, device)
+
+
+def _save(engine: Engine, path: Path, worker: Worker) -> None:
+    """Writes the model on the first worker; of divided weights each hands in its parts."""
+    weights, model = engine.divided_weights(), engine.model
+    with ExitStack() as stack:
+        with together(worker):
+            folder = stack.enter_context(whole_folder(path)) if worker.rank == 0 else None
+        fault: InputError | None = None
+        held: dict[str, Tensor] | None = None
+        if weights is not None:
+            held = {}
+            try:
+                if folder is not None and hasattr(model.network, "peft_config"):
+                    held = dict(weights)
+                elif folder is not None:
+                    with disk_errors(path):
+                        write_weights(folder, weights)
+            except InputError as error:
+                fault = error
+            # To the end, whatever became of it: the others wait for every part.
+            for _ in weights:
+                pass
+        with together(worker):
+            if fault is not None:
+                raise fault
+            if folder is not None:
+                save_reward_model(model, folder, weights=held)
+                stack.close()
 
 
 def _look(prepared: PreparedRun, context: FitContext, rewards: Rewards, step: int) -> None:

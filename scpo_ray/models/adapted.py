@@ -115,4 +115,4 @@ def _mixes(model: RewardModel, names: Sequence[str]) -> bool:
     except (TypeError, ValueError, RuntimeError):
         return False
     expected = torch.cat(alone)
-    return bool((together - expected).abs().max() <= allowed_error(expected))
+    return bool((together - expected).abs().max() <= allowed_error(expected, model.dtype))

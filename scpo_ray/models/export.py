@@ -1,10 +1,11 @@
 """A trained model as a Hugging Face folder, and back."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from scpo_ray.models.files import (
@@ -24,6 +25,8 @@ from scpo_ray.results import Calibration
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import put_into
 
+SHARD_BYTES = 2 * 10**9
+
 
 def save_reward_model(
     model: RewardModel, folder: Path, *, weights: dict[str, Tensor] | None = None
@@ -33,7 +36,8 @@ def save_reward_model(
     Older versions of transformers read it too (4.45 was tried).
 
     Args:
-        weights: all the network's weights by name, where the network itself holds but a part.
+        weights: the weights to write, by name, where the network itself holds but a part; none
+            where `write_weights` has put them there.
     """
     model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     # Of the template's two places the older one is read by every version.
@@ -46,10 +50,48 @@ def save_reward_model(
         "renderer": model.renderer.style,
         "max_length": model.renderer.max_length,
         "num_layers": settings.get_text_config().num_hidden_layers,
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     if (folder / ADAPTER_CONFIG).is_file():
         document[BASE_FINGERPRINT] = base_fingerprint(adapter_base(folder, ModelConfig()))
     (folder / MODEL_FILE).write_text(json.dumps(document) + "\n")
+
+
+def write_weights(
+    folder: Path, weights: Iterable[tuple[str, Tensor]], *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes weights as they come, so that no more than a file of them is held at a time.
+
+    A model of one file has no index, as transformers writes it.
+    """
+    held: dict[str, Tensor] = {}
+    parts: list[list[str]] = []
+    size = total = 0
+
+    def write() -> None:
+        save_file(held, folder / f"part-{len(parts)}", metadata={"format": "pt"})
+        parts.append(list(held))
+        held.clear()
+
+    for name, weight in weights:
+        if held and size + weight.nbytes > shard_bytes:
+            write()
+            size = 0
+        held[name] = weight.contiguous()
+        size += weight.nbytes
+        total += weight.nbytes
+    write()
+    names: dict[str, str] = {}
+    for number, inside in enumerate(parts):
+        name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        if len(parts) == 1:
+            name = "model.safetensors"
+        (folder / f"part-{number}").rename(folder / name)
+        names |= dict.fromkeys(inside, name)
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+        text = json.dumps(index, indent=2)
+        (folder / "model.safetensors.index.json").write_text(text + "\n")
 
 
 def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -141,7 +183,7 @@ def model_section(model: Path, config: ModelConfig) -> ModelConfig:
     and style.
     """
     if (model / MODEL_FILE).is_file():
-        machine = ("trust_remote_code", "inference_batch_tokens")
+        machine = ("trust_remote_code", "attention", "inference_batch_tokens")
         kept = {name: getattr(config, name) for name in machine}
         return exported_config(model).model_copy(update=kept)
     other = {"path": str(model), "revision": None, "num_layers": None}

@@ -130,10 +130,10 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def model_fingerprint(folder: Path, config: ModelConfig) -> str:
-    """Hash of what decides the rewards besides the renderer.
+    """Hash of what decides the rewards besides the renderer and the dtype.
 
-    That is the weight files wherever an index points, config.json, the layers kept, the dtype of
-    the computation and, of adapters, their own files and their base model's fingerprint.
+    That is the weight files wherever an index points, config.json, the layers kept and, of
+    adapters, their own files and their base model's fingerprint.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return str(_files_digest(folder, config).hexdigest())
@@ -149,7 +149,7 @@ def adapters_fingerprint(folder: Path, config: ModelConfig, base: str) -> str:
 
 
 def _files_digest(folder: Path, config: ModelConfig) -> Any:
-    decided = {"rules": _READING_RULES, "num_layers": config.num_layers, "dtype": "float32"}
+    decided = {"rules": _READING_RULES, "num_layers": config.num_layers}
     digest = hashlib.sha256(json.dumps(decided).encode())
     settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
     for path in [*settings, *weight_files(folder)]:

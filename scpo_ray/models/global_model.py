@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
-from scpo_ray.models.loading import load_reward_model
+from scpo_ray.models.loading import Divided, load_reward_model
+from scpo_ray.models.precision import with_dtype
 from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import features_of_tokens, score_tokens
@@ -38,7 +39,8 @@ class GlobalModel:
     `precision`: what its rewards are computed in.
 
     The network is loaded when something is asked for that the stores lack. With several workers
-    every one of them calls `rewards` and `features` and computes its share.
+    every one of them calls `rewards` and `features` and computes its share. `config.dtype` is
+    decided.
     """
 
     model_dir: Path
@@ -59,14 +61,14 @@ class GlobalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what decides the rewards besides the renderer."""
+        """Hash of what decides the rewards besides the renderer and the dtype."""
         return model_fingerprint(self.model_dir, self.config)
 
     @cached_property
     def score_key(self) -> str:
-        """What the stores keep rewards and features under: weights, layers kept, renderer, and
-        the precision if it is not fp32."""
-        parts = [self.fingerprint, self.renderer.fingerprint]
+        """What the stores keep rewards and features under: weights, layers kept, renderer, dtype,
+        and the precision if it is not fp32."""
+        parts = [self.fingerprint, self.renderer.fingerprint, self.config.dtype]
         if self.precision != "fp32":
             parts.append(self.precision)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -117,13 +119,18 @@ class GlobalModel:
         """The network as it is, without the adapters that training would add."""
         return self._loaded(self.config.model_copy(update={"lora": None}), seed=0)
 
-    def trainable(self, seed: int) -> RewardModel:
-        """The network that training starts from, with its adapters or new head if it gets any."""
-        return self._loaded(self.config, seed=seed)
+    def trainable(self, seed: int, divided: Divided = None) -> RewardModel:
+        """The network that training starts from, with its adapters or new head if it gets any.
 
-    def _loaded(self, config: ModelConfig, *, seed: int) -> RewardModel:
-        device = self.worker.device
-        model = load_reward_model(self.model_dir, config, self.renderer, device=device, seed=seed)
+        `divided`: as for `load_reward_model`.
+        """
+        return self._loaded(self.config, seed=seed, divided=divided)
+
+    def _loaded(self, config: ModelConfig, *, seed: int, divided: Divided = None) -> RewardModel:
+        folder, device = self.model_dir, self.worker.device
+        model = load_reward_model(
+            folder, config, self.renderer, device=device, seed=seed, divided=divided
+        )
         return replace(model, precision=self.precision)
 
     def _complete(self, store: ScoreStore, texts: TextSource, start: Callable[[], Compute]) -> None:
@@ -154,13 +161,16 @@ def log_scored(store: ScoreStore, key: str, num_computed: int, num_texts: int) -
         log.info("%s: %d texts computed, %d read, kept in %s", what, num_computed, num_read, path)
 
 
-def open_global_model(config: ModelConfig, stores: Stores, *, precision: Precision) -> GlobalModel:
-    """The global model that the settings name.
+def open_global_model(
+    config: ModelConfig, stores: Stores, *, device: str, precision: Precision
+) -> GlobalModel:
+    """The global model that the settings name, its dtype decided for the device.
 
     Raises: InputError for whatever is wrong with its folder or its tokenizer.
     """
     model_dir = resolve_model_dir(config, stores.converted)
-    return GlobalModel(model_dir, config, load_renderer(model_dir, config), stores, precision)
+    renderer = load_renderer(model_dir, config)
+    return GlobalModel(model_dir, with_dtype(config, device), renderer, stores, precision)
 
 
 def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:

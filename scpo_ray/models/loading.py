@@ -1,5 +1,6 @@
 """From a model's folder to a reward model: what is read, what is drawn, and what is refused."""
 
+import math
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,38 +32,60 @@ from scpo_ray.models.heads import (
     renamed_head,
 )
 from scpo_ray.models.packing import fit_for_rows
+from scpo_ray.models.precision import DTYPES, check_bfloat16, keep_exact, with_dtype
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
-from scpo_ray.models.reward_model import RewardModel
+from scpo_ray.models.reward_model import RewardModel, free_bytes
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
+
+Divided = Mapping[str, Any] | None
+"""DeepSpeed's settings with ZeRO 3 where it divides weights as they are read."""
 
 SavedAdapters = tuple[Path, ModelConfig]
 """A model's folder of adapters and its section of the settings."""
 
 
 def load_reward_model(
-    folder: Path, config: ModelConfig, renderer: Renderer, *, device: str, seed: int
+    folder: Path,
+    config: ModelConfig,
+    renderer: Renderer,
+    *,
+    device: str,
+    seed: int,
+    divided: Divided = None,
 ) -> RewardModel:
-    """The network in `folder` with its score head, in float32, in evaluation mode.
+    """The network in `folder` with its score head, in evaluation mode.
 
-    With `config.lora` the adapters and the score head are what can be trained. `seed` decides a
-    new head's and new adapters' first weights; torch's own random stream is left as it was.
+    Its weights are of `config.dtype`, adapters and the score head float32. With `config.lora`
+    these two are what can be trained. `seed` decides a new head's and new adapters' first
+    weights; torch's own random stream is left as it was.
 
-    Raises: InputError if the model has no single-score head and `config.new_head` is off, if
-    weights are missing, left over, of another shape or unreadable, or if padding would change
-    a reward.
+    Args:
+        divided: DeepSpeed's settings with ZeRO 3, whose workers are already joined and all call
+            this alike: each weight is divided among them as it is read, so that nobody holds the
+            network whole. It computes nothing before DeepSpeed has been started on it: what it
+            computes is left to `check_computes`.
+
+    Raises: InputError if the device or the model lacks the dtype or the attention asked for, if
+    the model has no single-score head and `config.new_head` is off, if weights are missing, left
+    over, of another shape or unreadable, or if padding would change a reward.
     """
+    config = with_dtype(config, device)
+    _check_device(config, device)
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
             base = adapter_base(folder, config)
-            network = _load_with_adapters({DEFAULT: (folder, config)}, base)
+            network = _load_with_adapters({DEFAULT: (folder, config)}, base, device, divided)
         else:
-            network, missing = _load_network(folder, config, _outline(folder, config))
+            outline = _outline(folder, config)
+            network, missing = _load_network(folder, config, outline, device, divided)
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
+    if divided is not None:
+        return _on_device(network, config, renderer, device)
     return _checked(network, config, renderer, device)
 
 
@@ -77,19 +100,65 @@ def load_adapted_models(
 
     Raises: InputError as `load_reward_model`, of each of them.
     """
+    base = with_dtype(base, device)
+    _check_device(base, device)
     with drawn_by(0):
-        network = _load_with_adapters(saved, base)
+        network = _load_with_adapters(saved, base, device, None)
     _check_positions(network, base)
     return _checked(network, base, renderer, device)
 
 
 def _checked(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
-    model = RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
+    model = _on_device(network, config, renderer, device)
+    check_computes(model, config)
+    return replace(model, in_rows=fit_for_rows(model.scored))
+
+
+def _on_device(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
+    return RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
+
+
+@contextmanager
+def _dividing(settings: Mapping[str, Any], config: ModelConfig) -> Iterator[None]:
+    """Within, transformers divides by DeepSpeed's ZeRO 3 what it reads."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    halved = {"enabled": config.dtype == "bfloat16"}
+    # The library holds it weakly: it ends with this block.
+    in_force = HfDeepSpeedConfig({**settings, "bf16": halved})
+    try:
+        yield
+    finally:
+        del in_force
+
+
+def check_computes(model: RewardModel, config: ModelConfig) -> None:
+    """Raises: InputError if padding would change a reward, or the dtype is none for this model."""
+    was_training = model.network.training
+    model.network.eval()
     try:
         check_reading(model.scored)
     except InputError as error:
         raise InputError(f"model.path = {config.path}: {error.title}", error.problems) from None
-    return replace(model, in_rows=fit_for_rows(model.scored))
+    except RuntimeError as error:
+        if config.dtype == "float32" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"model.dtype = {config.dtype}: {config.path} cannot compute in it", reasons(error)
+        ) from None
+    finally:
+        model.network.train(was_training)
+
+
+def _check_device(config: ModelConfig, device: str) -> None:
+    """Raises: InputError if the device lacks the dtype, or what the attention needs."""
+    if config.dtype == "bfloat16":
+        check_bfloat16(device, "model.dtype = bfloat16")
+    if config.attention.startswith("flash") and (device == "cpu" or config.dtype == "float32"):
+        raise InputError(
+            f"model.attention = {config.attention}: needs a GPU and model.dtype = bfloat16, got "
+            f"{device} and {config.dtype}"
+        )
 
 
 def check_recomputes(folder: Path, config: ModelConfig) -> None:
@@ -118,7 +187,7 @@ def drawn_by(seed: int) -> Iterator[None]:
 
 def _outline(folder: Path, config: ModelConfig) -> Any:
     """The network that config.json describes, with one score and without weights."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     quiet_transformers()
     try:
@@ -127,10 +196,7 @@ def _outline(folder: Path, config: ModelConfig) -> Any:
         # Otherwise inference pipelines put a sigmoid over the reward.
         settings.problem_type = "regression"
         num_layers = settings.get_text_config().num_hidden_layers
-        with torch.device("meta"):
-            network = AutoModelForSequenceClassification.from_config(
-                settings, trust_remote_code=config.trust_remote_code
-            )
+        network = _without_weights(settings, config)
     except Exception as error:  # the library raises whatever its parsers raise
         raise InputError(
             f"model.path = {config.path}: config.json cannot be used", reasons(error)
@@ -139,52 +205,128 @@ def _outline(folder: Path, config: ModelConfig) -> Any:
         raise InputError(
             f"model.num_layers = {config.num_layers}: {config.path} has {num_layers} layers"
         )
+    if config.attention != "auto":
+        try:
+            network = _without_weights(settings, config, attn_implementation=config.attention)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"model.attention = {config.attention}: {config.path} cannot use it here",
+                reasons(error),
+            ) from None
     return network
 
 
+def _without_weights(settings: Any, config: ModelConfig, **how: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(
+            settings, trust_remote_code=config.trust_remote_code, **how
+        )
+
+
+def network_without_weights(folder: Path, config: ModelConfig) -> Any:
+    """The network as it would be loaded and trained, on torch's meta device: sizes and no values.
+
+    Raises: InputError if config.json or the attention cannot be used.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = adapter_base(folder, config)
+        base_dir = resolve_model_dir(base)
+        network = network_without_weights(base_dir, base)
+        return load_adapters(network, folder, config, head_of(network).final, DEFAULT)
+    settings = _outline(folder, config).config
+    if config.num_layers is not None:
+        settings.get_text_config().num_hidden_layers = config.num_layers
+    how = {"dtype": DTYPES[config.dtype], "attn_implementation": settings._attn_implementation}
+    network = _without_weights(settings, config, **how)
+    return network if config.lora is None else add_adapters(network, config.lora, [])
+
+
+def check_weights_fit(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, free: int
+) -> None:
+    """Raises: InputError if weights of these shapes are more than the `free` bytes there are."""
+    needed = sum(math.prod(shape) for shape in shapes.values()) * DTYPES[config.dtype].itemsize
+    if needed > free:
+        raise InputError(
+            f"model.path = {config.path}: its weights need {needed / 10**9:.1f} GB in "
+            f"{config.dtype}, and {free / 10**9:.1f} GB are free",
+            ["model.dtype = bfloat16 halves float32; ZeRO 3 divides a model that is trained"],
+        )
+
+
 def _load_network(
-    folder: Path, config: ModelConfig, outline: Any, brought: Set[str] = frozenset()
+    folder: Path,
+    config: ModelConfig,
+    outline: Any,
+    device: str,
+    divided: Divided,
+    brought: Set[str] = frozenset(),
 ) -> tuple[Any, list[str]]:
     """The network, and the names of the weights that are drawn and not read.
 
     `brought`: weights that come with the adapters that are loaded next.
     """
-    from transformers import AutoModelForSequenceClassification
-
     head, settings = head_of(outline), outline.config
     architecture = (settings.architectures or ["it"])[0]
     shapes = weight_shapes(folder)
+    if divided is None:
+        check_weights_fit(shapes, config, free_bytes(device))
     check_head(head, shapes, architecture, config, head_follows=f"{head.final}.weight" in brought)
     renames = renamed_head(head, shapes)
     if config.num_layers is not None:
         settings.get_text_config().num_hidden_layers = config.num_layers
-    try:
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=settings,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            key_mapping=renames or None,
-            # They are told with their names, and a head that is replaced may have more rows.
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:
-        raise InputError(
-            f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
-        ) from None
+    network, info = _read(folder, config, settings, renames, divided)
     check_all_read(head, info, config, brought=brought)
     if renames:
         # Or the library would save the weights under their old names.
         network._weight_conversions = None
+    keep_exact(network, head, folder, renames)
     drawn = set(info["missing_keys"])
     if config.new_head:
         drawn |= set(draw_head(network, head))
     return network, sorted(drawn)
 
 
-def _load_with_adapters(saved: Mapping[str, SavedAdapters], base: ModelConfig) -> Any:
+def _read(
+    folder: Path, config: ModelConfig, settings: Any, renames: dict[str, str], divided: Divided
+) -> tuple[Any, dict[str, Any]]:
+    """The network as transformers reads it, and what it tells of the reading."""
+    from transformers import AutoModelForSequenceClassification
+
+    def read(**how: Any) -> tuple[Any, dict[str, Any]]:
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=settings,
+            dtype=DTYPES[config.dtype],
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            key_mapping=renames or None,
+            attn_implementation=settings._attn_implementation,
+            # They are told with their names, and a head that is replaced may have more rows.
+            ignore_mismatched_sizes=True,
+            **how,
+        )
+        return network, info
+
+    try:
+        if divided is None:
+            return read()
+        # Of a reading that divides, the library does not tell what was left over.
+        _, info = read(device_map="meta")
+        with _dividing(divided, config):
+            return read()[0], info
+    except Exception as error:
+        raise InputError(
+            f"model.path = {config.path}: the weights cannot be loaded", reasons(error)
+        ) from None
+
+
+def _load_with_adapters(
+    saved: Mapping[str, SavedAdapters], base: ModelConfig, device: str, divided: Divided
+) -> Any:
     """A base model under saved adapters, the adapters and the head trainable.
 
     Args:
@@ -204,7 +346,7 @@ def _load_with_adapters(saved: Mapping[str, SavedAdapters], base: ModelConfig) -
             f"model {base.path}, so it is not a reward model",
             ["merge the adapters into the base model; model.new_head trains a new head on that"],
         )
-    network, _ = _load_network(base_dir, base, outline, brought)
+    network, _ = _load_network(base_dir, base, outline, device, divided, brought)
     for name, (folder, config) in saved.items():
         network = load_adapters(network, folder, config, final, name)
     return network

@@ -4,9 +4,11 @@ import copy
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -101,6 +103,19 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
 def all_devices() -> list[str]:
     """Every CUDA device of this machine, or else its CPU."""
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on the device now; a container's limit counts on a CPU."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+    return min(free, limit - used)
 
 
 def turn_off_dropout(network: nn.Module) -> None:

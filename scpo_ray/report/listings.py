@@ -16,6 +16,7 @@ from scpo_ray.report.overviews import (
     SweepCost,
 )
 from scpo_ray.report.terminal import add_row, points, size, titled
+from scpo_ray.results import MemoryEstimate
 from scpo_ray.settings.shown import duration, plain
 from scpo_ray.storage.inventory import Inventory
 from scpo_ray.tracking.trackers import RegisteredModel
@@ -183,6 +184,24 @@ def plan_table(plans: Sequence[PlannedRun]) -> Table:
             f"{plan.num_tokens:,}",
             duration(plan.seconds),
         )
+    return table
+
+
+def memory_table(memory: MemoryEstimate) -> Table:
+    """What each worker would need, in GB; those that are there at one time make the sum."""
+    table = titled("memory of each worker at the peak of a step, estimated", "what", "GB")
+    parts = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("activations of the widest pass", memory.activations),
+        ("buffers, when activations are gone", memory.buffers),
+        ("on the device", memory.total),
+    ]
+    if memory.host:
+        parts.append(("the machine's own, beside libraries and data", memory.host))
+    for name, num_bytes in parts:
+        add_row(table, name, "unknown" if num_bytes is None else f"{num_bytes / 10**9:.2f}")
     return table
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scpo_ray.records import CultureCounts
-from scpo_ray.results import MarginLook
+from scpo_ray.results import MarginLook, MemoryEstimate
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class GlobalScores:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What a run would do. `seconds`: steps timed here and now, times their number."""
+    """What a run would do. `seconds`: steps timed here and now, times their number; `memory`: of
+    each worker, where it was asked for and a network is trained."""
 
     name: str
     num_train_pairs: int
@@ -66,6 +67,7 @@ class PlannedRun:
     epochs: float
     num_tokens: int
     seconds: float
+    memory: MemoryEstimate | None = None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,15 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
 
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the weights are kept in and computed with; weights that are trained are optimised in
+    float32, and the score head computes in it. auto: bfloat16 for a base under LoRA on a GPU that
+    has it, else float32."""
+
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    """Who computes attention, among those that the model and this machine have; auto: the
+    model's own choice. It changes rounding alone."""
+
     inference_batch_tokens: TokenBudget = "auto"
     """Tokens per forward pass when scoring and evaluating, padded ones counted. auto: 2048 on a
     CPU, 16384 on a GPU."""

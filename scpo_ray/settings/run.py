@@ -221,6 +221,7 @@ EXECUTION: dict[str, Any] = {
     "tracking": True,
     "device": True,
     "launch": True,
+    "model": {"attention"},
     "train": {
         "micro_batch_tokens",
         "num_workers",

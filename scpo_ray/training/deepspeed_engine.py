@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import Worker
@@ -51,12 +51,12 @@ class DeepSpeedEngine:
 
     def __init__(self, model: RewardModel, config: TrainConfig, worker: Worker) -> None:
         """Raises: InputError if the user's DeepSpeed JSON cannot be used."""
-        settings = deepspeed_settings(config)
         self.model = model = replace(model, precision=config.precision)
         self.config = config
         self.worker = worker
         self.steps_done = 0
         self.parameters = prepare_network(model, config)
+        settings = deepspeed_settings(config)
         join_group(worker)
         deepspeed = _import_deepspeed(model.device)
         self._engine, *_ = deepspeed.initialize(
@@ -109,26 +109,23 @@ class DeepSpeedEngine:
             load_whole(self.parameters, self._engine.optimizer, state)
         self.steps_done = state.steps_done
 
-    def whole_weights(self) -> dict[str, Tensor] | None:
-        if self.config.zero_stage < 3:
-            return None
-        weights: dict[str, Tensor] = {}
-        names: dict[nn.Parameter, str] = {}
-        # One weight at a time: the whole model need not fit beside the parts.
-        for name, parameter in self.model.network.named_parameters(remove_duplicate=False):
-            if parameter in names:
-                # One weight under two names is saved once: a copy would be another weight.
-                if self.worker.rank == 0:
-                    weights[name] = weights[names[parameter]]
-                continue
-            names[parameter] = name
+    def divided_weights(self) -> Iterator[tuple[str, Tensor]] | None:
+        return self._gathered() if self.config.zero_stage == 3 else None
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        network = self.model.network
+        # Adapters are saved without their base; one weight under two names is saved once, since
+        # a copy would be another weight.
+        weights = dict(network.named_parameters())
+        if hasattr(network, "peft_config"):
+            weights = self.parameters
+        for name, parameter in weights.items():
             with self._deepspeed.zero.GatheredParameters([parameter]):
-                if self.worker.rank == 0:
-                    weights[name] = parameter.detach().cpu().clone()
-        if self.worker.rank > 0:
-            return None
-        known = dict(self.model.network.named_buffers())
-        return {n: weights.get(n, known.get(n)) for n in self.model.network.state_dict()}  # type: ignore[misc]
+                whole = parameter.detach().cpu().clone()
+            yield name, whole
+        for name, buffer in network.named_buffers():
+            if name in network.state_dict():
+                yield name, buffer.detach().cpu().clone()
 
     def _whole_pieces(self) -> Iterator[Piece]:
         return whole_pieces(self.parameters, self._engine.optimizer, self.worker)
@@ -182,6 +179,17 @@ class DeepSpeedEngine:
             else:
                 whole = state.read(name, WEIGHT, 0, parameter.numel())
                 parameter.copy_(whole.view_as(parameter))
+
+
+def divided_reading(config: TrainConfig, worker: Worker) -> dict[str, Any]:
+    """DeepSpeed's settings, made ready to divide a network's weights as they are read.
+
+    Raises: InputError if the user's DeepSpeed JSON cannot be used.
+    """
+    settings = deepspeed_settings(config)
+    join_group(worker)
+    _import_deepspeed(worker.device)
+    return settings
 
 
 def _import_deepspeed(device: str) -> Any:

@@ -1,6 +1,7 @@
 """The optimizer around the network: forward, backward, step, and its state on disk."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -50,8 +51,9 @@ class Engine(Protocol):
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Takes up the state in all workers' folders, of any engine and number of workers."""
 
-    def whole_weights(self) -> dict[str, Tensor] | None:
-        """On the first worker all weights by name, where `model.network` holds but a part."""
+    def divided_weights(self) -> Iterator[tuple[str, Tensor]] | None:
+        """What a saved model holds, by name and one weight at a time, where `model.network` has
+        but a part of each. Every worker walks through all of it; None where each has all."""
 
 
 def start_engine(model: RewardModel, config: TrainConfig, worker: Worker) -> Engine:
@@ -121,5 +123,5 @@ class TorchEngine:
         load_whole(self.parameters, self.optimizer, state)
         self.steps_done = state.steps_done
 
-    def whole_weights(self) -> dict[str, Tensor] | None:
+    def divided_weights(self) -> Iterator[tuple[str, Tensor]] | None:
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scpo_ray.models.precision import check_bfloat16
 from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.records import InputError, Worker
 from scpo_ray.settings.train import TrainConfig
@@ -44,10 +45,8 @@ def prepare_network(model: RewardModel, config: TrainConfig) -> dict[str, nn.Par
     Raises: InputError if the device cannot compute in the precision asked for, or the network
     cannot compute its activations again.
     """
-    if config.precision == "bf16" and model.device.startswith("cuda"):
-        name = torch.cuda.get_device_name(model.device)
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise InputError(f"train.precision = bf16: {name} has no bf16; use fp32")
+    if config.precision == "bf16":
+        check_bfloat16(model.device, "train.precision = bf16")
     capabilities = torch.cpu.get_capabilities()
     if config.precision == "bf16" and model.device == "cpu" and not capabilities.get("avx512_bf16"):
         log.warning("train.precision = bf16: this processor has no bf16 of its own; fp32 is faster")

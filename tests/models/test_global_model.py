@@ -38,7 +38,7 @@ TEXTS = [("about art", "answer"), ("a", "art about a"), ("art", "a " * 30)]
 
 def model_in(folder: Path, cache: Path, **settings) -> GlobalModel:
     config = ModelConfig(path=str(folder), **{"max_length": 48} | settings)
-    return open_global_model(config, Stores(cache), precision="fp32")
+    return open_global_model(config, Stores(cache), device="cpu", precision="fp32")
 
 
 def no_loading(*arguments, **settings):
@@ -179,3 +179,13 @@ def test_texts_are_rendered_once_and_anew_for_another_length(tiny_reward_model, 
     assert (first.num_reads, second.num_reads, third.num_reads) == (3, 0, 3)
     np.testing.assert_array_equal(again.input_ids, tokens.input_ids)
     assert cut.truncated.tolist() == [False, False, True]
+
+
+def test_each_dtype_has_rewards_of_its_own(tiny_reward_model, tmp_path):
+    one = model_in(tiny_reward_model, tmp_path)
+    other = model_in(tiny_reward_model, tmp_path, dtype="bfloat16")
+
+    assert one.score_key == model_in(tiny_reward_model, tmp_path, dtype="float32").score_key
+    assert one.score_key != other.score_key
+    assert one.fingerprint == other.fingerprint
+    assert not np.array_equal(one.rewards(ListedTexts(*TEXTS)), other.rewards(ListedTexts(*TEXTS)))

@@ -13,7 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
-from scpo_ray.models.loading import check_recomputes, drawn_by, load_reward_model
+from scpo_ray.models.loading import (
+    check_recomputes,
+    check_weights_fit,
+    drawn_by,
+    load_reward_model,
+)
 from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.scoring import score_texts
@@ -451,3 +456,11 @@ def test_any_reward_model_is_loaded_by_its_own_files(tiny_reward_model, tmp_path
     model = load_reward_model(folder, config, load_renderer(folder, config), device="cpu", seed=0)
 
     assert_close(score_texts(model, TEXTS), score_texts(loaded(tiny_reward_model), TEXTS), 0.0)
+
+
+def test_weights_without_room_are_refused_with_the_numbers():
+    shapes = {"score.weight": (1, 4_096), "body.weight": (10**6, 4_096)}
+
+    check_weights_fit(shapes, ModelConfig(dtype="bfloat16"), 10 * 10**9)
+    with pytest.raises(InputError, match=r"need 16.4 GB in float32, and 10.0 GB are free"):
+        check_weights_fit(shapes, ModelConfig(dtype="float32"), 10 * 10**9)

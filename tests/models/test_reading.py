@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from scpo_ray.models.export import write_weights
 from scpo_ray.models.loading import drawn_by
 from scpo_ray.models.packing import fit_for_rows
 from scpo_ray.models.reading import ScoredNetwork, check_reading, check_tokens, filler_id
@@ -330,23 +331,22 @@ def test_features_times_the_head_are_the_rewards(kind):
 def export_from_zero_3(worker: Worker, folder: str) -> list[str]:
     network = network_of("t5")
     config = TrainConfig(engine="deepspeed", zero_stage=3)
-    weights = DeepSpeedEngine(RewardModel(network, None, "cpu", 99), config, worker).whole_weights()
-    assert weights is not None
-    names = list(weights)
-    network.save_pretrained(folder, state_dict=weights)  # which empties it
-    return names
+    engine = DeepSpeedEngine(RewardModel(network, None, "cpu", 99), config, worker)
+    weights = dict(engine.divided_weights())
+    write_weights(Path(folder), weights.items(), shard_bytes=2_000)
+    network.save_pretrained(folder, state_dict={})
+    return list(weights)
 
 
 @pytest.mark.slow
 def test_a_weight_with_two_names_is_exported_from_zero_3(tmp_path: Path):
     from transformers import T5ForSequenceClassification
 
-    tied = {"transformer.encoder.embed_tokens.weight", "transformer.decoder.embed_tokens.weight"}
-
     with Groups() as groups:
         [names] = groups.run(1, export_from_zero_3, str(tmp_path))
 
-    assert tied <= set(names)
+    assert len([name for name in names if "embed_tokens" in name or "shared" in name]) == 1
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
     again = T5ForSequenceClassification.from_pretrained(tmp_path).state_dict()
     before = network_of("t5").state_dict()
     assert again.keys() == before.keys()

@@ -62,6 +62,7 @@ KEPT = [
     "evaluation.bootstrap_samples=100",
     "train={log_every: 7, checkpoint_every: 9, keep_checkpoints: 1}",
     "model.inference_batch_tokens=2048",
+    "model.attention=eager",
     # What another method reads.
     "methods={lore: {rank: 3}, group_dro: {step_size: 0.5}}",
 ]

@@ -198,6 +198,15 @@ def test_adapters_are_trained_alike_by_every_engine(follow, workers):
         assert_same(trajectory, alone)
 
 
+@pytest.mark.slow
+def test_adapters_on_a_bfloat16_base_are_trained_alike_by_every_engine(follow):
+    halved = {"lora": {"rank": 4}, "dtype": "bfloat16"}
+    [alone] = follow(1, [TORCH], model=halved, train=SHORT)
+
+    for trajectory in follow(2, [ZERO[1], ZERO[3]], model=halved, train=SHORT):
+        np.testing.assert_allclose(trajectory.loss, alone.loss, rtol=2e-3)
+
+
 def test_clipping_and_normalized_weights_mean_the_same_on_every_engine(follow):
     settings = {
         "train": {**SHORT, "max_grad_norm": 0.002},

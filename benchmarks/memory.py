@@ -1,0 +1,168 @@
+"""What a training needs of memory, estimated and measured: `python benchmarks/memory.py`.
+
+Models of some 40 million weights, drawn and saved in a temporary folder, are trained for two steps
+of two passes by every engine on two CPU workers, each run in fresh processes.
+
+training: the estimate that `scpo train --dry-run` shows, part by part, beside the most anonymous
+memory that a worker held above what it had when everything was imported.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+# Large blocks go back to the system at once, so that what is measured is what is held.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+WORKERS, WORDS, TEXTS, WIDTH = 2, 4_000, 4, 64
+ENGINES = [("torch", 0), *(("deepspeed", stage) for stage in range(4))]
+MB = 2**20
+SIZES = {
+    "bert": {"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 12}
+    | {"intermediate_size": 3072},
+    "llama": {"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 12}
+    | {"num_key_value_heads": 4, "intermediate_size": 2048, "pad_token_id": 0},
+    "deberta-v2": {"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 12}
+    | {"intermediate_size": 3072, "relative_attention": True, "position_buckets": 256}
+    | {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0},
+}
+
+
+def make_model(kind: str, folder: Path) -> Path:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from scpo_ray.models.tiny import make_tiny_backbone
+
+    make_tiny_backbone(folder, [f"w{number}" for number in range(WORDS - 4)], seed=0)
+    config = AutoConfig.for_model(kind, vocab_size=WORDS, num_labels=1, **SIZES[kind])
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+
+class Peak:
+    """The most anonymous memory of this process above what it has now, sampled each 2 ms."""
+
+    def __init__(self) -> None:
+        self.base = anonymous_bytes()
+        self.bytes = 0
+        self._over = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+
+    def _sample(self) -> None:
+        while not self._over.wait(0.002):
+            self.bytes = max(self.bytes, anonymous_bytes() - self.base)
+
+    def stop(self) -> int:
+        self._over.set()
+        self._sampler.join()
+        return self.bytes
+
+
+def train_twice(rank: int, folder: Path, engine: str, stage: int, answers: "Queue[Any]") -> None:
+    """One worker's two steps; its peak goes into `answers`."""
+    import torch
+
+    from scpo_ray.models.loading import load_reward_model
+    from scpo_ray.models.rendering import load_renderer
+    from scpo_ray.models.shapes import network_shape
+    from scpo_ray.records import Worker
+    from scpo_ray.settings.model import ModelConfig
+    from scpo_ray.settings.train import TrainConfig
+    from scpo_ray.training.deepspeed_engine import divided_reading
+    from scpo_ray.training.engine import start_engine
+    from scpo_ray.training.memory import estimate_memory
+    from scpo_ray.workers import join_group
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    worker = Worker(rank, WORKERS, "cpu")
+    join_group(worker)
+    # Before anything is measured: what is imported is no part of a model.
+    divided_reading(TrainConfig(engine="deepspeed"), worker)
+    config = ModelConfig(path=str(folder), max_length=WIDTH, renderer="pair", dtype="float32")
+    train = TrainConfig(engine=engine, zero_stage=stage)
+    renderer = load_renderer(folder, config)
+    shape = network_shape(folder, config, texts=TEXTS, width=WIDTH, autocast=False)
+    estimate = estimate_memory(shape, train, num_workers=WORKERS, device="cpu")
+    torch.ones(1, requires_grad=True).sum().backward()
+    peak = Peak()
+    divided = divided_reading(train, worker) if stage == 3 else None
+    model = load_reward_model(folder, config, renderer, device="cpu", seed=0, divided=divided)
+    loaded = peak.bytes
+    running = start_engine(model, train, worker)
+    ids = torch.randint(5, WORDS, (TEXTS, WIDTH))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for _ in range(2):
+        for last in (False, True):
+            running.backward(running.rewards(batch).sum() / 100, last=last)
+        running.step()
+    answers.put((rank, loaded, peak.stop(), estimate))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def on_workers(task: Callable[..., None], *arguments: Any) -> list[Any]:
+    """Every worker's answer, by rank."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": str(WORKERS)}
+    context = get_context("spawn")
+    answers = context.Queue()
+    processes = [
+        context.Process(target=task, args=(rank, *arguments, answers)) for rank in range(WORKERS)
+    ]
+    for process in processes:
+        process.start()
+    found = sorted((answers.get(timeout=400) for _ in processes), key=lambda row: row[0])
+    for process in processes:
+        process.join()
+    return found
+
+
+def table(folder: Path, kinds: list[str]) -> None:
+    print("\n| model | engine | weights | gradients | optimizer | activations | buffers", end="")
+    print(" | estimate, MB | peak, MB | differs | while loading |\n|" + "---|" * 11)
+    for kind in kinds:
+        model = make_model(kind, folder / kind)
+        size = (model / "model.safetensors").stat().st_size / MB
+        for engine, stage in ENGINES:
+            found = on_workers(train_twice, model, engine, stage)
+            peak, estimate = max(row[2] for row in found), found[0][3]
+            parts = (
+                estimate.weights,
+                estimate.gradients,
+                estimate.optimizer,
+                estimate.activations,
+                estimate.buffers,
+                estimate.total,
+                peak,
+            )
+            name = engine if engine == "torch" else f"DeepSpeed ZeRO {stage}"
+            cells = " | ".join(f"{part / MB:.0f}" for part in parts)
+            loading = max(row[1] for row in found) / MB
+            print(
+                f"| {kind}, {size:.0f} MB | {name} | {cells} | {estimate.total / peak - 1:+.0%} | "
+                f"{loading:.0f} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    print(f"{os.cpu_count()} CPU cores, Python {platform.python_version()}, {WORKERS} workers")
+    with tempfile.TemporaryDirectory() as folder:
+        table(Path(folder), sys.argv[1:] or list(SIZES))
+
+
+if __name__ == "__main__":
+    main()
