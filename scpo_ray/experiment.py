@@ -32,7 +32,6 @@ from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Ta
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
-from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
@@ -135,8 +134,7 @@ def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> Run
         "model": global_model.fingerprint,
         "scores": global_model.score_key,
     }
-    # Of weights that were pickles: what they were, and what was made of them.
-    fingerprints |= conversion_record(global_model.model_dir)
+    fingerprints |= global_model.conversion
     return RunInputs(data, global_model, tokens, fingerprints)
 
 
@@ -146,7 +144,8 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
     Raises: InputError for whatever is wrong with the model, the cultures or the settings.
     """
     if config.train.gradient_checkpointing and config.how.trains:
-        check_recomputes(inputs.global_model.model_dir, config.model)
+        base = inputs.global_model
+        check_recomputes(base.model_dir, config.model, base.stores.converted)
     task = task_of(config, inputs, worker)
     config.how.check(task)
     selection: Selection = config.how.select(task)
@@ -395,7 +394,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
             "data": data.fingerprint,
             "model": task.base.fingerprint,
             "scores": task.base.score_key,
-            **conversion_record(task.base.model_dir),
+            **task.base.conversion,
         },
         data=data.counts,
         warnings=list(data.warnings),

@@ -82,8 +82,14 @@ def check_adapters(folder: Path, config: ModelConfig) -> None:
         )
 
 
-def load_adapters(network: Any, folder: Path, config: ModelConfig, final: str) -> Any:
+def load_adapters(
+    network: Any, folder: Path, config: ModelConfig, final: str, *, converted: bool
+) -> Any:
     """The network under saved adapters, the adapters and the head trainable.
+
+    Args:
+        converted: the network's own weights are read from what was made of pickles. Adapters that
+            are saved from it name that copy, which loads without reading a pickle again.
 
     Raises: InputError if some adapters are missing from the file or more are there.
     """
@@ -93,6 +99,9 @@ def load_adapters(network: Any, folder: Path, config: ModelConfig, final: str) -
         settings = peft.PeftConfig.from_pretrained(str(folder))
         settings.task_type = peft.TaskType.SEQ_CLS
         settings.inference_mode = False
+        if converted:
+            settings.base_model_name_or_path = network.name_or_path
+            settings.revision = None
         with _quiet_peft():
             network = peft.PeftModel.from_pretrained(
                 network, folder, config=settings, is_trainable=True

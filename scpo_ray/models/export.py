@@ -100,7 +100,7 @@ def model_section(model: Path, config: ModelConfig) -> ModelConfig:
     and style.
     """
     if (model / MODEL_FILE).is_file():
-        machine = ("trust_remote_code", "inference_batch_tokens")
+        machine = ("trust_remote_code", "convert_pickle", "inference_batch_tokens")
         kept = {name: getattr(config, name) for name in machine}
         return exported_config(model).model_copy(update=kept)
     other = {"path": str(model), "revision": None, "num_layers": None}

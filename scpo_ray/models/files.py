@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from scpo_ray.models.pickles import converted, pickle_files
+from scpo_ray.models.pickles import conversion_record, converted, pickle_files
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
-from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
+from scpo_ray.storage.disk import MANIFEST, check_folder, digest_once
 
 MODEL_FILE = "scpo_model.json"
 
@@ -119,39 +118,45 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def model_fingerprint(folder: Path, config: ModelConfig) -> str:
+def model_fingerprint(folder: Path, config: ModelConfig, cache: Path | None = None) -> str:
     """Hash of what decides the rewards besides the renderer.
 
     That is the weight files wherever an index points, config.json, the layers kept, the dtype of
     the computation and, of adapters, their own files and their base model's fingerprint.
+
+    Args:
+        cache: as in `resolve_model_dir`.
     """
     decided = {"rules": _READING_RULES, "num_layers": config.num_layers, "dtype": "float32"}
     digest = hashlib.sha256(json.dumps(decided).encode())
     settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
     for path in [*settings, *weight_files(folder)]:
-        state = path.stat()
         digest.update(str(path.relative_to(folder)).encode())
-        digest.update(_file_digest(path, state.st_size, state.st_mtime_ns))
+        digest.update(bytes.fromhex(digest_once(path)))
     if (folder / ADAPTER_CONFIG).is_file():
-        base = adapter_base(folder, config)
-        digest.update(model_fingerprint(resolve_model_dir(base), base).encode())
+        digest.update(model_fingerprint(*adapter_base(folder, config, cache), cache).encode())
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=64)
-def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
-    """SHA-256 of a file; read once in this process while its size and time stay."""
-    return bytes.fromhex(file_digest(path))
+def conversion_of(folder: Path, config: ModelConfig, cache: Path | None) -> dict[str, str]:
+    """As `conversion_record`, of the model or, if it is adapters, of the model they belong to."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        folder, _ = adapter_base(folder, config, cache)
+    return conversion_record(folder)
 
 
-def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:
-    """Settings of the model that saved adapters belong to. Raises: InputError if none is named."""
+def adapter_base(folder: Path, config: ModelConfig, cache: Path | None) -> tuple[Path, ModelConfig]:
+    """Folder and settings of the model that saved adapters belong to.
+
+    Raises: InputError if none is named, or as `resolve_model_dir`.
+    """
     document = adapter_settings(folder)
     path = document.get("base_model_name_or_path")
     if not isinstance(path, str) or not path:
         raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model")
     changed = {"path": path, "revision": document.get("revision"), "lora": None}
-    return config.model_copy(update=changed)
+    base = config.model_copy(update=changed)
+    return resolve_model_dir(base, cache), base
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

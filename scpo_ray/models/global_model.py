@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.files import conversion_of, model_fingerprint, resolve_model_dir
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
@@ -56,7 +56,12 @@ class GlobalModel:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of what decides the rewards besides the renderer."""
-        return model_fingerprint(self.model_dir, self.config)
+        return model_fingerprint(self.model_dir, self.config, self.stores.converted)
+
+    @cached_property
+    def conversion(self) -> dict[str, str]:
+        """Of weights that were pickles: the hash of what they were and of what was made of them."""
+        return conversion_of(self.model_dir, self.config, self.stores.converted)
 
     @cached_property
     def score_key(self) -> str:
@@ -115,8 +120,14 @@ class GlobalModel:
         return self._loaded(self.config, seed=seed)
 
     def _loaded(self, config: ModelConfig, *, seed: int) -> RewardModel:
-        device = self.worker.device
-        return load_reward_model(self.model_dir, config, self.renderer, device=device, seed=seed)
+        return load_reward_model(
+            self.model_dir,
+            config,
+            self.renderer,
+            device=self.worker.device,
+            seed=seed,
+            cache=self.stores.converted,
+        )
 
     def _complete(self, store: ScoreStore, texts: TextSource, start: Callable[[], Compute]) -> None:
         """Computes what the store lacks; `start` loads what is needed for it."""

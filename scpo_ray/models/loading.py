@@ -12,7 +12,6 @@ from scpo_ray.models.adapters import add_adapters, brought_weights, check_adapte
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     adapter_base,
-    resolve_model_dir,
     weight_shapes,
 )
 from scpo_ray.models.heads import (
@@ -23,6 +22,7 @@ from scpo_ray.models.heads import (
     head_of,
     renamed_head,
 )
+from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
 from scpo_ray.models.reward_model import RewardModel
@@ -31,12 +31,19 @@ from scpo_ray.settings.model import ModelConfig
 
 
 def load_reward_model(
-    folder: Path, config: ModelConfig, renderer: Renderer, *, device: str, seed: int
+    folder: Path,
+    config: ModelConfig,
+    renderer: Renderer,
+    *,
+    device: str,
+    seed: int,
+    cache: Path | None = None,
 ) -> RewardModel:
     """The network in `folder` with its score head, in float32, in evaluation mode.
 
     With `config.lora` the adapters and the score head are what can be trained. `seed` decides a
     new head's and new adapters' first weights; torch's own random stream is left as it was.
+    `cache` is as in `resolve_model_dir`, for the model that saved adapters belong to.
 
     Raises: InputError if the model has no single-score head and `config.new_head` is off, if
     weights are missing, left over, of another shape or unreadable, or if padding would change
@@ -45,7 +52,7 @@ def load_reward_model(
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
-            network = _load_with_adapters(folder, config)
+            network = _load_with_adapters(folder, config, cache)
         else:
             network, missing = _load_network(folder, config, _outline(folder, config))
         _check_positions(network, config)
@@ -59,11 +66,10 @@ def load_reward_model(
     return model
 
 
-def check_recomputes(folder: Path, config: ModelConfig) -> None:
+def check_recomputes(folder: Path, config: ModelConfig, cache: Path | None = None) -> None:
     """Raises: InputError if the model cannot compute activations again in the backward pass."""
     if (folder / ADAPTER_CONFIG).is_file():
-        config = adapter_base(folder, config)
-        folder = resolve_model_dir(config)
+        folder, config = adapter_base(folder, config, cache)
     outline = _outline(folder, config)
     try:
         outline.activation_checkpointing_enable()
@@ -151,11 +157,10 @@ def _load_network(
     return network, sorted(drawn)
 
 
-def _load_with_adapters(folder: Path, config: ModelConfig) -> Any:
+def _load_with_adapters(folder: Path, config: ModelConfig, cache: Path | None) -> Any:
     """A base model under saved adapters, the adapters and the head trainable."""
     check_adapters(folder, config)
-    base = adapter_base(folder, config)
-    base_dir = resolve_model_dir(base)
+    base_dir, base = adapter_base(folder, config, cache)
     outline = _outline(base_dir, base)
     final, brought = head_of(outline).final, brought_weights(folder)
     if f"{final}.weight" not in brought and not has_head(weight_shapes(base_dir), final):
@@ -165,7 +170,9 @@ def _load_with_adapters(folder: Path, config: ModelConfig) -> Any:
             ["merge the adapters into the base model; model.new_head trains a new head on that"],
         )
     network, _ = _load_network(base_dir, base, outline, brought)
-    return load_adapters(network, folder, config, final)
+    return load_adapters(
+        network, folder, config, final, converted=bool(conversion_record(base_dir))
+    )
 
 
 def _check_positions(network: nn.Module, config: ModelConfig) -> None:
