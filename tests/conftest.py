@@ -67,14 +67,14 @@ def scpo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., "Outcome"]:
     """Runs a command in this process."""
-    import scpo_ray.cli
+    import scpo_ray.cli.main
     from tests.test_cli import Outcome  # A file of tests: pytest must be the first to load it.
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["scpo", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            scpo_ray.cli.main()
+            scpo_ray.cli.main.main()
         return Outcome(int(ended.value.code or 0), *capsys.readouterr())
 
     return run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from scpo_ray.cli import app
+from scpo_ray.cli.main import app
 from scpo_ray.settings.files import holds_a_space, load_comparison, load_config, load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import scpo_ray.cli
+import scpo_ray.cli.main
 from tests.test_bad_input import Workplace, as_lines, rows_of
 
 EVIL = "N\x1b[2J\x9b31m\u202eorth\x07"
@@ -62,12 +62,12 @@ def test_log_lines_and_tracebacks_are_plain(monkeypatch, capsys):
         logging.getLogger("some.library").warning("about %s", EVIL)
         raise RuntimeError(EVIL)
 
-    monkeypatch.setattr(scpo_ray.cli, "app", command)
+    monkeypatch.setattr(scpo_ray.cli.main, "app", command)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["scpo"])
 
     with pytest.raises(SystemExit) as ended:
-        scpo_ray.cli.main()
+        scpo_ray.cli.main.main()
 
     said = capsys.readouterr().err
     assert ended.value.code == 1

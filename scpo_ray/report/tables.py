@@ -59,12 +59,12 @@ def data_tables(health: DataHealth) -> list[Table]:
             _points(health.detectable.get(culture)),
         )
     counts.caption = (
-        "can show: the smallest difference of accuracy between two models that the test\n"
+        "can show: the smallest difference of accuracy between two models that the test "
         "pairs show in 80 % of cases (p <= 0.05), if the two differ on 20 % of the pairs"
     )
     counts.caption_justify = "left"
     tables = [counts]
-    skipped = _table("rows left out", "culture", "reason", "rows")
+    skipped = _table("rows left out", "culture", "reason", "rows", words=("reason",))
     for culture, c in health.counts.items():
         for reason, rows in c.skipped.items():
             _add_row(skipped, culture, reason, str(rows))
@@ -320,7 +320,8 @@ def efficiency_table(result: SweepResult) -> Table:
 
 
 def model_table(models: Sequence[RegisteredModel]) -> Table:
-    table = _table("registered models", "name", "version", "alias", "culture", "method", *LAYERS)
+    words = ("alias", "culture", "method")
+    table = _table("registered models", "name", "version", *words, *LAYERS, words=words)
     for m in models:
         _add_row(
             table,
@@ -349,6 +350,7 @@ def judgement_table(judgement: Judgement) -> Table:
         "difference",
         "p",
         "rule",
+        words=("rule",),
     )
     for c in judgement.contests:
         asked = rule(c, judgement.margin)
@@ -366,12 +368,12 @@ def judgement_table(judgement: Judgement) -> Table:
     return table
 
 
-def _table(title: str, first: str, *numbers: str) -> Table:
+def _table(title: str, first: str, *others: str, words: Sequence[str] = ()) -> Table:
+    """Columns of numbers, which stay whole on every terminal, but for those named in `words`."""
     table = Table(title=plain(title), title_justify="left", box=box.SIMPLE)
-    # Too narrow a terminal wraps the headers and the other cells before it cuts a name.
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(plain(name), justify="right", overflow="fold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(plain(name), justify="left" if name in words else "right")
     return table
 
 

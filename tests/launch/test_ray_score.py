@@ -228,9 +228,9 @@ def test_a_killed_command_goes_on_with_what_is_missing(
     config = write_yaml(tmp_path / "run.yaml", document)
     arguments = ["scpo", "score", str(config), "--ray", "--set", f"launch.address={shared_ray}"]
     command = start_process(
-        code=f"import sys, scpo_ray.cli, scpo_ray.storage.stores; sys.argv = {arguments}\n"
+        code=f"import sys, scpo_ray.cli.main, scpo_ray.storage.stores; sys.argv = {arguments}\n"
         f"scpo_ray.storage.stores._TEXTS_PER_PART = {TEXTS_PER_PART}\n"
-        "scpo_ray.cli.main()\n"
+        "scpo_ray.cli.main.main()\n"
     )
     deadline = time.monotonic() + TIMEOUT_S
     while not ours.parts:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from scpo_ray.commands import export_model
+from scpo_ray.commands.folders import export_model
 from scpo_ray.evaluation.distributions import similarities
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import compare, start_run

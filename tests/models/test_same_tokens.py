@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scpo_ray.models.same_tokens as module
-from scpo_ray.commands import data_health
+from scpo_ray.commands.looks import data_health
 from scpo_ray.experiment import load_inputs, open_run_dir
 from scpo_ray.models.same_tokens import (
     check_pairs_left,

@@ -1,0 +1,61 @@
+"""The program: its commands, its exit codes, and what its libraries may print."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+
+import typer
+
+from scpo_ray.cli import models, runs, sweeps
+from scpo_ray.cli.shown import is_first, say
+from scpo_ray.settings.shown import plain
+
+_STOPPED = 130
+"""What typer makes of Ctrl-C."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One reward model per culture, from preferences labelled with where people live.",
+)
+for chapter in (runs, sweeps, models):
+    app.add_typer(chapter.app)
+
+
+def main() -> None:
+    """Exit codes: 0 done; 1 a fault of this program; 2 of the input; 130 stopped by Ctrl-C."""
+    from scpo_ray.records import InputError
+
+    # A script's background commands, and jobs of a Ray that one started, begin with the signal
+    # ignored; `ray job stop` and Slurm send it to end a sweep in order.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The libraries' own lines: quiet unless the user asks otherwise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_PlainLines("%(message)s"))
+    logging.getLogger("scpo_ray").setLevel(logging.INFO if is_first() else logging.WARNING)
+    # DeepSpeed (imported by transformers) logs to standard output, where the JSON goes.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    try:
+        app(prog_name="scpo")
+    except InputError as error:
+        say(str(error))
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == _STOPPED:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise
+    except Exception:  # As Python would show it, but for what steers the terminal.
+        print(plain(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
+
+
+class _PlainLines(logging.Formatter):
+    """Log lines, those of libraries too, in which nothing from the data steers the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
