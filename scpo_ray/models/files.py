@@ -134,29 +134,36 @@ def model_fingerprint(folder: Path, config: ModelConfig, cache: Path | None = No
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(bytes.fromhex(digest_once(path)))
     if (folder / ADAPTER_CONFIG).is_file():
-        digest.update(model_fingerprint(*adapter_base(folder, config, cache), cache).encode())
+        digest.update(model_fingerprint(*resolved_base(folder, config, cache), cache).encode())
     return digest.hexdigest()
 
 
 def conversion_of(folder: Path, config: ModelConfig, cache: Path | None) -> dict[str, str]:
     """As `conversion_record`, of the model or, if it is adapters, of the model they belong to."""
     if (folder / ADAPTER_CONFIG).is_file():
-        folder, _ = adapter_base(folder, config, cache)
+        folder, _ = resolved_base(folder, config, cache)
     return conversion_record(folder)
 
 
-def adapter_base(folder: Path, config: ModelConfig, cache: Path | None) -> tuple[Path, ModelConfig]:
+def resolved_base(
+    folder: Path, config: ModelConfig, cache: Path | None
+) -> tuple[Path, ModelConfig]:
     """Folder and settings of the model that saved adapters belong to.
 
     Raises: InputError if none is named, or as `resolve_model_dir`.
     """
+    base = adapter_base(folder, config)
+    return resolve_model_dir(base, cache), base
+
+
+def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:
+    """Settings of the model that saved adapters belong to. Raises: InputError if none is named."""
     document = adapter_settings(folder)
     path = document.get("base_model_name_or_path")
     if not isinstance(path, str) or not path:
         raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model")
     changed = {"path": path, "revision": document.get("revision"), "lora": None}
-    base = config.model_copy(update=changed)
-    return resolve_model_dir(base, cache), base
+    return config.model_copy(update=changed)
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from scpo_ray.models.adapters import add_adapters, brought_weights, check_adapters, load_adapters
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
-    adapter_base,
+    resolved_base,
     weight_shapes,
 )
 from scpo_ray.models.heads import (
@@ -69,7 +69,7 @@ def load_reward_model(
 def check_recomputes(folder: Path, config: ModelConfig, cache: Path | None = None) -> None:
     """Raises: InputError if the model cannot compute activations again in the backward pass."""
     if (folder / ADAPTER_CONFIG).is_file():
-        folder, config = adapter_base(folder, config, cache)
+        folder, config = resolved_base(folder, config, cache)
     outline = _outline(folder, config)
     try:
         outline.activation_checkpointing_enable()
@@ -160,7 +160,7 @@ def _load_network(
 def _load_with_adapters(folder: Path, config: ModelConfig, cache: Path | None) -> Any:
     """A base model under saved adapters, the adapters and the head trainable."""
     check_adapters(folder, config)
-    base_dir, base = adapter_base(folder, config, cache)
+    base_dir, base = resolved_base(folder, config, cache)
     outline = _outline(base_dir, base)
     final, brought = head_of(outline).final, brought_weights(folder)
     if f"{final}.weight" not in brought and not has_head(weight_shapes(base_dir), final):
