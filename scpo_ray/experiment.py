@@ -3,16 +3,12 @@
 import hashlib
 import json
 import logging
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-import scpo_ray
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.opinions import (
@@ -22,10 +18,12 @@ from scpo_ray.evaluation.opinions import (
     opinion_columns,
     opinion_outcomes,
 )
+from scpo_ray.evaluation.scales import reference_scale, reference_texts
 from scpo_ray.methods.account import (
     examples,
     selection_summaries,
     test_pair_columns,
+    training_record,
     truncated_texts,
 )
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
@@ -42,6 +40,7 @@ from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder
 from scpo_ray.storage.run_dir import RunDir, load_result, trained_model_dir
+from scpo_ray.storage.scale_file import save_scale
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.training.plan import plan_steps
 from scpo_ray.workers import from_first, together
@@ -83,6 +82,8 @@ def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | No
     if prepared.task.worker.rank > 0:
         return None
     found = evaluate_rewards(prepared.task, rewards)
+    if fitted.makes_model:
+        _save_scale(prepared.task.data, rewards, context.run_dir)
     result = _result(prepared, fitted, found, context.run_dir)
     _save_outcomes(prepared.task, rewards, found, context.run_dir)
     context.tracker.log_result(result, context.run_dir.path)
@@ -321,7 +322,7 @@ def _fitted(prepared: PreparedRun, context: FitContext) -> Fitted:
     fitted: Fitted = task.config.how.fit(prepared, context)
     with together(task.worker):
         if task.worker.rank == 0:
-            run_dir.save_training_record(_training_record(task, fitted))
+            run_dir.save_training_record(training_record(task, fitted))
     return fitted
 
 
@@ -344,33 +345,21 @@ def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> F
     )
 
 
-def _training_record(task: Task, fitted: Fitted) -> TrainingRecord:
-    summary = fitted.summary
-    return TrainingRecord(
-        num_steps=summary.num_steps,
-        num_pairs_seen=summary.num_pairs_seen,
-        seconds=summary.seconds,
-        curve=summary.curve,
-        told=list(fitted.told),
-        makes_model=fitted.makes_model,
-        device=task.worker.device,
-        num_workers=task.worker.world_size,
-        engine=task.config.train.engine_name,
-        versions={
-            "scpo_ray": scpo_ray.__version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
-    )
-
-
 def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
-    """(T,) rewards of what is evaluated, NaN elsewhere."""
+    """(T,) rewards of what is evaluated and of the reference texts, NaN elsewhere."""
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(task.data)
+    texts = np.union1d(evaluated_texts(task.data), reference_texts(task.data))
     rewards[texts] = fitted.rewards(texts)
     return rewards
+
+
+def _save_scale(data: PreferenceData, rewards: NDArray[np.float32], run_dir: RunDir) -> None:
+    try:
+        scale = reference_scale(data, rewards)
+    except ValueError as error:
+        log.warning("%s: the model gets no scale to be compared on: %s", run_dir.path, error)
+    else:
+        save_scale(run_dir.model_dir, scale)
 
 
 def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
@@ -381,7 +370,7 @@ def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[n
 def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: RunDir) -> RunResult:
     task = prepared.task
     config, data = task.config, task.data
-    record = run_dir.training_record() or _training_record(task, fitted)
+    record = run_dir.training_record() or training_record(task, fitted)
     return RunResult(
         run_id=config.run_id,
         evaluation_id=config.evaluation_id,

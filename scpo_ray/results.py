@@ -158,6 +158,28 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What one model's rewards mean beside another's: `scpo_scale.json` in its folder.
+
+    Of its rewards of the reference texts, which are the same for the models of one data set:
+
+    Attributes:
+        mean, spread: in reward units; the spread is their standard deviation, above 0.
+        quantiles: ascending, from the lowest reward to the highest, in equal steps of probability.
+        num_texts: how many reference texts there were.
+        references: fingerprint of their set.
+        temperature: reward units of the model's win probabilities; None where it was not fitted.
+    """
+
+    mean: float
+    spread: float
+    quantiles: list[float]
+    num_texts: int
+    references: str
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
 

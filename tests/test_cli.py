@@ -16,7 +16,7 @@ from rich.console import Console
 from scpo_ray.commands.efficiency import efficiency_file
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models.export import load_exported
-from scpo_ray.report import tables
+from scpo_ray.report import listings, tables
 from scpo_ray.settings.files import load_config, load_sweep
 from scpo_ray.storage.disk import read_json
 from scpo_ray.sweep.space import check_space, planned_settings, trials_of
@@ -245,7 +245,7 @@ def test_a_mixtures_model_has_no_accuracy_of_one_culture():
     model = RegisteredModel("scpo-mix", 1, [], "id", "North, South", "scpo", None, "2026-01-01")
 
     with Console(width=200, record=True, file=io.StringIO()) as console:
-        console.print(tables.model_table([model]))
+        console.print(listings.model_table([model]))
 
     assert re.search(r"scpo-mix .* North, South +scpo +– +– +–", console.export_text())
 

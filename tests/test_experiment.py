@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import scpo_ray.launch.worker
 import scpo_ray.methods.network
+from scpo_ray.evaluation.scales import reference_scale
 from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models.export import load_exported
@@ -20,6 +21,7 @@ from scpo_ray.settings.model import LoraConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.json_lines import append_json_lines
 from scpo_ray.storage.run_dir import load_result, load_test_pairs
+from scpo_ray.storage.scale_file import load_scale
 from scpo_ray.tracking.trackers import SPOOL_FILE
 from scpo_ray.training.loop import DivergedError
 from tests.tiny import tiny_config
@@ -83,6 +85,23 @@ def test_the_saved_model_gives_the_margins_that_were_evaluated(finished):
     for culture, evaluation in result.evaluation.items():
         right = columns["margin"][columns["culture"] == culture] > 0
         assert evaluation.after["all"].value == pytest.approx(right.mean())
+
+
+def test_the_saved_model_has_its_scale_on_texts_that_all_cultures_share(finished):
+    config, result, folder = finished
+    data = prepared(config).task.data
+    texts = np.union1d(data.train.chosen, data.train.rejected)
+    rewards = score_tokens(
+        load_exported(folder / "model", device="cpu"), prepared(config).task.tokens
+    )
+
+    scale = load_scale(folder / "model")
+
+    assert set(data.train.cultures) == {"North", "South"}
+    assert scale.num_texts == len(texts) < 1_000
+    assert scale.mean == pytest.approx(rewards[texts].mean(), abs=1e-5)
+    assert scale.spread == pytest.approx(rewards[texts].std(ddof=1), abs=1e-5)
+    assert scale.references == reference_scale(data, rewards).references
 
 
 def test_a_finished_run_is_read_and_not_run_again(finished, monkeypatch):

@@ -42,7 +42,7 @@ ROOMS: dict[str, list[str]] = {
         "page",
         "naming",
     ],
-    "storage": ["disk", "json_lines", "remote", "stores", "run_dir"],
+    "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory", "scale_file"],
     "data": [
         "rows",
         "table",
@@ -71,9 +71,12 @@ ROOMS: dict[str, list[str]] = {
         "export",
         "tiny",
         "scoring",
+        "adapted",
         "global_model",
     ],
     "evaluation": [
+        "scales",
+        "mixtures",
         "metrics",
         "distributions",
         "layers",
@@ -121,8 +124,9 @@ ROOMS: dict[str, list[str]] = {
         "sweep_looks",
         "sweep_pictures",
         "sweep_page",
+        "terminal",
         "tables",
-        "fitting",
+        "listings",
     ],
     "experiment": [],
     "launch": [
@@ -137,9 +141,10 @@ ROOMS: dict[str, list[str]] = {
         "sweep_book",
         "sweeps",
     ],
+    "serve": ["items", "sources", "networks", "core"],
     "commands": ["looks", "plans", "efficiency", "evaluating", "folders"],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "main"],
+    "cli": ["shown", "runs", "sweeps", "models", "folders", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -154,7 +159,7 @@ HOMES = {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
     },
     "tokenizers": {"models.tokenization", "models.tiny"},
-    "peft": {"models.adapters"},
+    "peft": {"models.adapters", "models.adapted"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {
         "tracking.opening",
@@ -175,11 +180,12 @@ HOMES = {
     },
     "optuna": {"launch.ray_tune"},
     "typer": {f"cli.{file}" for file in ROOMS["cli"]},
-    "rich": {"cli.shown", "report.tables", "report.fitting"},
+    "rich": {"cli.shown", "report.tables", "report.listings", "report.terminal"},
     "yaml": {"settings.documents"},
     "pydantic": {
         *(f"{room}.{file}" for room in ("settings", "methods", "data") for file in ROOMS[room]),
         "storage.run_dir",
+        "storage.scale_file",
         "sweep.store",
     },
 }
@@ -196,6 +202,8 @@ PURE = [
     "methods.shared_offset",
     "methods.lore",
     "evaluation.metrics",
+    "evaluation.scales",
+    "evaluation.mixtures",
     "statistics.cluster_variance",
     "statistics.intervals",
     "evaluation.distributions",

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from scpo_ray.cli import models, runs, sweeps
+from scpo_ray.cli import folders, models, runs, sweeps
 from scpo_ray.cli.shown import is_first, say
 from scpo_ray.settings.shown import plain
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One reward model per culture, from preferences labelled with where people live.",
 )
-for chapter in (runs, sweeps, models):
+for chapter in (runs, sweeps, models, folders):
     app.add_typer(chapter.app)
 
 

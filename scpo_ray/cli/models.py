@@ -51,11 +51,11 @@ def models(
         # Options count before the subcommand's name as after it.
         context.default_map = {context.invoked_subcommand: {"uri": uri, "as_json": as_json}}
         return
-    from scpo_ray.report import tables
+    from scpo_ray.report import listings
     from scpo_ray.tracking.trackers import list_models
 
     registered = list_models(uri)
-    show(as_json, [asdict(model) for model in registered], [tables.model_table(registered)])
+    show(as_json, [asdict(model) for model in registered], [listings.model_table(registered)])
 
 
 @models_app.command("compare")

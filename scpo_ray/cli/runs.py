@@ -43,11 +43,11 @@ def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOptio
     """Counts per culture, what was skipped and why, warnings, and what a training would refuse."""
     from scpo_ray.commands.looks import data_health
     from scpo_ray.records import InputError
-    from scpo_ray.report import tables
+    from scpo_ray.report import listings
     from scpo_ray.settings.files import load_config
 
     health = data_health(load_config(config, overrides or []))
-    show(as_json, asdict(health), tables.data_tables(health))
+    show(as_json, asdict(health), listings.data_tables(health))
     if health.refusals:
         raise InputError("a training would refuse this", health.refusals)
 
@@ -63,11 +63,11 @@ def score(
 ) -> None:
     """Compute the global model's rewards once and keep them in the score store."""
     from scpo_ray.commands.looks import global_scores
-    from scpo_ray.report import tables
+    from scpo_ray.report import listings
     from scpo_ray.settings.files import load_config
 
     scores = global_scores(load_config(config, overrides or []), on_ray=on_ray)
-    show(as_json, asdict(scores), [tables.score_table(scores)])
+    show(as_json, asdict(scores), [listings.score_table(scores)])
     say(f"scores: {scores.path}")
 
 

@@ -36,7 +36,7 @@ def show(as_json: bool, document: Any, tables: "list[Table]") -> None:
         return
     from rich.console import Console
 
-    from scpo_ray.report.fitting import fitted
+    from scpo_ray.report.terminal import fitted
 
     # Files and pipes have no width; names from the data are no markup.
     width = None if sys.stdout.isatty() else _FILE_WIDTH
@@ -47,13 +47,13 @@ def show(as_json: bool, document: Any, tables: "list[Table]") -> None:
 
 def show_plans(as_json: bool, settings: dict[str, Any], plans: list[Any]) -> None:
     """Prints the resolved settings and what runs of them would do."""
-    from scpo_ray.report import tables
+    from scpo_ray.report import listings
     from scpo_ray.settings.documents import write_yaml
 
     document = {"config": settings, "plans": [asdict(plan) for plan in plans]}
     if not as_json:
         print(write_yaml(settings))
-    show(as_json, document, [tables.plan_table(plans)])
+    show(as_json, document, [listings.plan_table(plans)])
 
 
 def say(line: str) -> None:

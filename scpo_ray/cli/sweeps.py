@@ -29,11 +29,11 @@ def sweep(
     """Many runs over a space of settings, on Ray; the same command goes on with a stopped sweep."""
     from scpo_ray.commands.plans import sweep_cost
     from scpo_ray.launch.sweeps import run_sweep
-    from scpo_ray.report import tables
+    from scpo_ray.report import listings, tables
 
     if dry_run:
         cost = sweep_cost(file, overrides or [])
-        show(as_json, asdict(cost), [tables.sweep_cost_table(cost)])
+        show(as_json, asdict(cost), [listings.sweep_cost_table(cost)])
         return
     result, folder = run_sweep(file, overrides or [], rerun=rerun, extend=extend)
     show(as_json, asdict(result), [tables.sweep_table(result)])

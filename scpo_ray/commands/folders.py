@@ -1,6 +1,7 @@
 """Folders of ended runs into a page, and a run's model into a folder of its own."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scpo_ray.storage.run_dir import (
     load_result,
     trained_model_dir,
 )
+from scpo_ray.storage.scale_file import SCALE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ def export_model(run: Path, folder: Path, *, merge: bool) -> None:
     model = load_exported(model_dir, device="cpu")
     with whole_folder(folder) as part:
         save_reward_model(merged_adapters(model) if merge else model, part)
+        if (model_dir / SCALE_FILE).is_file():
+            shutil.copy(model_dir / SCALE_FILE, part)
 
 
 def _runs_below(folder: Path) -> list[Path]:

@@ -1,14 +1,18 @@
-"""What a run's result says of its pairs, and of how long they were."""
+"""What a run's result says of its pairs, of how long they were, and of its fit."""
 
+import platform
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+import scpo_ray
 from scpo_ray.evaluation.layers import example_pairs, pair_ids
-from scpo_ray.methods.task import PreparedRun, Task
+from scpo_ray.methods.task import Fitted, PreparedRun, Task
 from scpo_ray.records import PreferenceData, Tokens
-from scpo_ray.results import ExamplePair, SelectionSummary
+from scpo_ray.results import ExamplePair, SelectionSummary, TrainingRecord
 
 
 def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
@@ -75,3 +79,25 @@ def test_pair_columns(
     if ref is not None:
         columns["ref_margin"] = ref[test.chosen] - ref[test.rejected]
     return columns
+
+
+def training_record(task: Task, fitted: Fitted) -> TrainingRecord:
+    """What a fit leaves besides its model, by the worker that brought it to its end."""
+    summary = fitted.summary
+    return TrainingRecord(
+        num_steps=summary.num_steps,
+        num_pairs_seen=summary.num_pairs_seen,
+        seconds=summary.seconds,
+        curve=summary.curve,
+        told=list(fitted.told),
+        makes_model=fitted.makes_model,
+        device=task.worker.device,
+        num_workers=task.worker.world_size,
+        engine=task.config.train.engine_name,
+        versions={
+            "scpo_ray": scpo_ray.__version__,
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+    )

@@ -20,6 +20,8 @@ from scpo_ray.settings.model import LoraConfig, ModelConfig
 log = logging.getLogger(__name__)
 
 _PREFIX = "base_model.model."
+DEFAULT = "default"
+"""What the library calls the adapters of a network that has one model's."""
 
 
 def add_adapters(network: Any, config: LoraConfig, missing: Sequence[str]) -> Any:
@@ -83,11 +85,18 @@ def check_adapters(folder: Path, config: ModelConfig) -> None:
 
 
 def load_adapters(
-    network: Any, folder: Path, config: ModelConfig, final: str, *, converted: bool
+    network: Any,
+    folder: Path,
+    config: ModelConfig,
+    final: str,
+    name: str = DEFAULT,
+    *,
+    converted: bool,
 ) -> Any:
     """The network under saved adapters, the adapters and the head trainable.
 
     Args:
+        name: what the adapters are called in the network, which may have others already.
         converted: the network's own weights are read from what was made of pickles. Adapters that
             are saved from it name that copy, which loads without reading a pickle again.
 
@@ -103,10 +112,16 @@ def load_adapters(
             settings.base_model_name_or_path = network.name_or_path
             settings.revision = None
         with _quiet_peft():
-            network = peft.PeftModel.from_pretrained(
-                network, folder, config=settings, is_trainable=True
+            if isinstance(network, peft.PeftModel):
+                network.add_adapter(name, settings)
+                network.load_adapter(folder, name, is_trainable=True)
+            else:
+                network = peft.PeftModel.from_pretrained(
+                    network, folder, name, config=settings, is_trainable=True
+                )
+            expected = peft.get_peft_model_state_dict(
+                network, adapter_name=name, save_embedding_layers=False
             )
-            expected = peft.get_peft_model_state_dict(network, save_embedding_layers=False)
     except Exception as error:  # the library raises whatever its parsers raise
         raise InputError(
             f"model.path = {config.path}: the adapters cannot be loaded", reasons(error)
@@ -117,9 +132,10 @@ def load_adapters(
     missing = [n for n in expected if n not in found and not n.startswith(part)]
     if config.num_layers is not None:
         found = {name for name in found if not _is_above(name, config.num_layers)}
-    known = {re.sub(r"\.(default|modules_to_save)\b", "", name) for name in network.state_dict()}
-    known |= {name.replace(".base_layer.", ".") for name in known}
-    more = [name for name in found if name not in expected and name not in known]
+    inserted = rf"\.({name}|modules_to_save)\b"
+    known = {re.sub(inserted, "", weight) for weight in network.state_dict()}
+    known |= {weight.replace(".base_layer.", ".") for weight in known}
+    more = [weight for weight in found if weight not in expected and weight not in known]
     for names, said in ((missing, "are missing from"), (more, "fit no layer of the model, in")):
         if names:
             shown = ", ".join(sorted(names)[:5]) + (

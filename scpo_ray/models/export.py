@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from scpo_ray.models.files import MODEL_FILE, resolve_model_dir
+from scpo_ray.models.files import (
+    ADAPTER_CONFIG,
+    BASE_FINGERPRINT,
+    MODEL_FILE,
+    adapter_base,
+    base_fingerprint,
+    resolve_model_dir,
+)
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.reward_model import RewardModel
@@ -37,6 +44,8 @@ def save_reward_model(
         "max_length": model.renderer.max_length,
         "num_layers": settings.get_text_config().num_hidden_layers,
     }
+    if (folder / ADAPTER_CONFIG).is_file():
+        document[BASE_FINGERPRINT] = base_fingerprint(adapter_base(folder, ModelConfig()))
     (folder / MODEL_FILE).write_text(json.dumps(document) + "\n")
 
 
@@ -87,6 +96,7 @@ def exported_config(folder: Path) -> ModelConfig:
     """
     try:
         document = json.loads((folder / MODEL_FILE).read_text())
+        document.pop(BASE_FINGERPRINT, None)
         return ModelConfig(path=str(folder), **document)
     except (OSError, ValueError, TypeError):
         raise InputError(f"{folder}: not a model saved here: no readable {MODEL_FILE}") from None

@@ -13,6 +13,8 @@ from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import MANIFEST, check_folder, digest_once
 
 MODEL_FILE = "scpo_model.json"
+BASE_FINGERPRINT = "base_fingerprint"
+"""In `MODEL_FILE`, of adapters: their base model's."""
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHTS, _INDEX, _ADAPTERS = (
@@ -136,6 +138,21 @@ def model_fingerprint(folder: Path, config: ModelConfig, cache: Path | None = No
     if (folder / ADAPTER_CONFIG).is_file():
         digest.update(model_fingerprint(*resolved_base(folder, config, cache), cache).encode())
     return digest.hexdigest()
+
+
+def base_fingerprint(base: ModelConfig) -> str:
+    """The same of a base model, however many of its layers the adapters' model keeps."""
+    whole = base.model_copy(update={"num_layers": None})
+    return model_fingerprint(resolve_model_dir(whole), whole)
+
+
+def known_base_fingerprint(folder: Path) -> str | None:
+    """What a folder of adapters says of the base model that they were trained on."""
+    try:
+        found = json.loads((folder / MODEL_FILE).read_text()).get(BASE_FINGERPRINT)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def conversion_of(folder: Path, config: ModelConfig, cache: Path | None) -> dict[str, str]:

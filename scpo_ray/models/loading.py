@@ -1,6 +1,6 @@
 """From a model's folder to a reward model: what is read, what is drawn, and what is refused."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from scpo_ray.models.adapters import add_adapters, brought_weights, check_adapters, load_adapters
+from scpo_ray.models.adapters import (
+    DEFAULT,
+    add_adapters,
+    brought_weights,
+    check_adapters,
+    load_adapters,
+)
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
+    resolve_model_dir,
     resolved_base,
     weight_shapes,
 )
@@ -28,6 +35,9 @@ from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
+
+SavedAdapters = tuple[Path, ModelConfig]
+"""A model's folder of adapters and its section of the settings."""
 
 
 def load_reward_model(
@@ -52,12 +62,34 @@ def load_reward_model(
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
-            network = _load_with_adapters(folder, config, cache)
+            base_dir, base = resolved_base(folder, config, cache)
+            network = _load_with_adapters({DEFAULT: (folder, config)}, base_dir, base)
         else:
             network, missing = _load_network(folder, config, _outline(folder, config))
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
+    return _checked(network, config, renderer, device)
+
+
+def load_adapted_models(
+    saved: Mapping[str, SavedAdapters], base: ModelConfig, renderer: Renderer, *, device: str
+) -> RewardModel:
+    """One network with the adapters of several models on one base model; the first is active.
+
+    Args:
+        saved: what adapters are called in the network -> where they are.
+        base: the base model's section, with the layers and the maximum length of all.
+
+    Raises: InputError as `load_reward_model`, of each of them.
+    """
+    with drawn_by(0):
+        network = _load_with_adapters(saved, resolve_model_dir(base), base)
+    _check_positions(network, base)
+    return _checked(network, base, renderer, device)
+
+
+def _checked(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
     model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
     try:
         check_reading(model.scored)
@@ -157,22 +189,32 @@ def _load_network(
     return network, sorted(drawn)
 
 
-def _load_with_adapters(folder: Path, config: ModelConfig, cache: Path | None) -> Any:
-    """A base model under saved adapters, the adapters and the head trainable."""
-    check_adapters(folder, config)
-    base_dir, base = resolved_base(folder, config, cache)
+def _load_with_adapters(
+    saved: Mapping[str, SavedAdapters], base_dir: Path, base: ModelConfig
+) -> Any:
+    """A base model under saved adapters, the adapters and the head trainable.
+
+    Args:
+        saved: what adapters are called in the network -> where they are.
+    """
+    for adapters in saved.values():
+        check_adapters(*adapters)
     outline = _outline(base_dir, base)
-    final, brought = head_of(outline).final, brought_weights(folder)
+    final = head_of(outline).final
+    # What one of them does not bring is the base model's, and must be in its files.
+    brought = set.intersection(*(brought_weights(folder) for folder, _ in saved.values()))
     if f"{final}.weight" not in brought and not has_head(weight_shapes(base_dir), final):
+        paths = ", ".join(config.path for _, config in saved.values())
         raise InputError(
-            f"model.path = {config.path}: no score head, neither in the adapters nor in their base "
+            f"model.path = {paths}: no score head, neither in the adapters nor in their base "
             f"model {base.path}, so it is not a reward model",
             ["merge the adapters into the base model; model.new_head trains a new head on that"],
         )
     network, _ = _load_network(base_dir, base, outline, brought)
-    return load_adapters(
-        network, folder, config, final, converted=bool(conversion_record(base_dir))
-    )
+    converted = bool(conversion_record(base_dir))
+    for name, (folder, config) in saved.items():
+        network = load_adapters(network, folder, config, final, name, converted=converted)
+    return network
 
 
 def _check_positions(network: nn.Module, config: ModelConfig) -> None:

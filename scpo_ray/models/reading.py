@@ -181,21 +181,9 @@ def check_reading(scored: ScoredNetwork) -> None:
     Raises: InputError if padding changes the rewards of this network.
     """
     plain = scored.plain
-    num_rows = num_token_rows(plain)
-    if num_rows is None:
+    tokens = two_short_texts(plain)
+    if tokens is None:
         return
-    settings = plain.config.get_text_config()
-    special = {getattr(settings, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    ids = [token for token in range(min(num_rows, 64)) if token not in special][-9:]
-    end = getattr(settings, "eos_token_id", None)
-    last = [end] if isinstance(end, int) and 0 <= end < num_rows else ids[-1:]
-    texts = [[*ids[: len(ids) // 2], *last], [*ids, *last]]
-    tokens = Tokens(
-        input_ids=np.concatenate(texts).astype(np.int32),
-        token_type_ids=None,
-        offsets=np.cumsum([0, *map(len, texts)]).astype(np.int64),
-        truncated=np.zeros(len(texts), dtype=np.bool_),
-    )
     device = str(next(plain.parameters()).device)
     together = scored(**pad_texts(tokens, np.arange(2), filler_id(plain), device))
     alone = torch.stack(
@@ -205,12 +193,36 @@ def check_reading(scored: ScoredNetwork) -> None:
         ]
     )
     error = float((together - alone).abs().max())
-    if error > _ROUNDING + _PADDING_TOLERANCE * float(alone.abs().max()):
+    if error > allowed_error(alone):
         raise InputError(
             f"{type(plain).__name__} gives a text another reward when it is padded, which is not "
             "supported",
             [f"rewards of a short text differ by {error:.3g}"],
         )
+
+
+def allowed_error(rewards: Tensor) -> float:
+    """How far two ways to compute the same rewards may part, in reward units."""
+    return _ROUNDING + _PADDING_TOLERANCE * float(rewards.abs().max())
+
+
+def two_short_texts(plain: Any) -> Tokens | None:
+    """Tokens of two texts, not equally long; None where the network has no table of tokens."""
+    num_rows = num_token_rows(plain)
+    if num_rows is None:
+        return None
+    settings = plain.config.get_text_config()
+    special = {getattr(settings, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    ids = [token for token in range(min(num_rows, 64)) if token not in special][-9:]
+    end = getattr(settings, "eos_token_id", None)
+    last = [end] if isinstance(end, int) and 0 <= end < num_rows else ids[-1:]
+    texts = [[*ids[: len(ids) // 2], *last], [*ids, *last]]
+    return Tokens(
+        input_ids=np.concatenate(texts).astype(np.int32),
+        token_type_ids=None,
+        offsets=np.cumsum([0, *map(len, texts)]).astype(np.int64),
+        truncated=np.zeros(len(texts), dtype=np.bool_),
+    )
 
 
 def pad_texts(

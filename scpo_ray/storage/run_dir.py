@@ -33,6 +33,8 @@ from scpo_ray.storage.stores import Stores
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+RUN_FILE = "run.json"
 TRAINING_FILE = "training.json"
 RESULT_FILE = "result.json"
 COMPARISON_FILE = "comparison.json"
@@ -69,7 +71,7 @@ class RunDir:
 
     @property
     def checkpoints_dir(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def test_pairs_path(self) -> Path:
@@ -109,7 +111,7 @@ class RunDir:
 
         Raises: InputError if the folder belongs to a run on other data or another global model.
         """
-        path = self.path / "run.json"
+        path = self.path / RUN_FILE
         if path.exists():
             known = json.loads(read_json(path, "delete it to begin anew"))["fingerprints"]
             changed = [

@@ -289,6 +289,25 @@ def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, result
     return _register(client, run_id, model, result)
 
 
+def model_folder(version: Any, uri: str, downloads: Path) -> Path:
+    """The exported folder in a registered version.
+
+    Args:
+        downloads: where it is fetched to, unless the store keeps it on this machine's disk.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    # Without a destination, a folder on this machine is named and not copied.
+    local = scheme_of(version.source) in ("", "file")
+    target = None if local else str(downloads / f"{version.name}-{version.version}")
+    folder = Path(
+        mlflow.artifacts.download_artifacts(version.source, dst_path=target, tracking_uri=uri)
+    )
+    artifacts = Model.load(str(folder)).flavors["python_function"]["artifacts"]
+    return folder / str(artifacts["model"]["path"])
+
+
 def _logged_model(client: Any, run_id: str) -> Any | None:
     """The model that an earlier call logged whole, if one did."""
     from mlflow.entities import LoggedModelStatus

@@ -27,6 +27,7 @@ from scpo_ray.tracking.mlflow_store import (
     CHAMPION,
     find_run,
     log_model,
+    model_folder,
     open_models,
 )
 from scpo_ray.tracking.opening import StoreAwayError, slow_uploads, store_errors
@@ -120,6 +121,21 @@ def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     if not judgement.contests:
         raise InputError(f"{judgement.model} and {judgement.champion}: {judgement.reason}")
     return judgement
+
+
+def fetch_model(uri: str, model: str, downloads: Path) -> tuple[str, Path]:
+    """A registered version's name, as in "scpo-Mexico:3", and the exported folder in it.
+
+    Args:
+        model: as in "scpo-Mexico:3" or "scpo-Mexico:champion".
+        downloads: a folder for what the store keeps elsewhere than on this machine's disk.
+
+    Raises: InputError if it is not there or the store cannot be used.
+    """
+    client, aliases = open_models(uri, MODEL_PREFIX)
+    version = _version(client, uri, aliases, model)
+    with store_errors(uri), slow_uploads():
+        return _name(version), model_folder(version, uri, downloads)
 
 
 def promote(uri: str, model: str, *, force: bool) -> Judgement:

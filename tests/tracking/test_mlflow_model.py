@@ -10,6 +10,8 @@ from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_texts
 from scpo_ray.records import InputError, Text
 from scpo_ray.results import RunResult
+from scpo_ray.serve.core import CultureRewards
+from scpo_ray.serve.items import RewardItem
 from scpo_ray.settings.naming import safe_name
 from scpo_ray.tracking.trackers import MlflowTracker, list_models, start_tracker
 from tests.results import run_result
@@ -64,6 +66,13 @@ def test_a_registered_model_gives_the_same_rewards_in_a_fresh_process(
     )
     assert len(set(rewards)) == 3
     np.testing.assert_allclose(rewards, ours, atol=1e-6)
+    for name in (f"{model.name}@candidate", f"{model.name}:candidate", f"{model.name}:1"):
+        served = CultureRewards.load({culture: name}, tracking_uri=store)
+        assert served.sources == {culture: f"{model.name}:1"}
+        found = [r.value for r in served.rewards([RewardItem(text, p) for p, text in texts])]
+        np.testing.assert_allclose(found, ours, atol=1e-5)
+    with pytest.raises(InputError, match=f"{model.name}:9: no such version; there are: 1, cand"):
+        CultureRewards.load({culture: f"{model.name}@9"}, tracking_uri=store)
 
 
 def test_the_alias_moves_to_the_newest_version_and_not_back(tmp_path, store, tiny_reward_model):

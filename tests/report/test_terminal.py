@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scpo_ray.evaluation.champion import Contest, Judgement
-from scpo_ray.report import tables
-from scpo_ray.report.fitting import fitted
+from scpo_ray.report import listings, tables
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.terminal import fitted
 from scpo_ray.results import OpinionScores, OpinionSummary
 from scpo_ray.tracking.trackers import RegisteredModel
 from tests.results import comparison, counts, difference, estimate, evaluation
@@ -61,17 +61,17 @@ def all_tables() -> dict[str, Table]:
     ]
     sweep = sweep_result(efficiency=CURVES)
     built = [
-        *tables.data_tables(health),
-        tables.score_table(scores),
+        *listings.data_tables(health),
+        listings.score_table(scores),
         tables.evaluation_table({NAME: evaluation("scpo")}),
         *tables.opinion_tables([opinion_scores()]),
         *tables.opinion_comparison_tables(opinions),
         tables.comparison_table(comparison()[1]),
-        tables.plan_table([plan]),
-        tables.sweep_cost_table(cost),
+        listings.plan_table([plan]),
+        listings.sweep_cost_table(cost),
         tables.sweep_table(sweep),
         tables.efficiency_table(sweep),
-        tables.model_table([model]),
+        listings.model_table([model]),
         tables.judgement_table(judgement),
     ]
     return {str(table.title): table for table in built}

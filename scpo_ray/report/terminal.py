@@ -1,15 +1,67 @@
-"""Tables that fit a terminal: columns give way, digits never do."""
+"""How all tables of a terminal are made: their cells, and how they fit its width."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from rich import box
 from rich.cells import cell_len
 from rich.table import Column, Table
+
+from scpo_ray.results import Difference, Estimate
+from scpo_ray.settings.shown import plain
 
 _BETWEEN = 3
 """Characters that a column takes beside its content: a blank on each side and a divider."""
 _MIN_TEXT = 24
 """Narrowest column of sentences that can still be read."""
+
+
+def titled(title: str, first: str, *others: str, words: Sequence[str] = ()) -> Table:
+    """Columns of numbers, which stay whole on every terminal, but for those named in `words`."""
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE)
+    table.add_column(first)
+    for name in others:
+        table.add_column(plain(name), justify="left" if name in words else "right")
+    return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Adds a row whose texts, which may come from the data, cannot steer the terminal."""
+    table.add_row(*map(plain, cells))
+
+
+def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
+    if estimate is None or estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def points(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3_600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h"
+
+
+def size(num_bytes: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
 
 
 def fitted(table: Table, width: int) -> list[Table]:

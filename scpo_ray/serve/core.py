@@ -1,0 +1,259 @@
+"""The one scoring core: rewards of any texts, by any culture's model or a mixture of them."""
+
+import logging
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scpo_ray.evaluation.mixtures import linear, worst
+from scpo_ray.evaluation.scales import reference_probabilities, standardised
+from scpo_ray.models.rendering import RefusedTexts
+from scpo_ray.models.reward_model import resolve_device
+from scpo_ray.records import InputError, Text
+from scpo_ray.serve.items import Asked, Reward, RewardItem, checked_item
+from scpo_ray.serve.networks import KnownModel, Machine, Networks, known_model
+from scpo_ray.serve.sources import find_model
+from scpo_ray.settings.model import ModelConfig
+
+log = logging.getLogger(__name__)
+
+MAX_LOADED = 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One text by one culture's model; `standardised` and `probability` NaN without a scale."""
+
+    raw: float
+    standardised: float
+    probability: float
+    truncated: bool
+
+
+class CultureRewards:
+    """The rewards of several cultures' models, of one culture or of a mixture at a time.
+
+    Adapters on one base model share a network, and a forward pass where its layers allow; whole
+    models are in memory a few at a time. Every road gives the rewards that the run's own scoring
+    gives, up to rounding. Several threads may ask; one of them at a time is served.
+    """
+
+    def __init__(
+        self, models: Mapping[str, KnownModel], machine: Machine, *, max_loaded: int
+    ) -> None:
+        self._models = dict(models)
+        self._networks = Networks(models, machine, max_loaded=max_loaded)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        models: Mapping[str, str],
+        *,
+        base: str | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        tracking_uri: str | None = None,
+        max_loaded: int = MAX_LOADED,
+        batch_tokens: int | None = None,
+    ) -> "CultureRewards":
+        """Finds every model and checks it, and loads as many networks as stay in memory.
+
+        Args:
+            models: culture -> a run's folder, an exported folder, or a registered model as in
+                "scpo-Chile@champion", "scpo-Chile:3".
+            base: the base model of adapters, where it is not where their folders say.
+            device: a torch device; None: a GPU if there is one.
+            dtype: "float32", "bfloat16" or "float16", what weights are kept in.
+            tracking_uri: MLflow store of registered models.
+            max_loaded: networks in memory; adapters on one base are one.
+            batch_tokens: padded tokens per forward pass; None: as a run's.
+
+        Raises: InputError, one for all models, naming each that is not there, is damaged, or whose
+            adapters are of another base model.
+        """
+        if not models:
+            raise InputError("models: must name a model for at least 1 culture")
+        if max_loaded < 1:
+            raise InputError(f"max_loaded = {max_loaded}: must be at least 1")
+        if dtype not in DTYPES:
+            raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
+        if batch_tokens is None:
+            batch_tokens = ModelConfig().inference_batch_tokens
+        machine = Machine(checked_device(device), DTYPES[dtype])
+        # What a store keeps elsewhere: networks are loaded from there when they are asked for.
+        downloads = tempfile.mkdtemp(prefix="scpo-models-")
+        known, problems = {}, []
+        for culture, asked in models.items():
+            try:
+                source = find_model(asked, tracking_uri, Path(downloads))
+                known[culture] = known_model(source, base=base, batch_tokens=batch_tokens)
+            except InputError as error:
+                problems.append(": ".join([culture, error.title, *error.problems]))
+        if problems:
+            shutil.rmtree(downloads)
+            raise InputError("models that cannot be used", problems)
+        rewards = cls(known, machine, max_loaded=max_loaded)
+        weakref.finalize(rewards, shutil.rmtree, downloads, ignore_errors=True)
+        for network in list(dict.fromkeys(m.network for m in known.values()))[:max_loaded]:
+            rewards._networks.get(network)
+        return rewards
+
+    @property
+    def cultures(self) -> tuple[str, ...]:
+        return tuple(self._models)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Culture -> its model: a registered version as "scpo-Chile:3", or a folder."""
+        return {c: m.source.version or str(m.source.folder) for c, m in self._models.items()}
+
+    def has_scale(self, culture: str) -> bool:
+        """Whether the culture's rewards can be standardised, and so be in a mixture."""
+        return self._models[culture].scale is not None
+
+    def rewards(self, items: Sequence[RewardItem]) -> list[Reward]:
+        """One reward per item, in their order.
+
+        Raises: InputError naming each item that is at fault (of the first 20), a model whose
+            rewards are not finite, or models that no mixture can hold.
+        """
+        asked = self._checked(items)
+        scored = self._scored(asked)
+        return [self._reward(each, scored) for each in asked]
+
+    def _checked(self, items: Sequence[RewardItem]) -> list[Asked]:
+        if not items:
+            raise InputError("items: must hold at least 1 item")
+        asked, problems = [], []
+        for number, item in enumerate(items):
+            try:
+                each = checked_item(item, self.cultures)
+                if each.how is not None:
+                    self._check_mixture([culture for culture, _ in each.weights])
+                asked.append(each)
+            except InputError as error:
+                problems.append(f"item {number}: " + ": ".join([error.title, *error.problems]))
+        if problems:
+            more = [f"and {len(problems) - 20} more"] if problems[20:] else []
+            raise InputError("items that cannot be scored", [*problems[:20], *more])
+        return asked
+
+    def _check_mixture(self, cultures: Sequence[str]) -> None:
+        """Raises: InputError if the models' rewards of a text cannot be put together."""
+        models = {culture: self._models[culture] for culture in cultures}
+        bare = [culture for culture, model in models.items() if model.scale is None]
+        if bare:
+            raise InputError(
+                f"mix: no scale in the model of {', '.join(bare)}",
+                ["a mixture is of standardised rewards; training again saves the scale"],
+            )
+        for name, parts in (
+            ("renderers", {c: m.renderer.fingerprint for c, m in models.items()}),
+            ("reference texts", {c: m.scale.references for c, m in models.items() if m.scale}),
+        ):
+            if len(set(parts.values())) > 1:
+                said = ", ".join(f"{culture} {part[:12]}" for culture, part in parts.items())
+                raise InputError(f"mix: models of different {name}", [said])
+
+    def _scored(self, asked: Sequence[Asked]) -> dict[tuple[str, Text], _Scored]:
+        """(culture, text) -> what the culture's model says of it, each computed once."""
+        wanted: dict[str, dict[Text, None]] = {}
+        for each in asked:
+            for culture, _ in each.weights:
+                wanted.setdefault(culture, {})[each.text] = None
+        by_network: dict[tuple[str, ...], list[str]] = {}
+        for culture in wanted:
+            by_network.setdefault(self._models[culture].network, []).append(culture)
+        scored: dict[tuple[str, Text], _Scored] = {}
+        with self._lock:
+            for network in self._networks.loaded_first(by_network):
+                cultures = by_network[network]
+                scored |= self._scored_by(network, {c: list(wanted[c]) for c in cultures})
+        return scored
+
+    def _scored_by(
+        self, network: tuple[str, ...], wanted: Mapping[str, Sequence[Text]]
+    ) -> dict[tuple[str, Text], _Scored]:
+        texts = list(dict.fromkeys(text for of in wanted.values() for text in of))
+        places = {text: place for place, text in enumerate(texts)}
+        rows = [(culture, text) for culture, of in wanted.items() for text in of]
+        renderer = self._models[rows[0][0]].renderer
+        try:
+            tokens = renderer.encode(texts)
+        except RefusedTexts as refused:
+            problems = [
+                f"prompt {texts[place].prompt[:60]!r}: {reason}"
+                for place, reason in list(refused.reasons.items())[:20]
+            ]
+            raise InputError(f"{len(refused.reasons)} texts cannot be rendered", problems) from None
+        ids = np.array([places[text] for _, text in rows], dtype=np.int64)
+        raw = self._networks.get(network)(tokens, ids, [culture for culture, _ in rows])
+        self._check_finite(raw, rows)
+        found: dict[tuple[str, Text], _Scored] = {}
+        ends = np.cumsum([len(of) for of in wanted.values()])
+        for (culture, of), end in zip(wanted.items(), ends.tolist(), strict=True):
+            mine, scale = raw[end - len(of) : end], self._models[culture].scale
+            z = probabilities = np.full(len(of), np.nan)
+            if scale is not None:
+                z = standardised(mine, scale)
+                probabilities = reference_probabilities(mine, scale)
+            columns = (mine, z, probabilities, tokens.truncated[[places[text] for text in of]])
+            for text, *said in zip(of, *(column.tolist() for column in columns), strict=True):
+                found[culture, text] = _Scored(*said)
+        return found
+
+    def _check_finite(self, raw: NDArray[np.float32], rows: Sequence[tuple[str, Text]]) -> None:
+        broken = np.flatnonzero(~np.isfinite(raw)).tolist()
+        if broken:
+            culture, text = rows[broken[0]]
+            raise InputError(
+                f"{culture}: {self.sources[culture]} gives rewards that are not finite",
+                [f"to {len(broken)} of {len(rows)} texts, the first: {text.prompt[:60]!r}"],
+            )
+
+    def _reward(self, each: Asked, scored: Mapping[tuple[str, Text], _Scored]) -> Reward:
+        parts = [scored[culture, each.text] for culture, _ in each.weights]
+        cut = any(part.truncated for part in parts)
+        if each.how is None:
+            (part,) = parts
+            has_scale = self.has_scale(each.name)
+            return Reward(
+                of=each.name,
+                value=part.raw,
+                standardised=part.standardised if has_scale else None,
+                probability=part.probability if has_scale else None,
+                truncated=cut,
+            )
+        weights = [weight for _, weight in each.weights]
+        mean = float(linear([part.standardised for part in parts], weights))
+        share = float(linear([part.probability for part in parts], weights))
+        lowest = float(worst([part.standardised for part in parts]))
+        return Reward(
+            of=each.name,
+            value={"linear": mean, "people": share, "worst": lowest}[each.how],
+            standardised=lowest if each.how == "worst" else mean,
+            probability=share,
+            truncated=cut,
+        )
+
+
+def checked_device(device: str | None) -> str:
+    """The torch device. Raises: InputError if there is none of that name here."""
+    if device is None:
+        return resolve_device("auto")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"device = {device}: cannot be used on this machine", [reason]) from None
+    return device
