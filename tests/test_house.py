@@ -70,9 +70,10 @@ ROOMS: dict[str, list[str]] = {
         "loading",
         "compatible",
         "export",
-        "elsewhere",
+        "hub",
         "tiny",
         "scoring",
+        "elsewhere",
         "adapted",
         "global_model",
     ],
@@ -126,6 +127,7 @@ ROOMS: dict[str, list[str]] = {
         "sweep_looks",
         "sweep_pictures",
         "sweep_page",
+        "card",
         "terminal",
         "tables",
         "listings",
@@ -144,7 +146,7 @@ ROOMS: dict[str, list[str]] = {
         "sweeps",
     ],
     "serve": ["items", "sources", "networks", "core"],
-    "commands": ["looks", "plans", "efficiency", "evaluating", "folders"],
+    "commands": ["looks", "plans", "efficiency", "evaluating", "exporting", "folders"],
     "quickstart": [],
     "cli": ["shown", "runs", "sweeps", "models", "folders", "main"],
 }
@@ -156,7 +158,7 @@ SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
 
 HOMES = {
     "datasets": {"data.rows"},
-    "huggingface_hub": {"models.files", "data.rows"},
+    "huggingface_hub": {"models.files", "models.hub", "data.rows"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
         "models.elsewhere",
@@ -175,7 +177,7 @@ HOMES = {
     "sqlalchemy": {"tracking.opening"},
     "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
     "matplotlib": {"report.pictures", "report.sweep_looks", "report.sweep_pictures"},
-    "jinja2": {"models.templates", "report.page"},
+    "jinja2": {"models.templates", "report.page", "report.card"},
     "ray": {
         "launch.ray_cluster",
         "launch.relay",

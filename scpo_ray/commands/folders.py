@@ -1,23 +1,17 @@
-"""Folders of ended runs into a page, and a run's model into a folder of its own."""
+"""Folders of ended runs into a page."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from scpo_ray.models.adapters import merged_adapters
-from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.records import InputError
 from scpo_ray.report.page import write_report
 from scpo_ray.results import ComparisonResult, RunResult
-from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import (
     COMPARISON_FILE,
     load_comparison_result,
     load_result,
-    trained_model_dir,
 )
-from scpo_ray.storage.scale_file import SCALE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +46,6 @@ def report_folders(folders: Sequence[Path], output: Path) -> Path:
             names = ", ".join(f"{r.method} {r.run_id}" for r in others)
             log.warning("left out, not in the comparison: %d runs (%s)", len(others), names)
     return write_report(results, comparison, output)
-
-
-def export_model(run: Path, folder: Path, *, merge: bool) -> None:
-    """Writes a run's model as a plain Hugging Face folder.
-
-    Raises: InputError if the run has no model, `folder` exists, or there is nothing to merge.
-    """
-    model_dir = trained_model_dir(run)
-    if folder.exists():
-        raise InputError(f"{folder}: exists; name a new folder")
-    model = load_exported(model_dir, device="cpu")
-    with whole_folder(folder) as part:
-        save_reward_model(merged_adapters(model) if merge else model, part)
-        if (model_dir / SCALE_FILE).is_file():
-            shutil.copy(model_dir / SCALE_FILE, part)
 
 
 def _runs_below(folder: Path) -> list[Path]:

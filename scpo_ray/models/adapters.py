@@ -126,6 +126,14 @@ def load_adapters(
         raise InputError(
             f"model.path = {config.path}: the adapters cannot be loaded", reasons(error)
         ) from None
+    _check_all_there(network, folder, config, expected, name, final)
+    return network
+
+
+def _check_all_there(
+    network: Any, folder: Path, config: ModelConfig, expected: Any, name: str, final: str
+) -> None:
+    """Raises: InputError if the adapters called `name` are not all in the file, or more are."""
     found = set(weight_shapes(folder))
     # A head that the base model has and the adapters leave as it is.
     part = f"{_PREFIX}{final.partition('.')[0]}."
@@ -145,7 +153,6 @@ def load_adapters(
                 f"model.path = {config.path}: adapters {said} {folder.name}",
                 [shown, f"{ADAPTER_CONFIG} says which layers have adapters"],
             )
-    return network
 
 
 def _is_above(name: str, num_layers: int) -> bool:
