@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,8 @@ def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> Run
 
     Raises: InputError for what is wrong with the model's folder or cannot be rendered for it.
     """
-    global_model = open_global_model(config.model, run_dir.stores)
+    precision = config.train.precision
+    global_model = open_global_model(config.model, run_dir.stores, precision=precision)
     try:
         tokens = global_model.tokens(data.texts)
     except RefusedTexts as refused:
@@ -155,13 +156,16 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
     weights = _weights(task, selection, rows)
     plan = None
     if config.how.trains:
-        pairs = task.train_pairs
+        chosen, rejected = task.train_pairs.chosen[rows], task.train_pairs.rejected[rows]
+        pairs, lengths = np.stack([chosen, rejected], axis=1), task.tokens.lengths
         plan = plan_steps(
-            np.stack([pairs.chosen[rows], pairs.rejected[rows]], axis=1),
-            task.tokens.lengths,
+            pairs,
+            lengths,
             batch_size=config.train.batch_size,
             num_steps=config.train.max_steps,
-            micro_batch_tokens=config.train.micro_batch_tokens,
+            micro_batch_tokens=config.train.pass_tokens(
+                worker.device, longest_pair=2 * int(lengths[pairs].max())
+            ),
             num_workers=worker.world_size,
             seed=config.seed,
         )
@@ -330,6 +334,7 @@ def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> F
     def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
         folder = trained_model_dir(context.run_dir.path)
         model = load_exported(folder, device=task.worker.device, config=task.config.model)
+        model = replace(model, precision=task.config.train.precision)
         return score_tokens(model, task.tokens, text_ids=texts)
 
     curve = record.curve
@@ -400,6 +405,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         versions=record.versions,
         num_workers=record.num_workers,
         engine=record.engine,
+        passes=record.passes,
         opinions=found.opinions,
         told=record.told,
     )

@@ -138,6 +138,16 @@ class TrainingCurve:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """How texts were computed: at most so many tokens at once while training and without gradient
+    (more where one pair or text is longer), and whether `in_rows`, without padding."""
+
+    train_tokens: int
+    inference_tokens: int
+    in_rows: bool
+
+
+@dataclass(frozen=True)
 class TrainingRecord:
     """What a fit left besides its model: `training.json`. `seconds` of all attempts that led to
     its end; `told`: the method's sentences for the report; `device`, `num_workers`, `engine`
@@ -155,6 +165,8 @@ class TrainingRecord:
     num_workers: int
     engine: str
     versions: dict[str, str]
+    passes: Passes | None = None
+    """None where no network is trained."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +226,8 @@ class RunResult:
     """Workers that brought the run to its end."""
     engine: str = "torch"
     """"torch", or "deepspeed ZeRO <stage>"."""
+    passes: Passes | None = None
+    """None where no network is trained."""
     opinions: list[OpinionScores] = field(default_factory=list)
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)

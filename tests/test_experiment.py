@@ -17,6 +17,7 @@ from scpo_ray.models.export import load_exported
 from scpo_ray.models.files import model_fingerprint
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Worker
+from scpo_ray.results import Passes
 from scpo_ray.settings.model import LoraConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.json_lines import append_json_lines
@@ -68,6 +69,7 @@ def test_a_result_says_what_was_done(finished):
     assert result.fingerprints.keys() == {"data", "model", "scores"}
     assert {e.culture for e in result.examples} == {"North"}
     assert result.model_dir == str(folder / "model")
+    assert result.passes == Passes(train_tokens=2_048, inference_tokens=2_048, in_rows=True)
 
 
 def test_the_saved_model_gives_the_margins_that_were_evaluated(finished):

@@ -45,10 +45,12 @@ ROOMS: dict[str, list[str]] = {
     "storage": ["disk", "json_lines", "remote", "stores", "run_dir", "inventory", "scale_file"],
     "data": [
         "rows",
+        "files",
         "table",
         "messages",
         "prism",
         "preferences",
+        "guess",
         "opinions",
         "synthetic",
         "pairing",
@@ -61,7 +63,9 @@ ROOMS: dict[str, list[str]] = {
         "templates",
         "rendering",
         "same_tokens",
+        "rows",
         "reading",
+        "packing",
         "reward_model",
         "pickles",
         "files",
@@ -90,7 +94,15 @@ ROOMS: dict[str, list[str]] = {
         "champion",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
-    "tracking": ["opening", "mlflow_store", "trackers", "sweep", "registry"],
+    "tracking": [
+        "opening",
+        "mlflow_store",
+        "notes",
+        "trackers",
+        "sweep",
+        "comparison",
+        "registry",
+    ],
     "training": [
         "deepspeed_settings",
         "loss",
@@ -146,9 +158,18 @@ ROOMS: dict[str, list[str]] = {
         "sweeps",
     ],
     "serve": ["items", "sources", "networks", "core"],
-    "commands": ["looks", "plans", "efficiency", "evaluating", "exporting", "folders"],
+    "commands": [
+        "beginning",
+        "checkup",
+        "looks",
+        "plans",
+        "efficiency",
+        "evaluating",
+        "exporting",
+        "folders",
+    ],
     "quickstart": [],
-    "cli": ["shown", "runs", "sweeps", "models", "folders", "main"],
+    "cli": ["shown", "beginning", "runs", "sweeps", "models", "folders", "main"],
 }
 
 ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[room] or [""]]
@@ -157,10 +178,10 @@ ORDER = [f"{room}.{file}" if file else room for room in ROOMS for file in ROOMS[
 SCRIPTS = {"tracking.mlflow_model", "cli.__main__"}
 
 HOMES = {
-    "datasets": {"data.rows"},
-    "huggingface_hub": {"models.files", "models.hub", "data.rows"},
+    "datasets": {"data.files"},
+    "huggingface_hub": {"models.files", "models.hub", "data.files"},
     "transformers": {
-        *(f"models.{file}" for file in ("tokenization", "rendering", "loading", "tiny")),
+        *(f"models.{file}" for file in ("tokenization", "rendering", "rows", "loading", "tiny")),
         "models.elsewhere",
     },
     "sentence_transformers": {"models.elsewhere"},
@@ -202,6 +223,7 @@ PURE = [
     "settings.spelling",
     "settings.shown",
     "settings.countries",
+    "tracking.notes",
     "methods.selection",
     "training.loss",
     "training.pair_weights",

@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
-from scpo_ray.cli import folders, models, runs, sweeps
+import scpo_ray
+from scpo_ray.cli import beginning, folders, models, runs, sweeps
 from scpo_ray.cli.shown import is_first, say
 from scpo_ray.settings.shown import plain
 
@@ -17,11 +19,29 @@ _STOPPED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="One reward model per culture, from preferences labelled with where people live.",
 )
-for chapter in (runs, sweeps, models, folders):
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"scpo_ray {scpo_ray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def scpo(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """One reward model per culture, from preferences labelled with where people live."""
+
+
+for chapter in (beginning, runs, sweeps, models, folders):
     app.add_typer(chapter.app)
 
 

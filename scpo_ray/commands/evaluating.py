@@ -41,6 +41,7 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     folder = resolve_model_dir(section, cache)
     renderer = load_renderer(folder, section)
     model = load_reward_model(folder, section, renderer, device=worker.device, seed=0, cache=cache)
+    model = replace(model, precision=config.train.precision)
     tokens = tokenize(renderer, task.data.texts, run_dir.stores.tokens)
     # Another tokenizer than the global model's may not tell other pairs apart.
     task = replace(task, data=told_apart(task.data, tokens, renderer.unknown_id))

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 CARD = "README.md"
 _SNAPSHOT = re.compile(r".*/models--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})/?")
-# Beside the run's own, so that there are some where it shows none. None is empty: transformers reads
-# an empty second text as none where it is given one pair, and as one where it is given several.
+# Beside the run's own, so that there are some where it shows none. None is empty: transformers
+# reads an empty second text as none where it is given one pair, as one where it is given several.
 _PROBES = (
     Text((), "What should I cook tonight?", "A pot of lentil soup."),
     Text((), "¿Qué cocino? 今晚吃什么？ 🍲", "Lo que quieras, ¡buen provecho!"),

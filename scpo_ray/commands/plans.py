@@ -115,7 +115,8 @@ def _seconds_per_token(config: RunConfig, prepared: PreparedRun) -> float:
     # So small a rate that no setting makes these few steps diverge: only their time counts.
     engine = TorchEngine(model, config.train.model_copy(update={"learning_rate": 1e-12}), worker)
     data = TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: [])
-    timed = replace(prepared.plan, num_steps=min(_TIMED_STEPS + 1, prepared.plan.num_steps))
+    num_steps = min(_TIMED_STEPS + 1, prepared.plan.num_steps)
+    timed = replace(prepared.plan, num_steps=num_steps, in_rows=model.in_rows)
     started = time.monotonic()
     for step in timed.steps_from(0):
         if step.number == 2:

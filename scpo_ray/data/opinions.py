@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from scpo_ray.data.files import check_files, file_source, hub_source
 from scpo_ray.data.rows import (
     BadField,
     InteractionSource,
@@ -18,9 +19,6 @@ from scpo_ray.data.rows import (
     Place,
     Row,
     RowSource,
-    check_files,
-    file_source,
-    hub_source,
     is_unicode,
     printed_value,
     shown,

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from scpo_ray.data.files import check_files, file_source, hub_source
 from scpo_ray.data.messages import (
     Turns,
     common_prefix,
@@ -24,11 +25,8 @@ from scpo_ray.data.rows import (
     Place,
     Row,
     RowSource,
-    check_files,
-    file_source,
     finite_number,
     get_field,
-    hub_source,
     id_field,
     name_field,
 )
@@ -110,9 +108,14 @@ class PreferencesConfig(DataSection):
                 f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
             )
         if self.split.by == "user" and self.columns.user is None:
-            raise ValueError('split.by "user" needs columns.user')
+            raise ValueError(
+                'split.by "user" needs columns.user, the column that says who preferred; where '
+                'there is none: split.by "question" and columns.question'
+            )
         if self.split.by == "question" and self.columns.question is None:
-            raise ValueError('split.by "question" needs columns.question')
+            raise ValueError(
+                'split.by "question" needs columns.question, the column that groups the rows'
+            )
         return self
 
 
@@ -182,6 +185,9 @@ def _read(
     parts: list[tuple[RowSource, Side | None]], columns: ColumnMap, notes: Notes
 ) -> Iterator[tuple[Place, Interaction]]:
     needed = frozenset(_needed(columns))
+    if columns.user is not None:
+        remedy = 'without users: no columns.user, split.by "question" and columns.question'
+        notes.remedies[columns.user] = remedy
     for source, side in parts:
         for place, row in source.read(notes):
             try:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
+from scpo_ray.data.files import check_files, file_source, hub_source
 from scpo_ray.data.rows import (
     BadField,
     InteractionSource,
@@ -13,11 +14,8 @@ from scpo_ray.data.rows import (
     Place,
     Row,
     RowSource,
-    check_files,
-    file_source,
     finite_number,
     get_field,
-    hub_source,
     id_field,
     name_field,
     text_field,

@@ -153,7 +153,7 @@ def _out_of_memory(config: RunConfig) -> InputError:
     return InputError(
         "the GPU's memory is used up",
         [
-            f"lower model.inference_batch_tokens = {config.model.inference_batch_tokens}",
+            f"lower model.inference_batch_tokens = {config.model.batch_tokens('cuda')}",
             "or have each worker reserve more of a GPU (launch.gpus_per_worker)",
         ],
     )

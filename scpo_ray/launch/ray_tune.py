@@ -321,12 +321,12 @@ def _tune_trial(config: dict[str, Any], payload: _Payload) -> None:
 
 
 def _packed(job: TrialJob) -> str:
-    return json.dumps([job.config.model_dump(mode="json"), asdict(job.known)])
+    return json.dumps([job.config.model_dump(mode="json"), asdict(job.known), job.setting])
 
 
 def _unpacked(text: str) -> TrialJob:
-    config, known = json.loads(text)
-    return TrialJob(RunConfig.model_validate(config), TrialRecord(**known))
+    config, known, setting = json.loads(text)
+    return TrialJob(RunConfig.model_validate(config), TrialRecord(**known), setting)
 
 
 def _teller(sweep: SweepConfig, culture: str) -> Callable[[int, dict[str, dict[str, float]]], None]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scpo_ray.results import ComparisonResult, RunResult
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.settings.shown import duration
 from scpo_ray.storage.run_dir import (
     COMPARISON_FILE,
     load_result,
@@ -26,6 +28,7 @@ from scpo_ray.storage.run_dir import (
     save_comparison_result,
 )
 from scpo_ray.sweep.space import comparison_trials
+from scpo_ray.tracking.comparison import track_comparison
 from scpo_ray.tracking.trackers import check_tracking
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
 from scpo_ray.workers import join_group, together
@@ -121,9 +124,12 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     log.info("%d runs; method, seed and culture_weights come from the space", len(trials))
     compared: list[ComparedRun] = []
     failures: dict[str, str] = {}
-    for number, trial in enumerate(trials, start=1):
+    started = time.monotonic()
+    for done, trial in enumerate(trials):
         name = run_name(trial.config)
-        log.info("run %d of %d: %s", number, len(trials), name)
+        left = (time.monotonic() - started) / max(1, done) * (len(trials) - done)
+        said = f"; about {duration(left)} left" if done else ""
+        log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
         try:
             # Of two comparisons at once, one waits for the runs of the other and reads them.
             open_run_dir(trial.config).wait_until_free()
@@ -139,7 +145,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         compare_runs(compared, run.experiment, failures), opinions=compare_opinions(compared)
     )
     save_comparison_result(folder, summary)
-    write_report([c.result for c in compared], summary, folder / "report.html")
+    report = write_report([c.result for c in compared], summary, folder / "report.html")
+    track_comparison(run, summary, [report, folder / COMPARISON_FILE])
     return summary, folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from scpo_ray.launch.sweep_trial import (
     TrialJob,
 )
+from scpo_ray.settings.shown import duration
 from scpo_ray.settings.sweep import SweepConfig
 from scpo_ray.sweep.records import Setting, TrialRecord
 from scpo_ray.sweep.store import SweepDir
@@ -99,4 +100,4 @@ class Book:
     def _left(self) -> str:
         seconds = (time.monotonic() - self._started) / self._done_here
         left = seconds * max(0, self._total - self._done)
-        return f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
+        return f"about {duration(left)}"

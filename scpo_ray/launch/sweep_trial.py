@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,14 @@ _LOCK_WAIT_S = 24 * 3_600.0
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A trial as its process gets it; `known` is its record but for what is not known yet."""
+    """A trial as its process gets it; `known` is its record but for what is not known yet.
+
+    `setting`: its setting's values in one line.
+    """
 
     config: RunConfig
     known: TrialRecord
+    setting: str
 
 
 TrialFunction = Callable[[TrialJob, ObjectiveConfig, Sweep, Midway | None], TrialRecord]
@@ -95,7 +99,7 @@ def trial_job(trial: PlannedTrial, fingerprints: Mapping[str, str]) -> TrialJob:
         mlflow_run_id="",
         error="",
     )
-    return TrialJob(trial.config, known)
+    return TrialJob(trial.config, known, trial.setting.label)
 
 
 def suggested_jobs(
@@ -133,6 +137,7 @@ def run_trial(
     """
     config = job.config
     run_dir = open_run_dir(config)
+    sweep = replace(sweep, setting=job.setting)
     try:
         if config.train.max_workers > 1:
             from scpo_ray.launch.ray_train import train_on_ray

@@ -94,6 +94,7 @@ def training_record(task: Task, fitted: Fitted) -> TrainingRecord:
         device=task.worker.device,
         num_workers=task.worker.world_size,
         engine=task.config.train.engine_name,
+        passes=summary.passes,
         versions={
             "scpo_ray": scpo_ray.__version__,
             "torch": torch.__version__,

@@ -55,7 +55,7 @@ def train_network(
         weights = pair_weights(prepared)
 
         def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
-            return score_tokens(model, task.tokens, text_ids=texts, worker=worker)
+            return score_tokens(engine.model, task.tokens, text_ids=texts, worker=worker)
 
         summary = train(
             engine,

@@ -48,7 +48,9 @@ class AdaptedModels:
                 rewards[rows] = score_tokens(self.model, tokens, text_ids=text_ids[rows])
             return rewards
         self.model.check_tokens(tokens)
-        for rows in length_batches(tokens.lengths[text_ids], self.model.batch_tokens):
+        for rows in length_batches(
+            tokens.lengths[text_ids], self.model.batch_tokens, in_rows=False
+        ):
             batch = self.model.batch(tokens, text_ids[rows])
             with torch.no_grad(), adapters_by_row(self.model.network, adapters[rows].tolist()):
                 rewards[rows] = self.model.rewards(batch).cpu().numpy()

@@ -27,6 +27,13 @@ _READING_RULES = 2
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
+def hub_address() -> tuple[str, bool]:
+    """Where models and data sets by name come from, and whether the hub is not to be asked."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT, constants.HF_HUB_OFFLINE
+
+
 def resolve_model_dir(config: ModelConfig, cache: Path | None = None) -> Path:
     """The folder with the model's files; a hub model is downloaded (or found in the hub's cache).
 

@@ -19,6 +19,7 @@ from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import features_of_tokens, score_tokens
 from scpo_ray.records import ALONE, InputError, TextSource, Tokens, Worker
 from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.train import Precision
 from scpo_ray.storage.stores import ScoreStore, Stores, TokenStore
 from scpo_ray.workers import from_first, together
 
@@ -34,6 +35,8 @@ Compute = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 class GlobalModel:
     """A reward model's folder, how texts are rendered for it, and what is known of its rewards.
 
+    `precision`: what its rewards are computed in.
+
     The network is loaded when something is asked for that the stores lack. With several workers
     every one of them calls `rewards` and `features` and computes its share.
     """
@@ -42,6 +45,7 @@ class GlobalModel:
     config: ModelConfig
     renderer: Renderer
     stores: Stores
+    precision: Precision
     worker: Worker = ALONE
 
     def on(self, worker: Worker) -> "GlobalModel":
@@ -65,9 +69,12 @@ class GlobalModel:
 
     @cached_property
     def score_key(self) -> str:
-        """What the stores keep rewards and features under: weights, layers kept, renderer."""
-        digest = hashlib.sha256(f"{self.fingerprint}\n{self.renderer.fingerprint}".encode())
-        return digest.hexdigest()[:32]
+        """What the stores keep rewards and features under: weights, layers kept, renderer, and
+        the precision if it is not fp32."""
+        parts = [self.fingerprint, self.renderer.fingerprint]
+        if self.precision != "fp32":
+            parts.append(self.precision)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def tokens(self, texts: TextSource) -> Tokens:
         """As `tokenize`."""
@@ -120,7 +127,7 @@ class GlobalModel:
         return self._loaded(self.config, seed=seed)
 
     def _loaded(self, config: ModelConfig, *, seed: int) -> RewardModel:
-        return load_reward_model(
+        model = load_reward_model(
             self.model_dir,
             config,
             self.renderer,
@@ -128,6 +135,7 @@ class GlobalModel:
             seed=seed,
             cache=self.stores.converted,
         )
+        return replace(model, precision=self.precision)
 
     def _complete(self, store: ScoreStore, texts: TextSource, start: Callable[[], Compute]) -> None:
         """Computes what the store lacks; `start` loads what is needed for it."""
@@ -157,13 +165,13 @@ def log_scored(store: ScoreStore, key: str, num_computed: int, num_texts: int) -
         log.info("%s: %d texts computed, %d read, kept in %s", what, num_computed, num_read, path)
 
 
-def open_global_model(config: ModelConfig, stores: Stores) -> GlobalModel:
+def open_global_model(config: ModelConfig, stores: Stores, *, precision: Precision) -> GlobalModel:
     """The global model that the settings name.
 
     Raises: InputError for whatever is wrong with its folder or its tokenizer.
     """
     model_dir = resolve_model_dir(config, stores.converted)
-    return GlobalModel(model_dir, config, load_renderer(model_dir, config), stores)
+    return GlobalModel(model_dir, config, load_renderer(model_dir, config), stores, precision)
 
 
 def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:

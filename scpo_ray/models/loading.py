@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from scpo_ray.models.heads import (
     head_of,
     renamed_head,
 )
+from scpo_ray.models.packing import fit_for_rows
 from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
@@ -69,7 +71,8 @@ def load_reward_model(
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
-    return _checked(network, config, renderer, device)
+    model = _checked(network, config, renderer, device)
+    return replace(model, in_rows=fit_for_rows(model.scored))
 
 
 def load_adapted_models(
@@ -90,7 +93,7 @@ def load_adapted_models(
 
 
 def _checked(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
-    model = RewardModel(network.eval().to(device), renderer, device, config.inference_batch_tokens)
+    model = RewardModel(network.eval().to(device), renderer, device, config.batch_tokens(device))
     try:
         check_reading(model.scored)
     except InputError as error:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scpo_ray.models.rows import Row, computing
 from scpo_ray.records import InputError, Tokens
 
 # Decoders that score every token and keep the last one's; all others call that layer `score`.
@@ -41,18 +42,39 @@ class ScoredNetwork(nn.Module):
         return self.network if unwrap is None else unwrap()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        lengths: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
+        """(R,) rewards of (R, T) tokens.
+
+        Args:
+            lengths: (R,) on the CPU, and `places`: (N,), where the texts are computed in one row of
+                real tokens alone (`rows.Row`); only for a network that `packing` found fit.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         plain = self.plain
         if token_type_ids is not None and _takes(plain, "token_type_ids"):
             inputs["token_type_ids"] = token_type_ids
+        row = None
+        if lengths is not None and places is not None:
+            row = Row(tuple(lengths.tolist()), places)
+        with computing(plain, row):
+            rewards = self._read(plain, inputs)
+        if rewards.shape != (len(input_ids),):
+            raise ValueError(f"{len(input_ids)} texts got rewards of shape {tuple(rewards.shape)}")
+        return rewards
+
+    def _read(self, plain: Any, inputs: dict[str, Tensor]) -> Tensor:
         layers = _head_layers(plain)
         if not layers:
             rewards: Tensor = self.network(**inputs).logits
             return rewards.float().squeeze(-1)
         hidden = _hidden_states(plain, inputs)
-        places = _places(plain.config, layers, input_ids, attention_mask)
+        places = _places(plain.config, layers, inputs["input_ids"], inputs["attention_mask"])
         read = hidden[torch.arange(len(places), device=places.device), places]
         # A margin is a small difference of large rewards: the head computes it unrounded.
         with torch.autocast(read.device.type, enabled=False):
@@ -151,6 +173,15 @@ def num_token_rows(plain: Any) -> int | None:
     return rows
 
 
+def known_ids(plain: Any) -> tuple[list[int], int]:
+    """A few tokens of the network that are not special, and one that a text may end with."""
+    num_rows, settings = num_token_rows(plain) or 0, plain.config.get_text_config()
+    special = {getattr(settings, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    ids = [token for token in range(min(num_rows, 64)) if token not in special][-9:]
+    end = getattr(settings, "eos_token_id", None)
+    return ids, end if isinstance(end, int) and 0 <= end < num_rows else ids[-1]
+
+
 def check_tokens(plain: Any, tokens: Tokens) -> None:
     """Raises: InputError if a token or a token type is none of the network's."""
     problems = []
@@ -208,15 +239,10 @@ def allowed_error(rewards: Tensor) -> float:
 
 def two_short_texts(plain: Any) -> Tokens | None:
     """Tokens of two texts, not equally long; None where the network has no table of tokens."""
-    num_rows = num_token_rows(plain)
-    if num_rows is None:
+    if num_token_rows(plain) is None:
         return None
-    settings = plain.config.get_text_config()
-    special = {getattr(settings, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    ids = [token for token in range(min(num_rows, 64)) if token not in special][-9:]
-    end = getattr(settings, "eos_token_id", None)
-    last = [end] if isinstance(end, int) and 0 <= end < num_rows else ids[-1:]
-    texts = [[*ids[: len(ids) // 2], *last], [*ids, *last]]
+    ids, last = known_ids(plain)
+    texts = [[*ids[: len(ids) // 2], last], [*ids, last]]
     return Tokens(
         input_ids=np.concatenate(texts).astype(np.int32),
         token_type_ids=None,
@@ -226,9 +252,13 @@ def two_short_texts(plain: Any) -> Tokens | None:
 
 
 def pad_texts(
-    tokens: Tokens, text_ids: NDArray[np.int64], filler: int, device: str
+    tokens: Tokens, text_ids: NDArray[np.int64], filler: int, device: str, *, in_row: bool = False
 ) -> dict[str, Tensor]:
-    """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks."""
+    """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks.
+
+    Args:
+        in_row: with what `ScoredNetwork.forward` needs to compute real tokens alone.
+    """
     starts, ends = tokens.offsets[text_ids], tokens.offsets[text_ids + 1]
     width = int((ends - starts).max())
     input_ids = np.full((len(text_ids), width), filler, dtype=np.int64)
@@ -242,4 +272,8 @@ def pad_texts(
     arrays = {"input_ids": input_ids, "attention_mask": mask}
     if types is not None:
         arrays["token_type_ids"] = types
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    if in_row:
+        batch["lengths"] = torch.from_numpy(ends - starts)
+        batch["places"] = torch.from_numpy(np.flatnonzero(mask)).to(device)
+    return batch

@@ -20,6 +20,7 @@ from scpo_ray.models.reading import (
 )
 from scpo_ray.models.rendering import Renderer
 from scpo_ray.records import InputError, Tokens
+from scpo_ray.settings.train import Precision
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,17 @@ class RewardModel:
     """A network with one score per text, and the renderer that belongs to it.
 
     It alone knows where a reward is read and in which precision: scoring, training, evaluation
-    and exports call `rewards`. `batch_tokens`: padded tokens per forward pass without gradient.
+    and exports call `rewards`. `batch_tokens`: tokens per forward pass without gradient, padded
+    ones counted. `in_rows`: texts are computed in one row without padding. `precision`: bf16
+    computes the backbone under autocast, what stands above it in float32.
     """
 
     network: nn.Module
     renderer: Renderer
     device: str
     batch_tokens: int
+    in_rows: bool = False
+    precision: Precision = "fp32"
 
     @cached_property
     def scored(self) -> ScoredNetwork:
@@ -47,14 +52,16 @@ class RewardModel:
 
     def batch(self, tokens: Tokens, text_ids: NDArray[np.int64]) -> dict[str, Tensor]:
         """The texts' (R, T) tokens on the device, padded where padding is masked out."""
-        return pad_texts(tokens, text_ids, filler_id(self.scored.plain), self.device)
+        filler = filler_id(self.scored.plain)
+        return pad_texts(tokens, text_ids, filler, self.device, in_row=self.in_rows)
 
     def rewards(self, batch: dict[str, Tensor]) -> Tensor:
         """(R,) float32 rewards: of each text the one that the saved model gives to it alone.
 
         Raises: InputError if the model reads at an end token that a text has not.
         """
-        rewards: Tensor = self.scored(**batch)
+        with self._rounding():
+            rewards: Tensor = self.scored(**batch)
         return rewards
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
@@ -67,10 +74,15 @@ class RewardModel:
 
         hook = head.register_forward_pre_hook(keep)
         try:
-            self.scored(**batch)
+            with self._rounding():
+                self.scored(**batch)
         finally:
             hook.remove()
         return read[0].float().reshape(len(batch["input_ids"]), -1)
+
+    def _rounding(self) -> torch.autocast:
+        kind = self.device.partition(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raises: InputError if a token or a token type is none of the network's."""

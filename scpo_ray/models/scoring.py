@@ -61,15 +61,20 @@ def _outputs(
     model.check_tokens(tokens)
     lengths = tokens.lengths[ids]
     outputs = np.zeros((len(ids), *shape), dtype=np.float32)
+    # Read at the end: each reading waits for the device.
+    computed: list[tuple[NDArray[np.int64], Tensor]] = []
     was_training = model.network.training
     model.network.eval()
     bar = tqdm(total=len(ids), desc="score", unit="text", disable=None, leave=False)
     with torch.no_grad(), bar:
-        for rows, counts in _share(list(length_batches(lengths, model.batch_tokens)), worker):
-            computed = compute(model.batch(tokens, ids[rows])).cpu().numpy()
+        batches = length_batches(lengths, model.batch_tokens, in_rows=model.in_rows)
+        for rows, counts in _share(list(batches), worker):
+            values = compute(model.batch(tokens, ids[rows]))
             if counts:
-                outputs[rows] = computed
+                computed.append((rows, values))
             bar.update(len(rows))
+    for rows, values in computed:
+        outputs[rows] = values.cpu().numpy()
     model.network.train(was_training)
     return total_array(outputs, worker)
 
@@ -84,14 +89,23 @@ def _share(
         yield batches[min(number, len(batches) - 1)], number < len(batches)
 
 
-def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Rows in batches of near-equal length, longest first, each at most `batch_tokens` padded.
+def length_batches(
+    lengths: NDArray[np.int64], batch_tokens: int, *, in_rows: bool
+) -> Iterator[NDArray[np.int64]]:
+    """Texts in batches of near-equal length, longest first, each of at most `batch_tokens`.
 
-    A row longer than `batch_tokens` is a batch of its own.
+    Padded tokens are counted; `in_rows`: there are none. A text longer than `batch_tokens` is a
+    batch of its own.
     """
     order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):
-        size = max(1, batch_tokens // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+        if in_rows:
+            before = ends[start] - lengths[order[start]]
+            stop = int(np.searchsorted(ends, before + batch_tokens, side="right"))
+        else:
+            stop = start + batch_tokens // int(lengths[order[start]])
+        stop = max(stop, start + 1)
+        yield order[start:stop]
+        start = stop

@@ -6,9 +6,9 @@ from rich import box
 from rich.table import Table
 
 from scpo_ray.records import LAYERS, CultureCounts
-from scpo_ray.report.overviews import DataHealth, GlobalScores, PlannedRun, SweepCost
-from scpo_ray.report.terminal import add_row, duration, points, size, titled
-from scpo_ray.settings.shown import plain
+from scpo_ray.report.overviews import DataHealth, Finding, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.terminal import add_row, points, size, titled
+from scpo_ray.settings.shown import duration, plain
 from scpo_ray.storage.inventory import Inventory
 from scpo_ray.tracking.trackers import RegisteredModel
 
@@ -185,3 +185,13 @@ def deletable_table(found: Inventory) -> Table:
 def _same_tokens(count: CultureCounts) -> str:
     train, test = count.same_tokens_train, count.same_tokens_test
     return f"{train + test}\n({train} + {test})" if train + test else "0"
+
+
+def finding_table(findings: Sequence[Finding]) -> Table:
+    """Faults first, then notes, then what is fine."""
+    words = ("found", "", "remedy")
+    table = titled("this machine", "what", *words, words=words)
+    order = ("fault", "note", "fine")
+    for finding in sorted(findings, key=lambda finding: order.index(finding.verdict)):
+        add_row(table, finding.what, finding.found, finding.verdict, finding.remedy)
+    return table

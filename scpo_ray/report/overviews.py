@@ -1,6 +1,7 @@
 """What the commands show before and beside runs: a data set, scores, plans, costs."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from scpo_ray.records import CultureCounts
 
@@ -70,3 +71,13 @@ class SweepCost:
     seconds: float | None
     axes: dict[str, int]
     """Axis -> how many values it has in the sweep."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `scpo doctor` saw of one thing. `remedy`: what to do, or what it matters for."""
+
+    what: str
+    found: str
+    verdict: Literal["fine", "note", "fault"] = "fine"
+    remedy: str = ""

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from scpo_ray.evaluation.champion import Judgement, rule
 from scpo_ray.records import LAYERS
-from scpo_ray.report.terminal import add_row, p_value, percent, points, titled
+from scpo_ray.report.terminal import add_row, p_value, points, titled
 from scpo_ray.results import (
     ComparisonResult,
     CultureEvaluation,
@@ -15,6 +15,7 @@ from scpo_ray.results import (
     OpinionScores,
     OpinionSummary,
 )
+from scpo_ray.settings.shown import percent
 from scpo_ray.statistics.intervals import standing
 from scpo_ray.sweep.records import SweepResult
 

@@ -7,7 +7,6 @@ from rich import box
 from rich.cells import cell_len
 from rich.table import Column, Table
 
-from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.shown import plain
 
 _BETWEEN = 3
@@ -30,15 +29,6 @@ def add_row(table: Table, *cells: str) -> None:
     table.add_row(*map(plain, cells))
 
 
-def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
-    if estimate is None or estimate.value is None:
-        return "–"
-    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
 def points(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
@@ -47,14 +37,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3_600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3_600:.1f} h"
 
 
 def size(num_bytes: int) -> str:

@@ -87,8 +87,7 @@ class CultureRewards:
             raise InputError(f"max_loaded = {max_loaded}: must be at least 1")
         if dtype not in DTYPES:
             raise InputError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
-        if batch_tokens is None:
-            batch_tokens = ModelConfig().inference_batch_tokens
+        budget = ModelConfig().inference_batch_tokens if batch_tokens is None else batch_tokens
         machine = Machine(checked_device(device), DTYPES[dtype])
         # What a store keeps elsewhere: networks are loaded from there when they are asked for.
         downloads = tempfile.mkdtemp(prefix="scpo-models-")
@@ -96,7 +95,7 @@ class CultureRewards:
         for culture, asked in models.items():
             try:
                 source = find_model(asked, tracking_uri, Path(downloads))
-                known[culture] = known_model(source, base=base, batch_tokens=batch_tokens)
+                known[culture] = known_model(source, base=base, batch_tokens=budget)
             except InputError as error:
                 problems.append(": ".join([culture, error.title, *error.problems]))
         if problems:

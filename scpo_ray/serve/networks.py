@@ -27,6 +27,7 @@ from scpo_ray.records import InputError, Tokens
 from scpo_ray.results import Scale
 from scpo_ray.serve.sources import ModelSource
 from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.section import TokenBudget
 from scpo_ray.storage.scale_file import load_scale
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Machine:
     dtype: torch.dtype
 
 
-def known_model(source: ModelSource, *, base: str | None, batch_tokens: int) -> KnownModel:
+def known_model(source: ModelSource, *, base: str | None, batch_tokens: TokenBudget) -> KnownModel:
     """Reads all of a model but its weights.
 
     Args:

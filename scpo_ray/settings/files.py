@@ -1,7 +1,7 @@
 """Config files: read, laid over their preset, overridden, checked; problems in the user's words."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,17 +9,18 @@ from pydantic import ValidationError
 
 from scpo_ray.records import InputError
 from scpo_ray.settings.comparison import ComparisonConfig
+from scpo_ray.settings.data import SOURCES, DataSection
 from scpo_ray.settings.documents import MAX_CHARACTERS, read_yaml
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.settings.section import Section
+from scpo_ray.settings.section import Section, inner_sections
 from scpo_ray.settings.shown import (
     kept_secrets,
     line_without_secrets,
     text_fault,
     without_secrets,
 )
-from scpo_ray.settings.spelling import nearest_names
+from scpo_ray.settings.spelling import nearest_names, nearest_setting
 from scpo_ray.settings.sweep import SweepConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -199,16 +200,18 @@ def validate(section: type[SectionT], document: Mapping[str, Any], path: Path | 
     try:
         return section.model_validate(document)
     except ValidationError as error:
-        problems = [_problem(e) for e in error.errors()]
+        problems = [_problem(e, section) for e in error.errors()]
         raise InputError(f"{path}: {count_problems(problems)}", problems) from None
 
 
-def _problem(error: Any) -> str:
+def _problem(error: Any, section: type[Section]) -> str:
     where = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":
             name = str(error["loc"][-1]) if error["loc"] else ""
-            return f"{where} = {_shown(error['input'], name)}: no such setting"
+            meant = nearest_setting(where, _settings(section))
+            nearest = f"; nearest: {meant}" if meant else ""
+            return f"{where} = {_shown(error['input'], name)}: no such setting{nearest}"
         case "invalid_key":
             return f"{where}: no such setting"
         case "value_error":
@@ -226,6 +229,18 @@ def _problem(error: Any) -> str:
             return f"{where} = {_shown(error['input'])}: must be a section of settings"
     message = error["msg"].removeprefix("Input should be ")
     return f"{where} = {_shown(error['input'])}: must be {message}"
+
+
+def _settings(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """All settings of a section, dotted; of the data, those of every source."""
+    for name, field in section.model_fields.items():
+        below = inner_sections(field.annotation)
+        if DataSection in below:
+            below = [source.settings for source in SOURCES.own()]
+        elif not below:
+            yield f"{prefix}{name}"
+        for inner in below:
+            yield from _settings(inner, f"{prefix}{name}.")
 
 
 def count_problems(problems: Sequence[str]) -> str:

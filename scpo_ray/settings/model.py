@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scpo_ray.settings.section import Section
+from scpo_ray.settings.section import Section, TokenBudget
 
 
 class LoraConfig(Section):
@@ -51,5 +51,12 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
 
-    inference_batch_tokens: int = Field(16_384, ge=64, le=10**9)
-    """Padded tokens per forward pass when scoring and evaluating."""
+    inference_batch_tokens: TokenBudget = "auto"
+    """Tokens per forward pass when scoring and evaluating, padded ones counted. auto: 2048 on a
+    CPU, 16384 on a GPU."""
+
+    def batch_tokens(self, device: str) -> int:
+        """Tokens of one forward pass without gradient on such a device."""
+        if self.inference_batch_tokens != "auto":
+            return self.inference_batch_tokens
+        return 16_384 if device.startswith("cuda") else 2_048

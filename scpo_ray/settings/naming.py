@@ -53,6 +53,18 @@ def run_name(config: RunConfig) -> str:
     return f"{config.method}-{shown}-s{config.seed}"
 
 
+def tracked_name(config: RunConfig, setting: str) -> str:
+    """What a run is called in MLflow: as `run_name`, in a sweep with what its setting varies."""
+    if not setting:
+        return run_name(config)
+    for name, symbol in (("filter_threshold", "τ"), ("weight_temperature", "β")):
+        setting = setting.replace(f"{name}=", f"{symbol}=")
+    weights = trained_cultures(config.culture_weights or {})
+    fold = "" if config.data.split.num_folds is None else f" fold {config.data.split.fold}"
+    told = f"{config.method} {setting} {', '.join(weights)} s{config.seed}{fold}"
+    return _cut(" ".join(printable(told).split()))
+
+
 def model_name(result: RunResult) -> str:
     """The registered model's name: of the one culture, or of the mixture."""
     cultures = trained_cultures(result.culture_weights)
@@ -65,6 +77,8 @@ def model_name(result: RunResult) -> str:
 def config_params(config: RunConfig) -> dict[str, str]:
     """Dotted setting -> value as text; lists and mappings of the data's own names as JSON.
 
+    `culture` is what the run is trained for, in words, where the settings name it.
+
     A value too long for MLflow is cut and ends in a hash of the whole, so that a change in what
     was cut off still shows.
     """
@@ -72,6 +86,7 @@ def config_params(config: RunConfig) -> dict[str, str]:
     if config.culture_weights is not None:
         # A culture at 0 is left out: with and without it is one run.
         settings["culture_weights"] = {c: w for c, w in config.culture_weights.items() if w > 0}
+        settings["culture"] = ", ".join(trained_cultures(config.culture_weights))
     return {
         name: _cut(printable(value))
         for name, value in settings.items()

@@ -12,7 +12,7 @@ from scpo_ray.settings.data import SOURCES
 from scpo_ray.settings.methods import METHODS, method_names
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.settings.section import Section
+from scpo_ray.settings.section import inner_sections
 from scpo_ray.settings.sweep import (
     BudgetConfig,
     ObjectiveConfig,
@@ -95,7 +95,7 @@ def _below(prefix: str, section: Any) -> dict[str, tuple[str, Any]]:
     return {
         f"`{prefix}{name}`": (f"{prefix}{name}.", inner[0])
         for name, field in section.model_fields.items()
-        if len(inner := _inner_sections(field.annotation)) == 1
+        if len(inner := inner_sections(field.annotation)) == 1
     }
 
 
@@ -104,7 +104,7 @@ def _section(title: str, prefix: str, section: Any) -> Iterator[str]:
     yield "| setting | default | rule | what it does |"
     yield "|---|---|---|---|"
     for name, field in section.model_fields.items():
-        inner = _inner_sections(field.annotation)
+        inner = inner_sections(field.annotation)
         default = "its own section" if inner and field.default is not None else _default(field)
         help_text = " ".join((field.description or "").split()).replace("|", "\\|")
         yield f"| `{prefix}{name}` | {default} | {_rule(field)} | {help_text} |"
@@ -125,12 +125,6 @@ def _flattened(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield from _flattened(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _inner_sections(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, Section) else []
-    return [s for argument in get_args(annotation) for s in _inner_sections(argument)]
 
 
 def _default(field: Any) -> str:
@@ -161,6 +155,8 @@ def _rule(field: Any) -> str:
         if hasattr(rule, name)
     ]
     choices = _choices(field.annotation)
+    if choices and int in get_args(field.annotation):
+        choices.append(_kind(int))
     return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
 
 

@@ -66,7 +66,7 @@ MethodSections = Annotated[dict[str, SerializeAsAny[Section]], BeforeValidator(_
 
 
 class RunConfig(Section):
-    experiment: str = Field("scpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    experiment: str = "scpo"
     """Groups runs: a folder below `output_dir` and an MLflow experiment. Not cache, mlartifacts,
     mlflow.db or ray, which stand there already."""
 
@@ -113,7 +113,12 @@ class RunConfig(Section):
 
     @field_validator("experiment")
     @classmethod
-    def experiment_is_no_folder_of_ours(cls, value: str) -> str:
+    def experiment_is_a_folder_of_its_own(cls, value: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is None:
+            raise ValueError(
+                f"{value!r} must be a folder's name: letters, digits, '.', '_' and '-', the first "
+                "a letter or a digit, at most 100"
+            )
         # File systems that do not tell "Cache" from "cache" exist.
         if value.lower() in ("cache", "mlartifacts", "ray") or value.lower().startswith(_DATABASE):
             raise ValueError(f"{value!r} is what output_dir or launch.storage needs for itself")
@@ -158,9 +163,10 @@ class RunConfig(Section):
                 "launch.storage is for machines without a common disk, and so without a common "
                 "mlflow.db: set tracking.uri to a server, or tracking.tracker to jsonl"
             )
-        if self.train.micro_batch_tokens < 2 * self.model.max_length:
+        budget = self.train.micro_batch_tokens
+        if budget != "auto" and budget < 2 * self.model.max_length:
             raise ValueError(
-                f"train.micro_batch_tokens {self.train.micro_batch_tokens} must hold one pair: "
+                f"train.micro_batch_tokens {budget} must hold one pair: "
                 f"at least 2 x model.max_length {self.model.max_length}"
             )
         return self
@@ -215,7 +221,14 @@ EXECUTION: dict[str, Any] = {
     "tracking": True,
     "device": True,
     "launch": True,
-    "train": {"num_workers", "engine", "zero_stage", "offload_optimizer", "deepspeed_config"},
+    "train": {
+        "micro_batch_tokens",
+        "num_workers",
+        "engine",
+        "zero_stage",
+        "offload_optimizer",
+        "deepspeed_config",
+    },
 }
 
 # What is looked at, and how often, changes no number of the model.

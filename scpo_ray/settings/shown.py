@@ -1,9 +1,11 @@
-"""What of a text may be shown and kept: no control character, no password. Pure."""
+"""How things are shown: texts without control characters and passwords, shares, times. Pure."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
+
+from scpo_ray.results import Difference, Estimate
 
 # C0 and C1 but line breaks and tabs; what turns the direction of writing; separators of lines;
 # marks and tags that show nothing; halves of characters, which no terminal's encoding has.
@@ -42,6 +44,25 @@ def _escape(code: int) -> str:
     return (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65_536 else f"\\U{code:08x}"
     )
+
+
+def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
+    """In percent, with the interval where there is one: "62.1 [56.0, 68.2]"."""
+    if estimate is None or estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "40 s", "12 min", "1.5 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3_600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h"
 
 
 def is_secret_name(name: str) -> bool:

@@ -58,6 +58,14 @@ def same_but_for_case(names: Iterable[str]) -> list[list[str]]:
     return list(alike.values())
 
 
+def nearest_setting(wrong: str, known: Iterable[str]) -> str | None:
+    """The dotted setting that was meant: the most alike, or one of that name elsewhere."""
+    known = list(known)
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.8)
+    name = wrong.rpartition(".")[2]
+    return next(iter([*close, *(k for k in known if k.rpartition(".")[2] == name)]), None)
+
+
 def nearest_names(name: str, known: Sequence[str]) -> str:
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.4)

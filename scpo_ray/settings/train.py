@@ -5,15 +5,18 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scpo_ray.settings.section import Section
+from scpo_ray.settings.section import Section, TokenBudget
+
+Precision = Literal["fp32", "bf16"]
 
 
 class TrainConfig(Section):
     batch_size: int = Field(8, ge=1, le=1_000_000)
     """Pairs per optimizer step, over all workers."""
 
-    micro_batch_tokens: int = Field(8_192, ge=64, le=10**9)
-    """Padded tokens per forward pass on one worker: the number to lower when memory runs out."""
+    micro_batch_tokens: TokenBudget = "auto"
+    """Tokens per forward pass on one worker, padded ones counted: the number to lower when memory
+    runs out. auto: 2048 on a CPU, 8192 on a GPU, and at least the longest pair."""
 
     max_steps: int = Field(1_024, ge=1, le=10**7)
     """Optimizer steps, whatever the number of pairs (the paper's way of ending)."""
@@ -33,8 +36,9 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to it."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast around the forward pass; weights and optimizer stay in float32."""
+    precision: Precision = "fp32"
+    """bf16: autocast around the backbone, in training, scoring and evaluation; weights, score head,
+    margins and optimizer stay in float32."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
@@ -98,6 +102,16 @@ class TrainConfig(Section):
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
         return self
+
+    def pass_tokens(self, device: str, longest_pair: int) -> int:
+        """Tokens of one forward pass on such a device.
+
+        A rule, not a measurement: who resumes a run elsewhere must divide its steps alike.
+        docs/performance.md has what it rests on.
+        """
+        if self.micro_batch_tokens != "auto":
+            return self.micro_batch_tokens
+        return max(8_192 if device.startswith("cuda") else 2_048, longest_pair)
 
     @property
     def engine_name(self) -> str:

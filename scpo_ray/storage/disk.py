@@ -216,6 +216,11 @@ def read_json(path: Path, remedy: str) -> bytes:
     return b"{\n" + body
 
 
+def free_bytes(path: Path) -> int:
+    """What the disk at `path` has left."""
+    return shutil.disk_usage(path).free
+
+
 def clear_leftovers(folder: Path, pattern: str, *, older_than_s: float = 0.0) -> None:
     """Removes what killed writers left half-written in `folder`."""
     for path in folder.glob(pattern):

@@ -9,8 +9,9 @@ from typing import Any
 
 from scpo_ray.records import InputError
 from scpo_ray.results import RunResult
+from scpo_ray.settings.data import DataSection
 from scpo_ray.settings.documents import write_yaml
-from scpo_ray.settings.naming import config_params, model_name, run_name, version_tags
+from scpo_ray.settings.naming import config_params, model_name, printable, version_tags
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import read_json, write_json
 from scpo_ray.storage.run_dir import TEST_PAIRS_FILE
@@ -28,7 +29,11 @@ NOTE_FILE = "mlflow_run.json"
 """In a run's folder: the store and the id of its MLflow run."""
 CHAMPION = "champion"
 _PARENT = "mlflow.parentRunId"
+_DIGEST_LENGTH = 36
+_MAX_SOURCE = 60_000
 _EVALUATION = "scpo.evaluation_id"
+_KIND = "mlflow.experimentKind"
+"""What MLflow's pages open an experiment as: runs and their metrics, not an agent's traces."""
 # What the logged code imports; deepspeed, ray and the like have no part in giving rewards.
 _MODEL_PACKAGES = (
     "filelock mlflow numpy pandas peft pyarrow pydantic pyyaml safetensors torch tqdm transformers"
@@ -39,6 +44,7 @@ def open_run(
     config: RunConfig,
     run_dir: Path,
     *,
+    name: str,
     parent_run_id: str | None = None,
     started_ms: int | None = None,
 ) -> tuple[Any, Any]:
@@ -47,6 +53,7 @@ def open_run(
     The run's id is kept in `mlflow_run.json`; where that is lost, its tag finds it.
 
     Args:
+        name: of a new run.
         parent_run_id: the MLflow run of the sweep that a new run belongs to.
         started_ms: Unix milliseconds at which a new run began; None: now.
 
@@ -61,7 +68,7 @@ def open_run(
         if run is None:
             run = client.create_run(
                 experiment_id,
-                run_name=run_name(config),
+                run_name=name,
                 start_time=started_ms,
                 tags={
                     "scpo.run_id": config.run_id,
@@ -85,11 +92,13 @@ def check_store(config: RunConfig) -> None:
         _experiment_id(open_client(config.mlflow_uri), config, config.mlflow_uri)
 
 
-def open_sweep_run(config: RunConfig, name: str, sweep_id: str) -> tuple[Any, str]:
-    """The client and the id of a sweep's MLflow run, new or found again by its tag, RUNNING.
+def open_run_of_runs(config: RunConfig, name: str, tags: Mapping[str, str]) -> tuple[Any, str]:
+    """The client and the id of a sweep's or a comparison's MLflow run, RUNNING.
 
     Args:
-        config: any run of the sweep's: they share experiment and store.
+        config: any of its runs': they share experiment and store.
+        name: of a new run.
+        tags: of a new run; the first one finds it again.
 
     Raises: as `open_run`.
     """
@@ -97,11 +106,9 @@ def open_sweep_run(config: RunConfig, name: str, sweep_id: str) -> tuple[Any, st
     with opening(uri):
         client = open_client(uri)
         experiment_id = _experiment_id(client, config, uri)
-        run = _tagged_run(client, experiment_id, "scpo.sweep_id", sweep_id)
+        run = _tagged_run(client, experiment_id, *next(iter(tags.items())))
         if run is None:
-            run = client.create_run(
-                experiment_id, run_name=name, tags={"scpo.sweep_id": sweep_id, "scpo.sweep": name}
-            )
+            run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
         run_id = str(run.info.run_id)
         client.update_run(run_id, status="RUNNING")
         return client, run_id
@@ -188,7 +195,13 @@ def _experiment_id(client: Any, config: RunConfig, uri: str) -> str:
         artifacts = config.output_dir.resolve() / "mlartifacts"
         location = None if scheme_of(uri) in ("http", "https", "databricks") else artifacts.as_uri()
         try:
-            return str(client.create_experiment(config.experiment, artifact_location=location))
+            return str(
+                client.create_experiment(
+                    config.experiment,
+                    artifact_location=location,
+                    tags={_KIND: "custom_model_development"},
+                )
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -223,6 +236,20 @@ def log_batches(
     ):
         for start in range(0, len(entries), size):
             client.log_batch(run_id, **{kind: entries[start : start + size]})
+
+
+def log_data(client: Any, run_id: str, data: DataSection, fingerprint: str) -> None:
+    """Names the data that a run was trained and tested on; again is as once."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    source = json.dumps(data.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+    entity = Dataset(
+        name=data.source,
+        digest=fingerprint[:_DIGEST_LENGTH],
+        source_type="scpo_ray",
+        source=printable(source)[:_MAX_SOURCE],
+    )
+    client.log_inputs(run_id, [DatasetInput(entity)])
 
 
 def open_models(uri: str, name_prefix: str) -> tuple[Any, dict[str, dict[str, int]]]:
@@ -329,7 +356,9 @@ def _send_model(
         experiment_id, model_name(result), run_id, tags=version_tags(result)
     )
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        # Named as what a killed writer leaves, so that the run's next holder removes it.
+        beside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mlflow-", suffix=".part")
+        with beside as temporary:
             written = Path(temporary) / "model"
             _save_pyfunc(written, folder, run_id, model)
             client.log_model_artifacts(model.model_id, str(written))

@@ -21,6 +21,8 @@ from scpo_ray.records import InputError
 from scpo_ray.settings.shown import password_fault
 from scpo_ray.storage.disk import sync
 
+log = logging.getLogger(__name__)
+
 _DEFAULTS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -94,9 +96,13 @@ def store_errors(uri: str) -> Iterator[None]:
 def open_client(uri: str) -> Any:
     from mlflow import MlflowClient
 
-    # MLflow reads the variable only where nothing has imported it before.
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    _set_logging_level()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _set_logging_level() -> None:
+    """MLflow reads the variable only where nothing has imported it before."""
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
 
 
 @contextmanager
@@ -138,10 +144,13 @@ def _make_whole(path: Path) -> None:
 
     Raises: InputError if the file holds tables that cannot be brought up to date.
     """
+    if not path.exists():
+        log.info("making MLflow's database %s: some seconds", path)
     from mlflow.store.db import utils
     from sqlalchemy import create_engine
     from sqlalchemy.engine import URL
 
+    _set_logging_level()
     tables, version = _tables_and_version(path)
     if version == utils._get_latest_schema_revision():
         return

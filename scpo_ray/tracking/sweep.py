@@ -13,8 +13,9 @@ from scpo_ray.sweep.records import SweepResult
 from scpo_ray.tracking.mlflow_store import (
     end_open_run,
     log_batches,
-    open_sweep_run,
+    open_run_of_runs,
 )
+from scpo_ray.tracking.notes import NOTE_TAG, sweep_note
 from scpo_ray.tracking.opening import first_line, store_errors
 from scpo_ray.tracking.trackers import Sweep
 
@@ -35,7 +36,8 @@ class SweepTracker:
         self._run_id: str | None = None
         if config.tracking.tracker == "mlflow":
             # MLflow cannot search for a quote.
-            self._client, self._run_id = open_sweep_run(config, name, safe_name(sweep_id))
+            tags = {"scpo.sweep_id": safe_name(sweep_id), "scpo.sweep": name}
+            self._client, self._run_id = open_run_of_runs(config, name, tags)
             with store_errors(config.mlflow_uri):
                 self._client.log_artifact(self._run_id, str(file))
 
@@ -91,6 +93,7 @@ class SweepTracker:
 
 def _tags(result: SweepResult) -> dict[str, str]:
     tags = {
+        NOTE_TAG: sweep_note(result),
         "scpo.question": result.question,
         "scpo.seeds": json.dumps(result.seeds),
         "scpo.cultures": json.dumps(result.cultures, ensure_ascii=False),

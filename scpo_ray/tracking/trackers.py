@@ -13,17 +13,26 @@ from typing import Any, Literal, Protocol
 
 from scpo_ray.records import LAYERS, Layer
 from scpo_ray.results import RunResult
-from scpo_ray.settings.naming import MODEL_PREFIX, result_metrics, result_tags
+from scpo_ray.settings.data import DataSection
+from scpo_ray.settings.naming import (
+    MODEL_PREFIX,
+    printable,
+    result_metrics,
+    result_tags,
+    tracked_name,
+)
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import write_json
 from scpo_ray.storage.json_lines import append_json_lines, read_json_lines
 from scpo_ray.tracking.mlflow_store import (
     check_store,
     log_batches,
+    log_data,
     log_model,
     open_run,
     registered_versions,
 )
+from scpo_ray.tracking.notes import NOTE_TAG, run_note
 from scpo_ray.tracking.opening import StoreAwayError, first_line, slow_uploads
 
 log = logging.getLogger(__name__)
@@ -57,6 +66,8 @@ class Sweep:
 
     mlflow_run_id: str | None
     """None where the sweep is not tracked in MLflow."""
+    setting: str = ""
+    """Of the run that is told: the setting's values in one line."""
 
 
 def start_tracker(
@@ -79,6 +90,7 @@ def start_tracker(
         client, run = open_run(
             config,
             run_dir,
+            name=tracked_name(config, sweep.setting if sweep else ""),
             parent_run_id=sweep.mlflow_run_id if sweep else None,
             started_ms=_first_spooled(run_dir / SPOOL_FILE),
         )
@@ -88,7 +100,7 @@ def start_tracker(
         log.warning("%s: %s: its points wait in its folder", run_dir, error.problems[0])
         return SpoolingTracker(run_dir)
     logs_model = config.tracking.log_model and sweep is None
-    return MlflowTracker(client, run, run_dir, logs_model=logs_model)
+    return MlflowTracker(client, run, run_dir, config.data, logs_model=logs_model)
 
 
 def check_tracking(config: RunConfig) -> None:
@@ -240,8 +252,11 @@ class MlflowTracker:
     keeps once.
     """
 
-    def __init__(self, client: Any, run: Any, run_dir: Path, *, logs_model: bool) -> None:
+    def __init__(
+        self, client: Any, run: Any, run_dir: Path, data: DataSection, *, logs_model: bool
+    ) -> None:
         self._client = client
+        self._data = data
         self._run_id: str = run.info.run_id
         self._experiment_id: str = run.info.experiment_id
         self._logs_model = logs_model
@@ -273,7 +288,9 @@ class MlflowTracker:
         self.log(result_metrics(result), step=result.num_steps)
         self._send_points()
         with self._surviving("the result"), tempfile.TemporaryDirectory() as folder:
-            log_batches(self._client, self._run_id, tags=result_tags(result))
+            tags = result_tags(result) | {NOTE_TAG: printable(run_note(result))}
+            log_batches(self._client, self._run_id, tags=tags)
+            log_data(self._client, self._run_id, self._data, result.fingerprints["data"])
             write_json(Path(folder) / "result.json", asdict(result))
             self._client.log_artifact(self._run_id, str(Path(folder) / "result.json"))
         model_dir = run_dir / "model"

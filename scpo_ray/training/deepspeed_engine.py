@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class DeepSpeedEngine:
     def __init__(self, model: RewardModel, config: TrainConfig, worker: Worker) -> None:
         """Raises: InputError if the user's DeepSpeed JSON cannot be used."""
         settings = deepspeed_settings(config)
-        self.model = model
+        self.model = model = replace(model, precision=config.precision)
         self.config = config
         self.worker = worker
         self.steps_done = 0
@@ -169,7 +169,7 @@ class DeepSpeedEngine:
                 continue
             if part.flat not in optimizer.state:
                 moments = {kind: torch.zeros_like(part.flat) for kind in MOMENTS}
-                optimizer.state[part.flat] = adam_state(moments, state.steps_done)
+                optimizer.state[part.flat] = adam_state(moments, state.steps_done, device="cpu")
             for kind in MOMENTS:
                 moment = part.of(optimizer.state[part.flat][kind])
                 moment.copy_(state.read(part.name, kind, part.start, stop))

@@ -1,6 +1,7 @@
 """The optimizer around the network: forward, backward, step, and its state on disk."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -67,21 +68,21 @@ class TorchEngine:
     """Plain PyTorch: AdamW over the weights that can be trained, the whole on every worker."""
 
     def __init__(self, model: RewardModel, config: TrainConfig, worker: Worker) -> None:
-        self.model = model
+        self.model = replace(model, precision=config.precision)
         self.config = config
         self.worker = worker
         self.steps_done = 0
         self.parameters = prepare_network(model, config)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            # One pass over the weights instead of ten: the same update up to rounding.
+            fused=True,
         )
 
     def rewards(self, inputs: dict[str, Tensor]) -> Tensor:
-        device_type = self.model.device.partition(":")[0]
-        with torch.autocast(
-            device_type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
-        ):
-            return self.model.rewards(inputs)
+        return self.model.rewards(inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

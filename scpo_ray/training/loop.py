@@ -6,17 +6,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError, Tokens, Worker
-from scpo_ray.results import TrainingCurve
+from scpo_ray.results import Passes, TrainingCurve
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.tracking.trackers import Tracker
 from scpo_ray.training.checkpoints import CheckpointStore
@@ -45,12 +47,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """`seconds` of all attempts of the run that led to its end."""
+    """`seconds` of all attempts of the run that led to its end; `passes` where a network is
+    trained."""
 
     num_steps: int
     num_pairs_seen: int
     seconds: float
     curve: TrainingCurve
+    passes: Passes | None = None
 
 
 def nothing_trained() -> TrainingSummary:
@@ -109,6 +113,7 @@ def train(
     gradient is not finite; InputError if the model knows not all of the data's tokens.
     """
     engine.model.check_tokens(data.tokens)
+    plan = replace(plan, in_rows=engine.model.in_rows)
     losses: list[float] = []
     progress = _resume(engine, checkpoints, worker)
     curve, earlier_s, pair_weights = progress.curve, progress.seconds, data.pair_weights
@@ -140,8 +145,15 @@ def train(
                 saving = checkpoints.saving(step.number, loss_since, keep=keep, worker=worker)
                 _save_checkpoint(saving, engine, progress)
             after_step(step.number)
-    seconds = earlier_s + time.monotonic() - started
-    return TrainingSummary(plan.num_steps, plan.num_steps * plan.batch_size, seconds, curve)
+    return _summary(engine.model, plan, curve, earlier_s + time.monotonic() - started)
+
+
+def _summary(
+    model: RewardModel, plan: Plan, curve: TrainingCurve, seconds: float
+) -> TrainingSummary:
+    passes = Passes(plan.micro_batch_tokens, model.batch_tokens, model.in_rows)
+    num_pairs_seen = plan.num_steps * plan.batch_size
+    return TrainingSummary(plan.num_steps, num_pairs_seen, seconds, curve, passes)
 
 
 @contextmanager
@@ -164,9 +176,10 @@ def step_loss(
     normalizer = float(len(step.rows))
     if normalize_weights:
         normalizer = float(pair_weights.of(step.rows).sum())
-    step_total = 0.0
+    # Kept on the device until the step's end: reading one would wait for it.
+    parts: list[Tensor] = []
     rows: list[NDArray[np.int64]] = []
-    pair_losses: list[NDArray[np.float64]] = []
+    pair_losses: list[Tensor] = []
     micro_batches = step.micro_batches(worker.rank)
     for number, batch in enumerate(micro_batches, start=1):
         inputs = engine.model.batch(data.tokens, batch.texts)
@@ -175,14 +188,14 @@ def step_loss(
         weights = torch.from_numpy(pair_weights.of(batch.rows)).to(worker.device)
         loss = weighted_loss(losses, weights, normalizer=normalizer)
         engine.backward(loss, last=number == len(micro_batches))
-        step_total += loss.item()
+        parts.append(loss.detach())
         if pair_weights.follows_losses:
             rows.append(batch.rows)
-            pair_losses.append(losses.detach().double().cpu().numpy())
+            pair_losses.append(losses.detach())
     return StepLoss(
-        step_total,
+        float(torch.stack(parts).double().sum()),
         np.concatenate([*rows, np.empty(0, np.int64)]),
-        np.concatenate([*pair_losses, np.empty(0)]),
+        torch.cat([*pair_losses, torch.empty(0, device=worker.device)]).double().cpu().numpy(),
     )
 
 

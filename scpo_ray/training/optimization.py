@@ -1,5 +1,6 @@
 """What every engine does alike: the rate of a step, a network made ready, whole state on disk."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.records import InputError, Worker
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.engine_state import MOMENTS, WEIGHT, Piece, State, divided
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ def prepare_network(model: RewardModel, config: TrainConfig) -> dict[str, nn.Par
         name = torch.cuda.get_device_name(model.device)
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise InputError(f"train.precision = bf16: {name} has no bf16; use fp32")
+    capabilities = torch.cpu.get_capabilities()
+    if config.precision == "bf16" and model.device == "cpu" and not capabilities.get("avx512_bf16"):
+        log.warning("train.precision = bf16: this processor has no bf16 of its own; fp32 is faster")
     if not config.dropout:
         turn_off_dropout(model.network)
     if config.gradient_checkpointing:
@@ -88,9 +94,13 @@ def load_whole(
                     for kind in MOMENTS
                 },
                 state.steps_done,
+                # The fused update counts its steps where the weights are.
+                device=parameter.device if optimizer.defaults.get("fused") else "cpu",
             )
 
 
-def adam_state(moments: dict[str, Tensor], steps_done: int) -> dict[str, Tensor]:
-    """What PyTorch's AdamW keeps of one weight."""
-    return {"step": torch.tensor(float(steps_done)), **moments}
+def adam_state(
+    moments: dict[str, Tensor], steps_done: int, *, device: torch.device | str
+) -> dict[str, Tensor]:
+    """What PyTorch's AdamW keeps of one weight; `device` of its count of steps."""
+    return {"step": torch.tensor(float(steps_done), device=device), **moments}

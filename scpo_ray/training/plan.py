@@ -40,7 +40,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a training run, made when asked for; see `plan_steps`."""
+    """All steps of a training run, made when asked for; see `plan_steps`.
+
+    `in_rows`: the network computes the texts of a micro-batch in one row without padding. It
+    changes how a step is divided, not what is in it.
+    """
 
     pairs: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -49,6 +53,7 @@ class Plan:
     micro_batch_tokens: int
     num_workers: int
     seed: int
+    in_rows: bool = False
 
     def steps_from(self, last_step: int) -> Iterator[Step]:
         """The steps after `last_step`, in order."""
@@ -64,9 +69,6 @@ class Plan:
         return round(float(per_pair.mean()) * self.batch_size * self.num_steps)
 
     def _divided(self, rows: NDArray[np.int64]) -> tuple[tuple[MicroBatch, ...], ...]:
-        widths = self.lengths[self.pairs[rows]].max(axis=1)
-        # Near-equal lengths together: what is padded is paid for. Ties by row keep it defined.
-        rows = rows[np.lexsort((rows, -widths))]
         chunks = [self._micro_batch(chunk) for chunk in self._chunks(rows)]
         while len(chunks) % self.num_workers:
             largest = max(range(len(chunks)), key=lambda c: len(chunks[c].rows))
@@ -83,18 +85,42 @@ class Plan:
         # Dealt in rounds: in each round the workers' passes are of near-equal size.
         return tuple(tuple(chunks[rank :: self.num_workers]) for rank in range(self.num_workers))
 
-    def _chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Runs of `rows`, widest first, each within the token budget."""
-        start, width = 0, int(self.lengths[self.pairs[rows[0]]].max())
+    def _chunks(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The step's rows in runs within the token budget."""
+        if not self.in_rows:
+            widths = self.lengths[self.pairs[rows]].max(axis=1)
+            # Near-equal lengths together: what is padded is paid for. Ties by row keep it defined.
+            return self._filled(rows[np.lexsort((rows, -widths))], self.micro_batch_tokens)
+        # Pairs that share texts together: each text of a row is computed once.
+        rows = rows[np.lexsort((rows, self.pairs[rows].min(axis=1)))]
+        fewest = len(self._filled(rows, self.micro_batch_tokens))
+        fewest += -fewest % self.num_workers
+        # As many rows of tokens, but of near-equal size: workers wait for the longest.
+        low, high = 2 * int(self.lengths[self.pairs[rows]].max()), self.micro_batch_tokens
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._filled(rows, middle)) <= fewest:
+                high = middle
+            else:
+                low = middle + 1
+        return self._filled(rows, low)
+
+    def _filled(self, rows: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+        """Runs of `rows`, in their order, each filled up to a budget of tokens."""
+        chunks, start = [], 0
         texts: set[int] = set()
         for position, row in enumerate(rows):
             pair = {int(text) for text in self.pairs[row]}
-            if len(texts | pair) * width > self.micro_batch_tokens:
-                yield rows[start:position]
-                start, width = position, int(self.lengths[self.pairs[row]].max())
-                texts = set()
+            if texts and self._num_tokens(texts | pair) > budget:
+                chunks.append(rows[start:position])
+                start, texts = position, set()
             texts |= pair
-        yield rows[start:]
+        return [*chunks, rows[start:]]
+
+    def _num_tokens(self, texts: set[int]) -> int:
+        """What one pass over the texts computes."""
+        lengths = self.lengths[list(texts)]
+        return int(lengths.sum() if self.in_rows else lengths.max() * len(texts))
 
     def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
         texts, inverse = np.unique(self.pairs[rows], return_inverse=True)
@@ -144,7 +170,8 @@ def plan_steps(
 
     Every pair is used once per epoch, epochs follow each other without a gap (a batch may span
     two), every step has `batch_size` pairs, every worker the same number of micro-batches, and a
-    micro-batch holds each of its texts once and at most `micro_batch_tokens` padded tokens.
+    micro-batch holds each of its texts once and at most `micro_batch_tokens` tokens, padded ones
+    counted (`Plan.in_rows`: there are none).
 
     Args:
         pairs: (P, 2) chosen and rejected texts of the selected training pairs.

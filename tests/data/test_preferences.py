@@ -205,7 +205,7 @@ def test_a_row_beyond_all_bounds_is_named(tmp_path, line):
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
 def test_a_packed_row_that_would_fill_the_memory_is_refused(tmp_path, name, monkeypatch):
     # The bound itself, 64 MB, takes seconds to pack.
-    monkeypatch.setattr("scpo_ray.data.rows.MAX_ROW_BYTES", 10_000)
+    monkeypatch.setattr("scpo_ray.data.files.MAX_ROW_BYTES", 10_000)
     path = _write(tmp_path / name, [PLAIN, PLAIN | {"prompt": "0" * 20_000}])
     interactions, notes = _read(path)
     assert len(interactions) == 1
@@ -388,7 +388,10 @@ def test_missing_columns_are_named_once_with_those_there_are(tmp_path, name):
     where = f"{path}, line 1" if name == "d.jsonl" else path
     (found,) = _problems(path, columns={"culture": "land", "user": "who"})
     has = "it has 'culture', 'user', 'prompt', 'chosen', 'rejected'"
-    assert found == f"{where}: no columns 'land', 'who'; {has}"
+    assert found == (
+        f"{where}: no columns 'land', 'who'; {has}; "
+        'without users: no columns.user, split.by "question" and columns.question'
+    )
 
 
 def test_a_csv_line_with_too_few_cells_is_named_after_a_text_of_several_lines(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ TEXTS = [("about art", "answer"), ("a", "art about a"), ("art", "a " * 30)]
 
 def model_in(folder: Path, cache: Path, **settings) -> GlobalModel:
     config = ModelConfig(path=str(folder), **{"max_length": 48} | settings)
-    return open_global_model(config, Stores(cache))
+    return open_global_model(config, Stores(cache), precision="fp32")
 
 
 def no_loading(*arguments, **settings):
@@ -140,6 +141,7 @@ def test_whatever_changes_the_rewards_changes_the_key(tiny_reward_model, tmp_pat
         "maximum length": key(max_length=47),
         "one byte of the weights": key(with_other_byte(tiny_reward_model, tmp_path / "byte")),
         "layers": key(num_layers=1),
+        "precision": replace(model_in(tiny_reward_model, tmp_path), precision="bf16").score_key,
     }
 
     assert len(set(keys.values())) == len(keys)

@@ -1,5 +1,6 @@
 """The reward is what transformers gives to a text alone, with the folder as it was saved."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from scpo_ray.models.loading import drawn_by
+from scpo_ray.models.packing import fit_for_rows
 from scpo_ray.models.reading import ScoredNetwork, check_reading, check_tokens, filler_id
 from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.models.scoring import score_texts
@@ -115,9 +117,17 @@ def network_of(kind: str, **settings: Any) -> Any:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     starts = {"decoder_start_token_id": PAD} if kind in WITH_DECODERS else {}
+    own = FAMILIES.get(kind, {})
     config = AutoConfig.for_model(
         kind,
-        **{"vocab_size": ROWS, "num_labels": 1, **SPECIAL, **starts, **FAMILIES[kind], **settings},
+        **{
+            "vocab_size": ROWS,
+            "num_labels": 1,
+            **SPECIAL,
+            **starts,
+            **own,
+            **settings,
+        },
     )
     with drawn_by(0):
         return AutoModelForSequenceClassification.from_config(config).eval()
@@ -280,17 +290,24 @@ def test_a_family_that_cannot_recompute_activations_is_refused():
     assert "does not support" in caught.value.problems[0]
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
-def test_under_bf16_the_rewards_are_float32_and_a_decoders_head_is_not_rounded(kind):
-    model = RewardModel(network_of(kind), None, "cpu", 99)
+@pytest.mark.parametrize("in_rows", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "bert", "roberta", "deberta-v2", "t5"])
+def test_under_bf16_the_rewards_are_float32_and_no_head_is_rounded(kind, in_rows):
+    network = network_of(kind)
+    exact = RewardModel(network, None, "cpu", 99)
+    if in_rows and not fit_for_rows(exact.scored):
+        pytest.skip("padded")
+    model = replace(exact, precision="bf16", in_rows=in_rows)
     batch = model.batch(tokens_of(*SAID), np.arange(3))
 
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad():
         rewards = model.rewards(batch)
-        again = rewards.bfloat16().float()
 
     assert rewards.dtype == torch.float32
-    assert torch.equal(rewards, again) == (kind == "bert")
+    assert not torch.equal(rewards, rewards.bfloat16().float())
+    expected = torch.tensor([alone(network, text) for text in SAID])
+    assert not torch.equal(rewards, expected)
+    torch.testing.assert_close(rewards, expected, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "bart"])

@@ -42,16 +42,18 @@ def test_scored_texts_keep_the_order_asked_for(tiny_reward_model):
 @given(
     lengths=st.lists(st.integers(1, 600), max_size=80),
     batch_tokens=st.integers(64, 2_000),
+    in_rows=st.booleans(),
 )
-def test_length_batches_hold_every_row_once_within_the_budget(lengths, batch_tokens):
+def test_length_batches_hold_every_row_once_within_the_budget(lengths, batch_tokens, in_rows):
     array = np.array(lengths, dtype=np.int64)
 
-    batches = list(length_batches(array, batch_tokens))
+    batches = list(length_batches(array, batch_tokens, in_rows=in_rows))
 
     rows = [int(row) for batch in batches for row in batch]
     assert sorted(rows) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * array[batch].max() <= batch_tokens
+        computed = array[batch].sum() if in_rows else len(batch) * array[batch].max()
+        assert len(batch) == 1 or computed <= batch_tokens
     # Near-equal lengths together: no batch reaches into the lengths of the one before.
     assert [lengths[row] for row in rows] == sorted(lengths, reverse=True)
 

@@ -59,7 +59,8 @@ run:
     assert str(error.value) == (
         f"{path}: 3 problems\n"
         "  run.selection.filter_threshold = 1.7: must be less than or equal to 1\n"
-        "  run.selection.filter_treshold = 0.6: no such setting\n"
+        "  run.selection.filter_treshold = 0.6: no such setting; "
+        "nearest: run.selection.filter_threshold\n"
         "  run.train: warmup_steps 2000 must be below max_steps 1024"
     )
 
@@ -69,6 +70,7 @@ run:
     [
         ("tain: {max_steps: 3}", "tain = {'max_steps': 3}: no such setting"),
         ("3: 4", "3: no such setting"),
+        ("learning_rate: 3", "learning_rate = 3: no such setting; nearest: train.learning_rate"),
         ("seed: -1", "seed = -1: must be greater than or equal to 0"),
         ("train: {batch_size: 1.5}", "train.batch_size = 1.5: must be a valid integer, got a"),
         ("train: {learning_rate: .inf}", "train.learning_rate = inf: must be a finite number"),
@@ -80,8 +82,8 @@ run:
         ("model: {trust_remote_code: 7}", "model.trust_remote_code = 7: must be a valid boolean"),
         ("train:", "train = null: must be a section of settings"),
         ("data: prism", "data = prism: must be a section of settings"),
-        ("experiment: a/b", "experiment = a/b: must be"),
-        ("experiment: ..", "experiment = ..: must be"),
+        ("experiment: a/b", "experiment: 'a/b' must be a folder's name: letters, digits"),
+        ("experiment: ..", "experiment: '..' must be a folder's name: letters, digits"),
         ("method: scop", "method: there is no method 'scop'; nearest: 'scpo'"),
         ("culture_weights: {Chile: -1}", "culture_weights.Chile = -1: must be greater than or"),
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
@@ -159,6 +161,14 @@ run:
         (
             "train: {micro_batch_tokens: 1000}",
             "train.micro_batch_tokens 1000 must hold one pair: at least 2 x model.max_length 512",
+        ),
+        (
+            "train: {micro_batch_tokens: 63}",
+            "train.micro_batch_tokens: must be auto or a whole number from 64 to 1000000000",
+        ),
+        (
+            "model: {inference_batch_tokens: many}",
+            "model.inference_batch_tokens: must be auto or a whole number from 64",
         ),
     ],
 )
@@ -271,7 +281,7 @@ def test_every_bad_override_is_named_at_once(tmp_path):
 def test_an_override_is_checked_like_the_file(tmp_path):
     assert problems(tmp_path, "{}", ["train.max_stepss=3", "seed=x"]) == [
         "seed = x: must be a valid integer, unable to parse string as an integer",
-        "train.max_stepss = 3: no such setting",
+        "train.max_stepss = 3: no such setting; nearest: train.max_steps",
     ]
 
 

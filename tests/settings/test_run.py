@@ -8,8 +8,10 @@ from scpo_ray.records import InputError
 from scpo_ray.settings.data import PAPER_CULTURES
 from scpo_ray.settings.files import load_config
 from scpo_ray.settings.methods import METHODS, method_names, own_methods
+from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section
+from scpo_ray.settings.train import TrainConfig
 
 
 def test_the_paper_preset_has_the_papers_settings():
@@ -52,6 +54,7 @@ KEPT = [
     "experiment=other",
     "launch={max_failures: 7}",
     "train.num_workers=2",
+    "train.micro_batch_tokens=2048",
     "train={engine: deepspeed, zero_stage: 3, offload_optimizer: true}",
     "train={engine: deepspeed, deepspeed_config: more.json}",
     # What is looked at, and how often.
@@ -248,3 +251,14 @@ def test_workers_between_two_numbers():
 
     assert (train.min_workers, train.max_workers) == (1, 4)
     assert load_config("paper", ["train.num_workers=3"]).train.worker_range == (3, 3)
+
+
+def test_tokens_of_a_pass_follow_from_the_device_and_hold_the_longest_pair():
+    train, model = TrainConfig(), ModelConfig()
+
+    assert train.pass_tokens("cpu", longest_pair=90) == 2_048
+    assert train.pass_tokens("cuda:1", longest_pair=90) == 8_192
+    assert train.pass_tokens("cpu", longest_pair=4_096) == 4_096
+    assert TrainConfig(micro_batch_tokens=96).pass_tokens("cuda", longest_pair=90) == 96
+    assert (model.batch_tokens("cpu"), model.batch_tokens("cuda")) == (2_048, 16_384)
+    assert ModelConfig(inference_batch_tokens=99).batch_tokens("cpu") == 99

@@ -54,10 +54,11 @@ search: {by: random, num_draws: 2}
         f"{path}: 6 problems\n"
         "  space.selection.filter_threshold = 1.7: must be less than or equal to 1\n"
         "  space.selection.filter_threshold = -1: must be greater than 0\n"
-        "  space.selection.filter_treshold = 0.6: no such setting\n"
+        "  space.selection.filter_treshold = 0.6: no such setting; "
+        "nearest: selection.filter_threshold\n"
         "  space.train.batch_size = 0: must be greater than or equal to 1\n"
         "  space.arm.theirs: method: there is no method 'scop'; nearest: 'scpo'\n"
-        "  space.arm.theirs: train.max_stps = 3: no such setting"
+        "  space.arm.theirs: train.max_stps = 3: no such setting; nearest: train.max_steps"
     )
 
 

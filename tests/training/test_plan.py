@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from scpo_ray.training.plan import Plan, plan_steps
 def plans(draw, **fixed):
     """Plans over small data, their budget between tight and loose."""
     num_texts = draw(st.integers(2, 12))
+    in_rows = fixed.get("in_rows", draw(st.booleans()))
     text = st.integers(0, num_texts - 1)
     pairs = draw(st.lists(st.tuples(text, text), min_size=1, max_size=20))
     lengths = draw(st.lists(st.integers(1, 50), min_size=num_texts, max_size=num_texts))
     workers = fixed.get("num_workers") or draw(st.sampled_from([1, 2, 3, 4]))
-    return plan_steps(
+    plan = plan_steps(
         np.array(pairs, dtype=np.int64),
         np.array(lengths, dtype=np.int64),
         batch_size=workers + draw(st.integers(0, 12)),
@@ -25,6 +27,7 @@ def plans(draw, **fixed):
         num_workers=workers,
         seed=draw(st.integers(0, 5)),
     )
+    return replace(plan, in_rows=in_rows)
 
 
 def small_plan(num_pairs=6, **settings) -> Plan:
@@ -120,8 +123,9 @@ def test_a_micro_batch_holds_each_text_once_and_keeps_to_the_token_budget(plan):
             assert len(set(batch.texts.tolist())) == len(batch.texts)
             if len(batch.rows):
                 assert set(batch.texts.tolist()) == set(plan.pairs[batch.rows].ravel().tolist())
-            padded = len(batch.texts) * plan.lengths[batch.texts].max()
-            assert padded <= plan.micro_batch_tokens
+            lengths = plan.lengths[batch.texts]
+            computed = lengths.sum() if plan.in_rows else len(lengths) * lengths.max()
+            assert computed <= plan.micro_batch_tokens
 
 
 @settings(max_examples=60)
@@ -157,6 +161,26 @@ def test_a_plan_taken_up_at_a_step_goes_on_as_if_never_left(plan, data):
     tail = [as_lists(step) for step in plan.steps_from(last_step)]
 
     assert tail == [as_lists(step) for step in plan.steps_from(0)][last_step:]
+
+
+@settings(max_examples=40)
+@given(plans(in_rows=False))
+def test_rows_change_how_a_step_is_divided_and_not_what_is_in_it(plan):
+    in_rows = replace(plan, in_rows=True)
+
+    for padded, packed in zip(plan.steps_from(0), in_rows.steps_from(0), strict=True):
+        assert padded.rows.tolist() == packed.rows.tolist()
+        assert len(packed.by_rank[0]) <= max(len(padded.by_rank[0]), 1)
+
+
+def test_rows_of_one_step_are_of_near_equal_size_and_share_texts():
+    # Two prompts of three texts each, all pairs of both: 6 texts of 10 tokens in two rows of 30.
+    pairs = [[0, 1], [3, 4], [0, 2], [3, 5], [1, 2], [4, 5]]
+    plan = plan_of(pairs, [10] * 6, batch_size=6, num_steps=1, micro_batch_tokens=40, num_workers=2)
+
+    (step,) = replace(plan, in_rows=True).steps_from(0)
+
+    assert [batch.texts.tolist() for batch in micro_batches(step)] == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_the_seed_alone_decides_the_order():
