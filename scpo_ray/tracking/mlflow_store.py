@@ -11,7 +11,13 @@ from scpo_ray.records import InputError
 from scpo_ray.results import RunResult
 from scpo_ray.settings.data import DataSection
 from scpo_ray.settings.documents import write_yaml
-from scpo_ray.settings.naming import config_params, model_name, printable, version_tags
+from scpo_ray.settings.naming import (
+    config_params,
+    model_name,
+    printable,
+    trained_cultures,
+    version_tags,
+)
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import read_json, write_json
 from scpo_ray.storage.run_dir import TEST_PAIRS_FILE
@@ -360,7 +366,7 @@ def _send_model(
         beside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mlflow-", suffix=".part")
         with beside as temporary:
             written = Path(temporary) / "model"
-            _save_pyfunc(written, folder, run_id, model)
+            _save_pyfunc(written, folder, run_id, model, result)
             client.log_model_artifacts(model.model_id, str(written))
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, result.num_steps)])
     except BaseException:
@@ -369,7 +375,7 @@ def _send_model(
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _save_pyfunc(path: Path, folder: Path, run_id: str, model: Any) -> None:
+def _save_pyfunc(path: Path, folder: Path, run_id: str, model: Any, result: RunResult) -> None:
     """Writes the MLflow model: weights, this package's code, signature, exact requirements.
 
     Not `mlflow.pyfunc.log_model`: it needs MLflow's global state, puts the model into the
@@ -377,20 +383,15 @@ def _save_pyfunc(path: Path, folder: Path, run_id: str, model: Any) -> None:
     """
     import mlflow
     import pandas as pd
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.models import Model
 
-    package = Path(__file__).parents[1]
-    prompt, response = ColSpec(DataType.string, "prompt"), ColSpec(DataType.string, "response")
     mlflow.pyfunc.save_model(
         path=str(path),
         python_model=str(Path(__file__).with_name("mlflow_model.py")),
         artifacts={"model": str(folder)},
-        code_paths=[str(package)],
-        signature=ModelSignature(
-            inputs=Schema([prompt, response]),
-            outputs=Schema([ColSpec(DataType.float, "reward")]),
-        ),
+        code_paths=[str(Path(__file__).parents[1])],
+        model_config={"cultures": trained_cultures(result.culture_weights)},
+        signature=_signature(),
         input_example=pd.DataFrame(
             {"prompt": ["What should I cook tonight?"], "response": ["A pot of lentil soup."]}
         ),
@@ -403,6 +404,26 @@ def _save_pyfunc(path: Path, folder: Path, run_id: str, model: Any) -> None:
             model_uuid=model.model_id,
             run_id=run_id,
             model_id=model.model_id,
+        ),
+    )
+
+
+def _signature() -> Any:
+    """What the pyfunc takes: see `mlflow_model`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    message = Object([Property(name, DataType.string) for name in ("role", "content")])
+    kinds = {"prompt": DataType.string, "response": DataType.string, "messages": Array(message)}
+    return ModelSignature(
+        inputs=Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()]),
+        outputs=Schema([ColSpec(DataType.float, "reward")]),
+        params=ParamSchema(
+            [
+                ParamSpec("culture", DataType.string, ""),
+                ParamSpec("scale", DataType.string, "raw"),
+            ]
         ),
     )
 
