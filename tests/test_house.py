@@ -96,6 +96,7 @@ ROOMS: dict[str, list[str]] = {
     "sweep": ["records", "space", "store", "outcomes", "scores", "efficiency", "summary"],
     "tracking": [
         "opening",
+        "pyfunc",
         "mlflow_store",
         "notes",
         "trackers",
@@ -192,11 +193,12 @@ HOMES = {
     "mlflow": {
         "tracking.opening",
         "tracking.mlflow_store",
+        "tracking.pyfunc",
         "tracking.trackers",
         "tracking.mlflow_model",
     },
     "sqlalchemy": {"tracking.opening"},
-    "pandas": {"tracking.mlflow_store", "tracking.mlflow_model"},
+    "pandas": {"tracking.pyfunc", "tracking.mlflow_model"},
     "matplotlib": {"report.pictures", "report.sweep_looks", "report.sweep_pictures"},
     "jinja2": {"models.templates", "report.page", "report.card"},
     "ray": {
