@@ -37,7 +37,7 @@ from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.storage.disk import write_json
-from scpo_ray.storage.run_dir import load_result, load_test_pairs
+from scpo_ray.storage.run_dir import load_dev_pairs, load_result, load_test_pairs
 from scpo_ray.sweep.records import TrialRecord
 from scpo_ray.tracking.trackers import Sweep, start_tracker
 
@@ -69,9 +69,13 @@ class StandIn:
         tracker = start_tracker(job.config, run_dir.path, sweep, patient=True)
         tracker.log_result(result, run_dir.path)
         tracker.finish("FINISHED")
-        columns = load_test_pairs(self._template)
         shift = (job.known.setting % 97) / 970
-        run_dir.save_test_pairs({**columns, "margin": columns["margin"] + shift})
+        for load, save in (
+            (load_dev_pairs, run_dir.save_dev_pairs),
+            (load_test_pairs, run_dir.save_test_pairs),
+        ):
+            columns = load(self._template)
+            save({**columns, "margin": columns["margin"] + shift})
         write_json(run_dir.path / "run.json", {"config": {}, "fingerprints": result.fingerprints})
         run_dir.save_result(result)
         return finished(job.known, result, run_dir, objective)

@@ -1,7 +1,5 @@
 """The story of one run: from a config to a trained, evaluated, saved reward model."""
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.data.loading import load_preferences
+from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
+from scpo_ray.evaluation.calibration import evaluate_calibration, fitting_pairs
 from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.opinions import (
     OpinionOutcomes,
@@ -20,22 +20,31 @@ from scpo_ray.evaluation.opinions import (
 )
 from scpo_ray.evaluation.scales import reference_scale, reference_texts
 from scpo_ray.methods.account import (
+    choice_told,
     examples,
+    pair_columns,
     selection_summaries,
-    test_pair_columns,
     training_record,
     truncated_texts,
 )
+from scpo_ray.methods.mixture import culture_weights_of, cultures_mask, training_fingerprint
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
-from scpo_ray.models.export import load_exported
+from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, Pairs, PreferenceData, Tokens, Worker
-from scpo_ray.results import CultureEvaluation, OpinionScores, RunResult, TrainingRecord
-from scpo_ray.settings.files import check_culture_names
+from scpo_ray.results import (
+    RESULT_FORMAT,
+    BestOfN,
+    Calibration,
+    CultureEvaluation,
+    OpinionScores,
+    RunResult,
+    TrainingRecord,
+)
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.remote import RemoteFolder
@@ -64,9 +73,15 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions."""
+    """What was found on the test side; `opinions` and `outcomes` where the data holds opinions.
+
+    `dev`: on the users held out for choices; empty where nobody is.
+    """
 
     pairs: dict[str, CultureEvaluation]
+    dev: dict[str, CultureEvaluation]
+    calibration: dict[str, Calibration]
+    best_of_n: dict[str, BestOfN]
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
 
@@ -83,6 +98,7 @@ def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | No
         return None
     found = evaluate_rewards(prepared.task, rewards)
     if fitted.makes_model:
+        save_temperatures(context.run_dir.model_dir, found.calibration)
         _save_scale(prepared.task.data, rewards, context.run_dir)
     result = _result(prepared, fitted, found, context.run_dir)
     _save_outcomes(prepared.task, rewards, found, context.run_dir)
@@ -168,6 +184,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
             ),
             num_workers=worker.world_size,
             seed=config.seed,
+            groups=None if config.train.draw == "pairs" else task.train_pairs.interactions[rows],
         )
     return PreparedRun(task, selection, rows, weights, plan)
 
@@ -176,7 +193,7 @@ def run_fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
     """What a run that is found again must find as it was: the global model, and the pairs that it
     learns from. What it is tested on may change: then it is evaluated again."""
     of_model = {name: inputs.fingerprints[name] for name in ("model", "scores")}
-    return {"training": _training_fingerprint(config, inputs.data), **of_model}
+    return {"training": training_fingerprint(config, inputs.data), **of_model}
 
 
 def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> RunResult | None:
@@ -189,28 +206,38 @@ def ended_result(config: RunConfig, data_fingerprint: str, run_dir: RunDir) -> R
     return result if known == (config.evaluation_id, data_fingerprint) else None
 
 
-def evaluate_rewards(task: Task, rewards: NDArray[np.float32]) -> Evaluated:
+def evaluate_rewards(
+    task: Task, rewards: NDArray[np.float32], saved_temperatures: dict[str, float] | None = None
+) -> Evaluated:
     """A model's rewards on the held-out pairs and opinions, beside the global model's.
 
     Args:
         rewards: (T,), of `evaluated_texts` at least.
+        saved_temperatures: culture -> the model's own, where it has them; else they are fitted.
     """
     config, data, ref_rewards = task.config, task.data, task.ref_rewards
-    pairs = evaluate_pairs(
-        data.test,
-        rewards,
-        ref_rewards,
-        response_lengths(data),
-        config.evaluation,
-        seed=config.seed,
+    lengths = response_lengths(data)
+
+    def evaluated(side: Pairs) -> dict[str, CultureEvaluation]:
+        settings, seed = config.evaluation, config.seed
+        return evaluate_pairs(side, rewards, ref_rewards, lengths, settings, seed=seed)
+
+    found = Evaluated(
+        evaluated(data.test),
+        evaluated(data.dev) if len(data.dev) else {},
+        evaluate_calibration(
+            data, rewards, ref_rewards, saved=saved_temperatures, seed=config.seed
+        ),
+        evaluate_best_of_n(data.test, rewards, ref_rewards),
+        [],
+        None,
     )
     if data.opinions is None:
-        return Evaluated(pairs, [], None)
+        return found
     outcomes = opinion_outcomes(
         data.opinions, rewards, ref_rewards, trained_cultures=task.trained_cultures
     )
-    opinions = evaluate_opinions(outcomes)
-    return Evaluated(pairs, opinions, outcomes)
+    return replace(found, opinions=evaluate_opinions(outcomes), outcomes=outcomes)
 
 
 def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | None:
@@ -221,29 +248,23 @@ def global_rewards(inputs: RunInputs, worker: Worker) -> NDArray[np.float32] | N
 
 
 def response_lengths(data: PreferenceData) -> NDArray[np.int64]:
-    """(T,) characters of each test pair's responses; 0 for texts in no test pair."""
+    """(T,) characters of each dev and test pair's responses; 0 for texts in none of them."""
     lengths = np.zeros(len(data.texts), dtype=np.int64)
-    for text in _test_texts(data):
+    for text in _held_out_texts(data):
         lengths[text] = len(data.texts[int(text)].response)
     return lengths
 
 
-def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, float]:
-    """Culture -> weight, as set or all alike. Raises: InputError naming an unknown culture."""
-    if config.culture_weights is None:
-        return dict.fromkeys(data.cultures, 1.0)
-    check_culture_names(list(config.culture_weights), data.cultures, "culture_weights")
-    return dict(config.culture_weights)
+def _held_out_texts(data: PreferenceData) -> NDArray[np.int64]:
+    sides = data.dev, data.test
+    return np.unique(np.concatenate([t for p in sides for t in (p.chosen, p.rejected)]))
 
 
-def _test_texts(data: PreferenceData) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
-
-
-def evaluated_texts(data: PreferenceData) -> NDArray[np.int64]:
-    """The texts whose rewards an evaluation needs: of test pairs, and every option of opinions
-    (those of training questions fit the temperature)."""
-    texts = _test_texts(data)
+def evaluated_texts(data: PreferenceData, *, seed: int) -> NDArray[np.int64]:
+    """The texts whose rewards an evaluation needs: of dev and test pairs, of the pairs that fit the
+    temperatures, and every option of opinions (those of training questions fit theirs)."""
+    fitting = fitting_pairs(data, seed=seed)
+    texts = np.union1d(_held_out_texts(data), np.concatenate([fitting.chosen, fitting.rejected]))
     return texts if data.opinions is None else np.union1d(texts, data.opinions.texts)
 
 
@@ -260,27 +281,8 @@ def task_of(config: RunConfig, inputs: RunInputs, worker: Worker) -> Task:
         worker=worker,
         ref_rewards=global_rewards(inputs, worker),
         culture_weights=weights,
-        train_pairs=data.train.take(_cultures_mask(data.train, learned)),
+        train_pairs=data.train.take(cultures_mask(data.train, learned)),
     )
-
-
-def _training_fingerprint(config: RunConfig, data: PreferenceData) -> str:
-    """Hash of the pairs that the run learns from, and of what each is called."""
-    if config.how.learns_from_all and data.opinions is not None:
-        return data.fingerprint
-    weights = culture_weights_of(config, data)
-    learned = dict.fromkeys(data.cultures, 1.0) if config.how.learns_from_all else weights
-    pairs = data.train.take(_cultures_mask(data.train, learned))
-    present = sorted(name for name in pairs.cultures if learned.get(name, 0.0) > 0)
-    numbers = np.array([present.index(n) if n in present else -1 for n in pairs.cultures])
-    digest = hashlib.sha256(json.dumps(present).encode())
-    for column in (
-        data.texts.hashes[pairs.chosen],
-        data.texts.hashes[pairs.rejected],
-        numbers[pairs.culture_codes],
-    ):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
 
 
 def _weights(task: Task, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -353,7 +355,8 @@ def _fitted_before(record: TrainingRecord, task: Task, context: FitContext) -> F
 def _evaluated_rewards(task: Task, fitted: Fitted) -> NDArray[np.float32]:
     """(T,) rewards of what is evaluated and of the reference texts, NaN elsewhere."""
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = np.union1d(evaluated_texts(task.data), reference_texts(task.data))
+    evaluated = evaluated_texts(task.data, seed=task.config.seed)
+    texts = np.union1d(evaluated, reference_texts(task.data))
     rewards[texts] = fitted.rewards(texts)
     return rewards
 
@@ -367,16 +370,12 @@ def _save_scale(data: PreferenceData, rewards: NDArray[np.float32], run_dir: Run
         save_scale(run_dir.model_dir, scale)
 
 
-def _cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np.bool_]:
-    wanted = [c for c, name in enumerate(pairs.cultures) if culture_weights.get(name, 0.0) > 0]
-    return np.isin(pairs.culture_codes, wanted)
-
-
 def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: RunDir) -> RunResult:
     task = prepared.task
     config, data = task.config, task.data
     record = run_dir.training_record() or training_record(task, fitted)
     return RunResult(
+        format=RESULT_FORMAT,
         run_id=config.run_id,
         evaluation_id=config.evaluation_id,
         experiment=config.experiment,
@@ -400,6 +399,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         train_seconds=record.seconds,
         curve=record.curve,
         evaluation=found.pairs,
+        dev=found.dev,
         model_dir=str(run_dir.model_dir if fitted.makes_model else task.base.model_dir),
         device=record.device,
         versions=record.versions,
@@ -407,13 +407,18 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
         engine=record.engine,
         passes=record.passes,
         opinions=found.opinions,
-        told=record.told,
+        told=[*choice_told(prepared.selection.chosen), *record.told],
+        chosen_selection=prepared.selection.chosen,
+        calibration=found.calibration,
+        best_of_n=found.best_of_n,
     )
 
 
 def _save_outcomes(
     task: Task, rewards: NDArray[np.float32], found: Evaluated, run_dir: RunDir
 ) -> None:
-    run_dir.save_test_pairs(test_pair_columns(task, rewards))
+    run_dir.save_test_pairs(pair_columns(task, task.data.test, rewards))
+    if found.dev:
+        run_dir.save_dev_pairs(pair_columns(task, task.data.dev, rewards))
     if found.outcomes is not None:
         run_dir.save_test_opinions(opinion_columns(found.outcomes))

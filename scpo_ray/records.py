@@ -1,7 +1,7 @@
 """The nouns: what the chapters of a run hand to each other. Frozen, and without behaviour."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Layer = Literal["all", "distinctive", "agreed"]
 LAYERS: tuple[Layer, ...] = ("all", "distinctive", "agreed")
+HeldOut = Literal["dev", "test"]
+"""Who is not trained on: users that choices are made on, and those that are looked at once."""
 
 
 class InputError(Exception):
@@ -66,6 +68,7 @@ class Pairs:
         interactions: (P,) int64, row of the interaction in its table.
         chosen, rejected: (P,) int64, which text of `PreferenceData.texts`.
         chosen_responses, rejected_responses: (P,) int16, which response of the interaction.
+        chosen_scores, rejected_scores: (P,) float32, the person's (or country's) scores of them.
         culture_codes: (P,) int32, index into `cultures`.
         cluster_codes: (P,) int64, the user (or question) the pair is resampled with.
         cultures: names, in the order of the codes.
@@ -76,6 +79,8 @@ class Pairs:
     rejected: NDArray[np.int64]
     chosen_responses: NDArray[np.int16]
     rejected_responses: NDArray[np.int16]
+    chosen_scores: NDArray[np.float32]
+    rejected_scores: NDArray[np.float32]
     culture_codes: NDArray[np.int32]
     cluster_codes: NDArray[np.int64]
     cultures: tuple[str, ...]
@@ -91,10 +96,21 @@ class Pairs:
             rejected=self.rejected[rows],
             chosen_responses=self.chosen_responses[rows],
             rejected_responses=self.rejected_responses[rows],
+            chosen_scores=self.chosen_scores[rows],
+            rejected_scores=self.rejected_scores[rows],
             culture_codes=self.culture_codes[rows],
             cluster_codes=self.cluster_codes[rows],
             cultures=self.cultures,
         )
+
+
+def joined(several: Sequence[Pairs]) -> Pairs:
+    """Pairs of the same data, one after the other."""
+    columns = [f.name for f in fields(Pairs) if f.name != "cultures"]
+    whole: dict[str, Any] = {
+        name: np.concatenate([getattr(p, name) for p in several]) for name in columns
+    }
+    return replace(several[0], **whole)
 
 
 @dataclass(frozen=True)
@@ -104,10 +120,12 @@ class CultureCounts:
     users: int
     """People; questions (or else interactions) where the data names no person."""
     train_users: int
+    dev_users: int
     test_users: int
     interactions: int
     responses: int
     train_pairs: int
+    dev_pairs: int
     test_pairs: int
     ties: int
     """Response pairs with equal scores (opinions: within `min_share_gap`): they make no pair."""
@@ -124,6 +142,8 @@ class CultureCounts:
     same_tokens_train: int = 0
     """Training pairs whose two sides become the same tokens: left out, so not in `train_pairs`,
     `train_users` and `train_test_texts`."""
+    same_tokens_dev: int = 0
+    """The same, of dev pairs."""
     same_tokens_test: int = 0
     """The same, of test pairs."""
 
@@ -151,7 +171,7 @@ class Opinions:
         culture_codes: (N,) int32, index into `cultures`.
         question_codes: (N,) int64, what is resampled and split.
         groups: (N,) int64, ascending from 0; the same where only the order of the options differs.
-        is_test: (N,) bool.
+        is_train, is_test: (N,) bool; neither: held out for choices.
         cultures: names, in the order of the codes.
     """
 
@@ -163,6 +183,7 @@ class Opinions:
     culture_codes: NDArray[np.int32]
     question_codes: NDArray[np.int64]
     groups: NDArray[np.int64]
+    is_train: NDArray[np.bool_]
     is_test: NDArray[np.bool_]
     cultures: tuple[str, ...]
 
@@ -172,10 +193,13 @@ class PreferenceData:
     """All a run needs to know of its data. `interaction_ids` is indexed by `Pairs.interactions`.
 
     `opinions` is None where the data holds no distributions; all their texts are in `texts`.
+    `scores_are_votes`: whether scores count people (or are shares of them) who prefer a response.
     `refusals`: why nothing can be trained on it; data to train on has none.
     """
 
     train: Pairs
+    dev: Pairs
+    """Of the users (or questions) held out for choices; none where `data.split.dev_size` is 0."""
     test: Pairs
     texts: TextSource
     interaction_ids: Sequence[str]
@@ -185,7 +209,18 @@ class PreferenceData:
     fingerprint: str
     """Hash of the pairs, the texts and the opinions: the same data, the same value anywhere."""
     opinions: Opinions | None = None
+    scores_are_votes: bool = False
     refusals: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Pairs, Pairs, Pairs]:
+        """Train, dev, test."""
+        return self.train, self.dev, self.test
+
+    @property
+    def choice_pairs(self) -> Pairs:
+        """What choices are made on: dev pairs; test pairs where nobody was held out for them."""
+        return self.dev if len(self.dev) else self.test
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """The nouns of what came out: estimates, a run's result, methods side by side."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from scpo_ray.records import CultureCounts
+from scpo_ray.records import CultureCounts, HeldOut
+
+RESULT_FORMAT: Final = 2
+"""Raised when what a result says comes to mean something else: those of before are refused."""
 
 Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
 """What a difference shows, by its interval alone: see `intervals.verdict`."""
@@ -69,6 +72,62 @@ class CultureEvaluation:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How far win probabilities can be taken at their word, on one culture's test pairs.
+
+    By predictor: "model" and "global" say sigmoid(margin), "model_fitted" and "global_fitted"
+    sigmoid(margin / T), T the culture's temperature of that model.
+
+    Attributes:
+        temperatures: "model_fitted", "global_fitted" -> T, reward units; a predictor without one is
+            absent here and below.
+        fitted_on: the culture's dev pairs, its training pairs where nobody is held out for choices,
+            or the model's folder, which had them saved.
+        brier: mean squared distance of the win probability from what was preferred; 0.25 of a coin.
+        brier_minus_global: paired; below 0 is better. `p_holm` is over the cultures.
+        error: expected calibration error over bins of equal numbers of pairs; chance raises it.
+        error_debiased: root mean square of the same gaps, less what chance makes of it.
+        overconfidence: mean probability of the side the model is for, minus how often it is right.
+        vote_distance: mean distance of the win probability from the share of people's votes; empty
+            where scores are no votes.
+    """
+
+    temperatures: dict[str, float]
+    fitted_on: Literal["dev", "train", "saved"]
+    brier: dict[str, Estimate]
+    brier_minus_global: dict[str, Difference]
+    error: dict[str, float | None]
+    error_debiased: dict[str, Estimate]
+    overconfidence: dict[str, Difference]
+    vote_distance: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """What a model's picks among the scored responses of each prompt are worth, on one culture.
+
+    Attributes:
+        num_prompts: with two responses or more; mean_responses: how many each has.
+        regret: "model", "global", "random" -> the best response's score minus the pick's, in points
+            of human score, mean over the prompts; 0 is best.
+        regret_sd: the same in standard deviations of all scores of that user (or question).
+        regret_minus_global, regret_sd_minus_global: paired, below 0 is better; None without a
+            global model. Not corrected over the cultures.
+        win_rate: how often the model's pick has the higher score, equal scores counting half:
+            "random" against another response of the prompt, "global" against the global model's
+            pick (the same pick is equal).
+    """
+
+    num_prompts: int
+    mean_responses: float
+    regret: dict[str, Estimate]
+    regret_sd: dict[str, Estimate]
+    regret_minus_global: Difference | None
+    regret_sd_minus_global: Difference | None
+    win_rate: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
 class OpinionScores:
     """How near predicted answer shares come to each country's, on its test questions.
 
@@ -96,6 +155,53 @@ class OpinionScores:
     difference: dict[str, dict[str, Difference]]
     macro_difference: dict[str, Difference]
     temperatures: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class WeightLook:
+    """What one beta would do: the mean weight, and Kish's number of equally weighted pairs."""
+
+    mean: float
+    effective_pairs: float
+
+
+@dataclass(frozen=True)
+class MarginLook:
+    """What tau and beta would do to one culture's training pairs.
+
+    Attributes:
+        quantiles: share -> of the sizes of the global model's margins, reward units.
+        kept: tau -> share of the pairs below it; thresholds: share -> the tau that keeps it.
+        num_kept: pairs that the tau of the settings keeps; weights: beta -> over these.
+        warnings: where a value of the settings does next to nothing.
+    """
+
+    quantiles: dict[float, float]
+    kept: dict[float, float]
+    thresholds: dict[float, float]
+    num_kept: int
+    weights: dict[float, WeightLook]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class TriedSelection:
+    """A tau (None: no filter) and a beta (None: no weights) and the accuracy, on left-out training
+    users, of heads on frozen features that were trained so; of several cultures the mean."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ChosenSelection:
+    """What stood for "auto", chosen by `num_folds`-fold cross-validation; `tried`: best first."""
+
+    filter_threshold: float | None
+    weight_temperature: float | None
+    num_folds: int
+    tried: list[TriedSelection]
 
 
 @dataclass(frozen=True)
@@ -180,7 +286,6 @@ class Scale:
         quantiles: ascending, from the lowest reward to the highest, in equal steps of probability.
         num_texts: how many reference texts there were.
         references: fingerprint of their set.
-        temperature: reward units of the model's win probabilities; None where it was not fitted.
     """
 
     mean: float
@@ -188,13 +293,13 @@ class Scale:
     quantiles: list[float]
     num_texts: int
     references: str
-    temperature: float | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
     """What one run found: `result.json`. Reports and trackers read it and compute nothing."""
 
+    format: Literal[2]
     run_id: str
     """Hash of what decides the model."""
     evaluation_id: str
@@ -219,6 +324,9 @@ class RunResult:
     train_seconds: float
     curve: TrainingCurve
     evaluation: dict[str, CultureEvaluation]
+    """On test users, by culture."""
+    dev: dict[str, CultureEvaluation]
+    """On the users (or questions) held out for choices; empty where nobody is."""
     model_dir: str
     device: str
     versions: dict[str, str]
@@ -232,6 +340,17 @@ class RunResult:
     """One for each choice of options and base; none where the data holds no distributions."""
     told: list[str] = field(default_factory=list)
     """What the method says of this fit, a sentence each."""
+    chosen_selection: ChosenSelection | None = None
+    """What was chosen for "auto" in `selection`; None where nothing was."""
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    """Culture -> on its test pairs."""
+    best_of_n: dict[str, BestOfN] = field(default_factory=dict)
+    """Culture -> on its test prompts."""
+
+    @property
+    def chosen_on(self) -> HeldOut:
+        """The side that choices among runs are made on."""
+        return "dev" if self.dev else "test"
 
 
 @dataclass(frozen=True)
@@ -266,6 +385,27 @@ class MethodSummary:
     scale: float | None = None
     """How many times as large as the global model's the margins are: mean over seeds (and in the
     macro row over cultures); None for "global" and without a global model."""
+
+
+@dataclass(frozen=True)
+class ScoreComparison:
+    """Two models' scores of the same responses, of anybody: the first minus the second.
+
+    Attributes:
+        first, second: their files.
+        evaluation: culture -> `before` is the second, `after` the first; "distinctive" are the
+            pairs that the second ranks wrong, "agreed" those that it ranks right.
+        macro: layer -> mean over the cultures of the first minus the second.
+        best_of_n: culture -> "model" is the first, "global" the second.
+        left_out: reason -> rows of people's scores that are in no number.
+    """
+
+    first: str
+    second: str
+    evaluation: dict[str, CultureEvaluation]
+    macro: dict[str, Difference]
+    best_of_n: dict[str, BestOfN]
+    left_out: dict[str, int]
 
 
 @dataclass(frozen=True)

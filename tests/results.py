@@ -7,6 +7,7 @@ import numpy as np
 
 from scpo_ray.records import LAYERS, CultureCounts
 from scpo_ray.results import (
+    RESULT_FORMAT,
     ComparisonResult,
     CultureEvaluation,
     Difference,
@@ -51,11 +52,13 @@ def difference(value: float | None, half_width: float = 0.03, p: float = 0.04) -
 def counts() -> CultureCounts:
     return CultureCounts(
         users=61,
-        train_users=52,
+        train_users=44,
+        dev_users=8,
         test_users=9,
         interactions=700,
         responses=2_510,
         train_pairs=2_204,
+        dev_pairs=372,
         test_pairs=391,
         ties=118,
         equal_texts=4,
@@ -134,7 +137,12 @@ def run_result(
     rng = np.random.default_rng(int(run_id, 16))
     steps = [] if method == "global" else [10 * i for i in range(num_points)]
     loss = 0.55 + 0.25 * np.exp(-np.array(steps) / 80) + 0.05 * rng.standard_normal(len(steps))
+    tested = {
+        name: evaluation(method, (0.0 if name == culture else -0.03) + 0.01 * rng.normal())
+        for name in cultures
+    }
     return RunResult(
+        format=RESULT_FORMAT,
         run_id=run_id,
         evaluation_id=f"e-{run_id}",
         experiment="tastes",
@@ -165,10 +173,8 @@ def run_result(
             lr=[1e-6] * len(steps),
             grad_norm=[1.0] * len(steps),
         ),
-        evaluation={
-            name: evaluation(method, (0.0 if name == culture else -0.03) + 0.01 * rng.normal())
-            for name in cultures
-        },
+        evaluation=tested,
+        dev=tested,
         model_dir=f"runs/tastes/{run_id}/model",
         device="cpu",
         versions={"scpo_ray": "0.1.0", "torch": "2.13.0"},

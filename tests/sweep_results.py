@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from scpo_ray.records import LAYERS
-from scpo_ray.results import Estimate
+from scpo_ray.records import LAYERS, HeldOut
+from scpo_ray.results import RESULT_FORMAT, Estimate
 from scpo_ray.sweep.records import (
     EfficiencyCurve,
     EfficiencyPoint,
@@ -137,6 +137,7 @@ def sweep_result(
     points: Sequence[dict[str, Any]] | None = None,
     failures: Mapping[tuple[int, str], str] | None = None,
     efficiency: Sequence[EfficiencyCurve] = (),
+    measured_on: HeldOut = "dev",
 ) -> SweepResult:
     """A sweep over every combination of `axes`, or over `points`.
 
@@ -150,6 +151,7 @@ def sweep_result(
     names = list(dict.fromkeys(name for values in points for name in values))
     finished = [s for s in settings if s.objective]
     return SweepResult(
+        format=RESULT_FORMAT,
         name="thresholds",
         experiment="tastes",
         question="Which threshold and which temperature?\nFour hours on one GPU.",
@@ -158,6 +160,7 @@ def sweep_result(
         cultures=list(cultures),
         seeds=list(seeds),
         num_folds=None,
+        measured_on=measured_on,
         settings=settings,
         trials=[
             trial(i, c, seed, failures.get((i, c), ""))
@@ -171,5 +174,6 @@ def sweep_result(
         if finished
         else {},
         chosen_honestly=close(0.619) if finished else None,
+        chosen_minus_global=difference(0.033) if finished and measured_on == "dev" else None,
         efficiency=list(efficiency),
     )

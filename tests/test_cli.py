@@ -27,6 +27,8 @@ from tests.tiny import tiny_document
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
+    "init",
+    "doctor",
     "quickstart",
     "data",
     "score",
@@ -38,6 +40,12 @@ COMMANDS = (
     "report",
     "export",
     "models",
+    "serve",
+    "runs",
+    "clean",
+    "reward",
+    "steer",
+    "merge",
 )
 
 
@@ -184,6 +192,10 @@ def test_score_stores_the_global_models_rewards(scpo, config, tmp_path):
     assert Path(document["path"]).parent == tmp_path / "runs" / "cache" / "scores"
     assert [p.name for p in Path(document["path"]).glob("part-*")] == ["part-000000"]
     assert outcome.err.endswith(f"scores: {document['path']}\n")
+    # The tiny global model hardly tells responses apart: the paper's values do nothing to it.
+    assert "tau: share of the training pairs kept" in outcome.out
+    assert "filter_threshold 0.7 keeps 100.0 % of the pairs" in outcome.out
+    assert set(document["cultures"]["North"]["margins"]["kept"]) >= {"0.5", "0.7"}
 
 
 def test_a_dry_run_prints_config_and_plan_and_trains_nothing(scpo, config, tmp_path):
@@ -320,6 +332,13 @@ def test_without_shares_there_is_no_curve(scpo, tiny_reward_model, tmp_path):
 # Export and evaluate
 
 
+def as_evaluated(result):
+    """What `scpo evaluate` says of the run's model, which has its temperatures with it."""
+    parts = ("evaluation", "calibration", "best_of_n", "opinions")
+    saved = {c: of | {"fitted_on": "saved"} for c, of in result["calibration"].items()}
+    return {name: result[name] for name in parts} | {"calibration": saved}
+
+
 def test_an_exported_model_evaluates_to_the_runs_own_numbers(scpo, config, tmp_path):
     result = json.loads(scpo("train", config, "--json").out)
     exported = tmp_path / "exported"
@@ -328,7 +347,7 @@ def test_an_exported_model_evaluates_to_the_runs_own_numbers(scpo, config, tmp_p
     of_export = json.loads(scpo("evaluate", exported, config, "--json").out)
     of_run = json.loads(scpo("evaluate", run_folder(tmp_path / "runs"), config, "--json").out)
 
-    assert of_export == of_run == result["evaluation"]
+    assert of_export == of_run == as_evaluated(result)
     assert "all, minus global" in scpo("evaluate", exported, config).out
     again = scpo("export", run_folder(tmp_path / "runs"), exported)
     assert (again.code, again.err) == (2, f"{exported}: exists; name a new folder\n")
@@ -343,7 +362,7 @@ def test_a_merged_export_evaluates_to_the_runs_own_numbers(scpo, config, tmp_pat
 
     assert (merged / "model.safetensors").is_file()
     assert not hasattr(load_exported(merged, device="cpu").network, "peft_config")
-    evaluation = json.loads(scpo("evaluate", merged, config, "--json").out)
+    evaluation = json.loads(scpo("evaluate", merged, config, "--json").out)["evaluation"]
     for culture, expected in result["evaluation"].items():
         assert evaluation[culture]["after"] == expected["after"]
 
@@ -359,7 +378,7 @@ def test_a_model_evaluates_to_its_runs_own_answer_shares(scpo, tiny_reward_model
         json.loads(scpo("evaluate", model, config, "--json").out) for model in (run, exported)
     ]
 
-    assert documents == [result["evaluation"] | {"opinions": result["opinions"]}] * 2
+    assert documents == [as_evaluated(result)] * 2
     assert shown.code == 0, shown.err
     for title in (
         "share of test pairs ranked right",

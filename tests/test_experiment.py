@@ -21,7 +21,7 @@ from scpo_ray.results import Passes
 from scpo_ray.settings.model import LoraConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.json_lines import append_json_lines
-from scpo_ray.storage.run_dir import load_result, load_test_pairs
+from scpo_ray.storage.run_dir import load_dev_pairs, load_result, load_test_pairs
 from scpo_ray.storage.scale_file import load_scale
 from scpo_ray.tracking.trackers import SPOOL_FILE
 from scpo_ray.training.loop import DivergedError
@@ -104,6 +104,32 @@ def test_the_saved_model_has_its_scale_on_texts_that_all_cultures_share(finished
     assert scale.mean == pytest.approx(rewards[texts].mean(), abs=1e-5)
     assert scale.spread == pytest.approx(rewards[texts].std(ddof=1), abs=1e-5)
     assert scale.references == reference_scale(data, rewards).references
+
+
+def test_a_run_is_measured_on_dev_users_apart(finished):
+    config, result, folder = finished
+    task = prepared(config).task
+    columns = load_dev_pairs(folder)
+
+    assert result.chosen_on == "dev" and list(result.dev) == list(result.evaluation)
+    assert len(columns["margin"]) == len(task.data.dev) > 0
+    assert not set(columns["cluster"]) & set(load_test_pairs(folder)["cluster"])
+    for culture, evaluation in result.dev.items():
+        mine = columns["culture"] == culture
+        assert evaluation.after["all"].value == pytest.approx((columns["margin"][mine] > 0).mean())
+        before = task.ref_rewards[task.data.dev.chosen] > task.ref_rewards[task.data.dev.rejected]
+        assert evaluation.before["all"].value == pytest.approx(before[mine].mean())
+
+
+def test_without_dev_users_there_is_nothing_of_them(tiny_reward_model, tmp_path):
+    config = tiny_config(
+        tiny_reward_model, tmp_path, method="global", data={"split": {"dev_size": 0}}
+    )
+
+    result, folder = start_run(config)
+
+    assert (result.dev, result.chosen_on) == ({}, "test")
+    assert not (folder / "dev_pairs.parquet").exists()
 
 
 def test_a_finished_run_is_read_and_not_run_again(finished, monkeypatch):

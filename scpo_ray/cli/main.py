@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import scpo_ray
-from scpo_ray.cli import beginning, folders, models, runs, sweeps
+from scpo_ray.cli import beginning, folders, models, runs, serving, steering, sweeps
 from scpo_ray.cli.shown import is_first, say
 from scpo_ray.settings.shown import plain
 
@@ -41,7 +41,7 @@ def scpo(
     """One reward model per culture, from preferences labelled with where people live."""
 
 
-for chapter in (beginning, runs, sweeps, models, folders):
+for chapter in (beginning, runs, sweeps, models, serving, folders, steering):
     app.add_typer(chapter.app)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from scpo_ray.cli.shown import (
+    CONFIG_HELP,
     ConfigArgument,
     DryRunOption,
     JsonOption,
@@ -67,7 +68,7 @@ def score(
     from scpo_ray.settings.files import load_config
 
     scores = global_scores(load_config(config, overrides or []), on_ray=on_ray)
-    show(as_json, asdict(scores), [listings.score_table(scores)])
+    show(as_json, asdict(scores), listings.score_tables(scores))
     say(f"scores: {scores.path}")
 
 
@@ -82,6 +83,7 @@ def train(
     from scpo_ray.commands.plans import planned_run
     from scpo_ray.launch.runs import start_run
     from scpo_ray.report import tables
+    from scpo_ray.report.confidence import best_of_n_table, calibration_table
     from scpo_ray.settings.files import load_config
 
     settings = load_config(config, overrides or [])
@@ -90,7 +92,12 @@ def train(
         show_plans(as_json, settings.model_dump(mode="json"), plans)
         return
     result, folder = start_run(settings)
-    shown = [tables.evaluation_table(result.evaluation), *tables.opinion_tables(result.opinions)]
+    shown = [
+        tables.evaluation_table(result.evaluation),
+        calibration_table(result.calibration),
+        best_of_n_table(result.best_of_n),
+        *tables.opinion_tables(result.opinions),
+    ]
     show(as_json, asdict(result), shown)
     say(f"model:  {result.model_dir}\nresult: {folder / 'result.json'}")
     say(f"report: {folder / 'report.html'}")
@@ -99,26 +106,65 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="A run's folder, or any reward model: a folder or a hub name.")
-    ],
-    config: ConfigArgument,
+        Path | None,
+        typer.Argument(help="A run's folder, or any reward model: a folder or a hub name."),
+    ] = None,
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
+    scores: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Instead: compare two files of models' scores."),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a trained model on every culture of a config, against its global model.
 
-    --json: culture -> layers; "opinions" beside the countries where the data holds opinions.
+    --json: "evaluation", "calibration", "best_of_n" and "opinions", as in a run's result.json.
+    --scores takes any two models: docs/models.md has the files' columns.
     """
+    if scores is not None:
+        if model is not None or overrides:
+            raise typer.BadParameter(
+                "takes no model, config or --set beside it", param_hint="--scores"
+            )
+        _compare_scores(scores, as_json)
+        return
+    if model is None or config is None:
+        raise typer.BadParameter("name a model and a config, or give --scores A B")
     from scpo_ray.commands.evaluating import evaluate_model
     from scpo_ray.report import tables
+    from scpo_ray.report.confidence import best_of_n_table, calibration_table
     from scpo_ray.settings.files import load_config
 
     found = evaluate_model(model, load_config(config, overrides or []))
-    document: dict[str, Any] = {culture: asdict(e) for culture, e in found.pairs.items()}
-    if found.opinions:
-        document["opinions"] = [asdict(scores) for scores in found.opinions]
-    shown = [tables.evaluation_table(found.pairs), *tables.opinion_tables(found.opinions)]
+    shown = [
+        tables.evaluation_table(found.pairs),
+        calibration_table(found.calibration),
+        best_of_n_table(found.best_of_n),
+        *tables.opinion_tables(found.opinions),
+    ]
+    by_culture: dict[str, dict[str, Any]] = {
+        "evaluation": found.pairs,
+        "calibration": found.calibration,
+        "best_of_n": found.best_of_n,
+    }
+    document: dict[str, Any] = {
+        name: {culture: asdict(of) for culture, of in each.items()}
+        for name, each in by_culture.items()
+    }
+    document["opinions"] = [asdict(scores) for scores in found.opinions]
     show(as_json, document, shown)
+
+
+def _compare_scores(files: tuple[Path, Path], as_json: bool) -> None:
+    from scpo_ray.commands.evaluating import compare_scores
+    from scpo_ray.report.confidence import best_of_n_table, score_comparison_table
+
+    found = compare_scores(*files)
+    picked = best_of_n_table(found.best_of_n, names=("first", "second"))
+    show(as_json, asdict(found), [score_comparison_table(found), picked])
+    for reason, number in found.left_out.items():
+        say(f"left out: {number} rows: {reason}")
 
 
 @app.command()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _FILE_WIDTH = 1_000
 
-ConfigArgument = Annotated[str, typer.Argument(help="A YAML file of settings, or 'paper'.")]
+CONFIG_HELP = "A YAML file of settings, or 'paper'."
+ConfigArgument = Annotated[str, typer.Argument(help=CONFIG_HELP)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override one setting; can be repeated."),

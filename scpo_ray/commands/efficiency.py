@@ -43,7 +43,8 @@ def efficiency(path: Path | str, overrides: Sequence[str]) -> tuple[SweepResult,
 def efficiency_file(config: RunConfig) -> Path:
     """Writes the sweep that `efficiency` runs for a run's file; the same run, the same sweep.
 
-    The cultures are those that the run trains for, or else all that its data has.
+    The cultures are those that the run trains for, or else all that its data has. Nothing is chosen
+    there: all users but those tested are trained on.
     """
     cultures = [culture for culture, weight in (config.culture_weights or {}).items() if weight > 0]
     if not cultures:
@@ -53,7 +54,9 @@ def efficiency_file(config: RunConfig) -> Path:
     for varied in ("method", "seed", "culture_weights"):
         run.pop(varied, None)
     num_workers = run.get("train", {}).pop("num_workers", 1)
-    run.get("data", {}).pop("data_fraction", None)
+    of_data = {"source": config.data.source, **run.get("data", {})}
+    of_data.pop("data_fraction", None)
+    run["data"] = of_data | {"split": {**of_data.get("split", {}), "dev_size": 0.0}}
     document = {
         "run": run,
         "space": {

@@ -1,10 +1,14 @@
-"""A trained model on the test pairs of a config."""
+"""A trained model on the test pairs of a config; two files of scores of anybody's models."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from scpo_ray.data.scored import ScoredPairs, read_scored_pairs
+from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
+from scpo_ray.evaluation.layers import evaluate_pairs
+from scpo_ray.evaluation.metrics import layer_masks, ranked_right
 from scpo_ray.experiment import (
     Evaluated,
     evaluate_rewards,
@@ -14,15 +18,60 @@ from scpo_ray.experiment import (
     task_of,
 )
 from scpo_ray.launch.worker import local_worker
-from scpo_ray.models.export import model_section
+from scpo_ray.models.export import model_section, saved_temperatures
 from scpo_ray.models.files import resolve_model_dir
 from scpo_ray.models.global_model import tokenize
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
+from scpo_ray.results import Difference, ScoreComparison
+from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.run import RunConfig
+from scpo_ray.statistics.intervals import macro_difference
 from scpo_ray.storage.run_dir import trained_model_dir
+
+
+def compare_scores(first: Path, second: Path) -> ScoreComparison:
+    """Two models' scores of the same responses, paired and over whole users.
+
+    Raises: as `read_scored_pairs`.
+    """
+    scored = read_scored_pairs(first, second)
+    evaluation = evaluate_pairs(
+        scored.pairs,
+        scored.scores,
+        scored.other_scores,
+        scored.lengths,
+        EvaluationConfig(),
+        seed=0,
+    )
+    return ScoreComparison(
+        first=str(first),
+        second=str(second),
+        evaluation=evaluation,
+        macro=_macro_differences(scored),
+        best_of_n=evaluate_best_of_n(scored.pairs, scored.scores, scored.other_scores),
+        left_out=scored.left_out,
+    )
+
+
+def _macro_differences(scored: ScoredPairs) -> dict[str, Difference]:
+    pairs = scored.pairs
+    ours = ranked_right(scored.scores[pairs.chosen], scored.scores[pairs.rejected])
+    other = scored.other_scores[pairs.chosen], scored.other_scores[pairs.rejected]
+    theirs = ranked_right(*other)
+    found = {}
+    for layer, mask in layer_masks(
+        *other, distinctive_threshold=EvaluationConfig().distinctive_threshold
+    ).items():
+        by_culture = [mask & (pairs.culture_codes == code) for code in range(len(pairs.cultures))]
+        found[str(layer)] = macro_difference(
+            [ours[rows] for rows in by_culture],
+            [theirs[rows] for rows in by_culture],
+            [pairs.cluster_codes[rows] for rows in by_culture],
+        )
+    return found
 
 
 def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
@@ -47,6 +96,6 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     task = replace(task, data=told_apart(task.data, tokens, renderer.unknown_id))
     check_pairs_left(task.data)
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
-    texts = evaluated_texts(task.data)
+    texts = evaluated_texts(task.data, seed=config.seed)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    return evaluate_rewards(task, rewards)
+    return evaluate_rewards(task, rewards, saved_temperatures(folder))

@@ -11,7 +11,7 @@ from scpo_ray.models.adapters import merged_adapters
 from scpo_ray.models.compatible import padding_of, rewrite
 from scpo_ray.models.elsewhere import Tool, ToolCheck, check_tools
 from scpo_ray.models.export import load_exported, save_reward_model
-from scpo_ray.models.files import ADAPTER_CONFIG, CONFIG
+from scpo_ray.models.files import ADAPTER_CONFIG, CALIBRATION_FILE, CONFIG
 from scpo_ray.models.hub import check_portable
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError, Text
@@ -54,8 +54,10 @@ def export_model(run: Path, folder: Path, *, merge: bool, push: str | None = Non
     with whole_folder(folder) as part:
         save_reward_model(model, part)
         rewrite(part / ADAPTER_CONFIG, _base_by_its_name)
+        for name in (CALIBRATION_FILE, SCALE_FILE):
+            if (model_dir / name).is_file():
+                shutil.copy(model_dir / name, part)
         if scale is not None:
-            shutil.copy(model_dir / SCALE_FILE, part)
             # By these OpenRLHF standardises rewards.
             rewrite(part / CONFIG, lambda d: d | {"mean": scale.mean, "std": scale.spread})
         card = model_card(

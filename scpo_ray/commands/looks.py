@@ -1,12 +1,10 @@
 """What the data holds and what the global model makes of it."""
 
 import numpy as np
-import torch
 
 from scpo_ray.data.loading import read_preferences
 from scpo_ray.evaluation.metrics import ranked_right
 from scpo_ray.experiment import (
-    culture_weights_of,
     global_rewards,
     load_inputs,
     open_run_dir,
@@ -14,7 +12,8 @@ from scpo_ray.experiment import (
 )
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.account import truncated_texts
-from scpo_ray.methods.selection import disagreement_mask
+from scpo_ray.methods.margins import look_at_margins
+from scpo_ray.methods.mixture import culture_weights_of
 from scpo_ray.models.same_tokens import check_pairs_left
 from scpo_ray.records import InputError
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores
@@ -80,20 +79,22 @@ def global_scores(config: RunConfig, *, on_ray: bool) -> GlobalScores:
     rewards = global_rewards(inputs, local_worker(config))
     if rewards is None:
         raise ValueError("a model with a trained head must have rewards")
-    pairs, threshold = inputs.data.train, config.selection.filter_threshold
+    pairs, settings = inputs.data.train, config.selection
     chosen, rejected = rewards[pairs.chosen], rewards[pairs.rejected]
-    kept = np.ones(len(pairs), dtype=np.bool_)
-    if threshold is not None:
-        chosen_tensor, rejected_tensor = torch.from_numpy(chosen), torch.from_numpy(rejected)
-        kept = disagreement_mask(chosen_tensor, rejected_tensor, threshold=threshold).numpy()
+    threshold = None if settings.filter_threshold == "auto" else settings.filter_threshold
+    temperature = None if settings.weight_temperature == "auto" else settings.weight_temperature
     cultures = {}
     for code, culture in enumerate(pairs.cultures):
         mine = pairs.culture_codes == code
+        look = look_at_margins(
+            chosen[mine], rejected[mine], threshold=threshold, temperature=temperature
+        )
         cultures[culture] = CultureScores(
             num_pairs=int(mine.sum()),
             accuracy=float(ranked_right(chosen[mine], rejected[mine]).mean()),
             mean_margin=float((chosen[mine] - rejected[mine]).mean()),
-            kept_share=float(kept[mine].mean()),
+            kept_share=look.num_kept / int(mine.sum()),
+            margins=look,
         )
     path = run_dir.stores.scores.path(inputs.global_model.score_key)
-    return GlobalScores(cultures, threshold, len(inputs.data.texts), str(path))
+    return GlobalScores(cultures, threshold, temperature, len(inputs.data.texts), str(path))

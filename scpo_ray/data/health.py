@@ -1,5 +1,6 @@
 """What a culture's data holds, and what in it could mislead."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,53 +28,55 @@ def count_cultures(
     table: InteractionTable,
     rows: NDArray[np.int64],
     indices: IndexPairs,
-    train: Pairs,
-    test: Pairs,
+    sides: tuple[Pairs, Pairs, Pairs],
 ) -> dict[str, CultureCounts]:
     """The counts of each culture of the pairs.
 
-    Users are clusters (users, else questions, else interactions); `train_users` and `test_users`
-    those with a pair, so with a data fraction only what it keeps. Rows that were skipped before
-    their culture was known stand under "".
+    Users are clusters (users, else questions, else interactions); `train_users`, `dev_users` and
+    `test_users` those with a pair, so with a data fraction only what it keeps. Rows that were
+    skipped before their culture was known stand under "".
 
     Args:
         rows: the selected cultures' interactions, `indices` what pairing found in them.
+        sides: the pairs of train, dev and test.
     """
     responses = Responses(table.offsets, table.response_lengths, table.format_marks)
     cluster_codes = table.cluster_codes
     counts = {}
-    for code, culture in enumerate(train.cultures):
+    for code, culture in enumerate(sides[0].cultures):
         table_code = table.cultures.index(culture)
         mine = table.culture_codes[rows] == table_code
         my_rows = rows[mine]
-        my_train = train.take(train.culture_codes == code)
-        my_test = test.take(test.culture_codes == code)
+        my_sides = [pairs.take(pairs.culture_codes == code) for pairs in sides]
+        my_train, my_dev, my_test = my_sides
         counts[culture] = CultureCounts(
             users=len(np.unique(cluster_codes[my_rows])),
             train_users=len(np.unique(my_train.cluster_codes)),
+            dev_users=len(np.unique(my_dev.cluster_codes)),
             test_users=len(np.unique(my_test.cluster_codes)),
             interactions=len(my_rows),
             responses=int((table.offsets[my_rows + 1] - table.offsets[my_rows]).sum()),
             train_pairs=len(my_train),
+            dev_pairs=len(my_dev),
             test_pairs=len(my_test),
             ties=int(indices.ties[mine].sum()),
             equal_texts=int(indices.equal_texts[mine].sum()),
-            longer_chosen_share=_longer_chosen_share(my_train, my_test, responses),
+            longer_chosen_share=_longer_chosen_share(my_sides, responses),
             train_test_texts=len(np.intersect1d(_texts(my_train), _texts(my_test))),
-            format_differences=_format_differences(my_train, my_test, responses),
+            format_differences=_format_differences(my_sides, responses),
             skipped=table.skipped.get(culture, {}),
         )
     unplaced = table.skipped.get("")
     if unplaced:
-        counts[""] = CultureCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, None, 0, {}, unplaced)
+        counts[""] = CultureCounts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, None, 0, {}, unplaced)
     return counts
 
 
-def find_warnings(counts: dict[str, CultureCounts]) -> list[str]:
-    """One line for each thing in the data that could mislead."""
+def find_warnings(counts: dict[str, CultureCounts], *, dev_size: float) -> list[str]:
+    """One line for each thing in the data that could mislead; `dev_size` as it was set."""
     warnings = []
     for culture, count in counts.items():
-        num_pairs = count.train_pairs + count.test_pairs
+        num_pairs = count.train_pairs + count.dev_pairs + count.test_pairs
         for mark, difference in count.format_differences.items():
             if abs(difference) > MAX_FORMAT_DIFFERENCE and num_pairs >= MIN_FORMAT_PAIRS:
                 more, less = ("chosen", "rejected") if difference > 0 else ("rejected", "chosen")
@@ -87,6 +90,12 @@ def find_warnings(counts: dict[str, CultureCounts]) -> list[str]:
             )
         if count.test_users == 1:
             warnings.append(f"{culture}: one test user only, so its results have no interval")
+        if dev_size and count.train_pairs and not count.dev_pairs:
+            warnings.append(
+                f"{culture}: {count.train_users} training users (or questions) are too few to hold "
+                f"out {100 * dev_size:g} % for choices: nothing can be chosen for it "
+                "(data.split.dev_size)"
+            )
     return warnings
 
 
@@ -106,25 +115,25 @@ def _texts(pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _flat_responses(
-    train: Pairs, test: Pairs, offsets: NDArray[np.int64]
+    sides: Sequence[Pairs], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of all pairs, the chosen and the rejected response's number among all R."""
-    starts = offsets[np.concatenate([train.interactions, test.interactions])]
+    starts = offsets[np.concatenate([pairs.interactions for pairs in sides])]
     return (
-        starts + np.concatenate([train.chosen_responses, test.chosen_responses]),
-        starts + np.concatenate([train.rejected_responses, test.rejected_responses]),
+        starts + np.concatenate([pairs.chosen_responses for pairs in sides]),
+        starts + np.concatenate([pairs.rejected_responses for pairs in sides]),
     )
 
 
-def _longer_chosen_share(train: Pairs, test: Pairs, responses: Responses) -> float | None:
-    chosen, rejected = _flat_responses(train, test, responses.offsets)
+def _longer_chosen_share(sides: Sequence[Pairs], responses: Responses) -> float | None:
+    chosen, rejected = _flat_responses(sides, responses.offsets)
     if not len(chosen):
         return None
     return float(np.mean(responses.lengths[chosen] > responses.lengths[rejected]))
 
 
-def _format_differences(train: Pairs, test: Pairs, responses: Responses) -> dict[str, float]:
-    chosen, rejected = _flat_responses(train, test, responses.offsets)
+def _format_differences(sides: Sequence[Pairs], responses: Responses) -> dict[str, float]:
+    chosen, rejected = _flat_responses(sides, responses.offsets)
     if not len(chosen):
         return {}
     return {

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from scpo_ray.data.health import count_cultures, find_name_warnings, find_warnings
 from scpo_ray.data.pairing import IndexPairs, make_pairs
 from scpo_ray.data.rows import InteractionSource, Notes
-from scpo_ray.data.splits import assign_folds, fold_within_cultures, keep_fraction, split_users
+from scpo_ray.data.splits import (
+    assign_folds,
+    fold_within_cultures,
+    hold_out_dev,
+    keep_fraction,
+    split_users,
+)
 from scpo_ray.data.table import (
     FORMAT_NUMBER,
     SPLIT_LABELS,
@@ -30,11 +37,11 @@ from scpo_ray.storage.disk import file_digest
 
 log = logging.getLogger(__name__)
 
-TRAIN, TEST, UNUSED = 0, 1, -1
+TRAIN, DEV, TEST, UNUSED = 0, 1, 2, -1
 
 
 def load_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
-    """The pairs of the configured cultures, split into train and test, with their texts.
+    """The pairs of the configured cultures, split into train, dev and test, with their texts.
 
     The interactions of all cultures are kept in one file below `cache_dir`, named by the contents
     they were read from; with it in place nothing is parsed again.
@@ -69,36 +76,43 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     pairs, positions, numbers = _number_texts(
         table, indices, used, opinion_rows, cultures, culture_codes
     )
-    train = pairs.take(sides[pairs.interactions] == TRAIN)
-    test = pairs.take(sides[pairs.interactions] == TEST)
+    train, dev, test = (
+        pairs.take(sides[pairs.interactions] == side) for side in (TRAIN, DEV, TEST)
+    )
     refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test))]
 
     texts = TableTexts(table, positions)
     opinions = None
     if config.holds_opinions:
         opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
-    counts = count_cultures(table, rows, indices, train, test)
-    warnings = [*find_name_warnings(table.alike), *find_warnings(counts)]
+    counts = count_cultures(table, rows, indices, (train, dev, test))
+    warnings = [
+        *find_name_warnings(table.alike),
+        *find_warnings(counts, dev_size=config.split.dev_size),
+    ]
     for warning in warnings:
         log.warning("%s", warning)
     log.info(
-        "%d cultures: %d interactions, %d training and %d test pairs, %d texts",
+        "%d cultures: %d interactions, %d training, %d dev and %d test pairs, %d texts",
         len(cultures),
         len(rows),
         len(train),
+        len(dev),
         len(test),
         len(texts),
     )
     return PreferenceData(
         train=train,
+        dev=dev,
         test=test,
         texts=texts,
         interaction_ids=TableIds(table),
         cultures=cultures,
         counts=counts,
         warnings=tuple(warnings),
-        fingerprint=_fingerprint(train, test, texts, opinions),
+        fingerprint=_fingerprint((train, dev, test), texts, opinions),
         opinions=opinions,
+        scores_are_votes=config.scores_are_votes,
         refusals=tuple(refusals),
     )
 
@@ -150,15 +164,22 @@ def _cache_key(source: InteractionSource, format: list[Any]) -> str:
 
 
 def _sides(table: InteractionTable, config: DataSection) -> NDArray[np.int8]:
-    """(N,) int8 of every interaction, whatever its culture: TRAIN, TEST or UNUSED."""
+    """(N,) int8 of every interaction, whatever its culture: TRAIN, DEV, TEST or UNUSED."""
     split = config.split
     if split.by == "source":
         unit_codes, held_out = table.cluster_codes, _labelled_test(table, split)
     else:
         unit_codes, held_out = _drawn_test(table, split)
     sides = np.where(held_out, TEST, TRAIN).astype(np.int8)
+    if split.num_folds is not None and split.dev_size:
+        fold = (split.fold + 1) % split.num_folds
+        sides[_drawn_test(table, split.model_copy(update={"fold": fold}))[1]] = DEV
+    else:
+        rest = np.flatnonzero(~held_out)
+        codes = unit_codes[rest], table.culture_codes[rest]
+        sides[rest[hold_out_dev(*codes, split.dev_size, split.seed)]] = DEV
     if config.data_fraction < 1:
-        train = np.flatnonzero(~held_out)
+        train = np.flatnonzero(sides == TRAIN)
         kept = keep_fraction(
             unit_codes[train], table.culture_codes[train], config.data_fraction, split.seed
         )
@@ -252,6 +273,8 @@ def _number_texts(
         rejected=numbers[rejected_places],
         chosen_responses=chosen_responses,
         rejected_responses=rejected_responses,
+        chosen_scores=table.human_scores[chosen_places].astype(np.float32),
+        rejected_scores=table.human_scores[rejected_places].astype(np.float32),
         culture_codes=culture_codes[table.culture_codes[interactions]],
         cluster_codes=table.cluster_codes[interactions],
         cultures=cultures,
@@ -288,6 +311,7 @@ def _opinions(
         culture_codes=culture_codes[table.culture_codes[rows]],
         question_codes=table.question_codes[rows],
         groups=np.cumsum(is_first_order) - 1,
+        is_train=sides[rows] == TRAIN,
         is_test=sides[rows] == TEST,
         cultures=cultures,
     )
@@ -316,15 +340,18 @@ def _one_sided(
     return problems
 
 
-def _fingerprint(train: Pairs, test: Pairs, texts: TableTexts, opinions: Opinions | None) -> str:
-    digest = hashlib.sha256(json.dumps(train.cultures).encode())
-    for pairs in (train, test):
+def _fingerprint(sides: Sequence[Pairs], texts: TableTexts, opinions: Opinions | None) -> str:
+    digest = hashlib.sha256(json.dumps(sides[0].cultures).encode())
+    for pairs in sides:
         _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)
         for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, clusters):
             digest.update(len(column).to_bytes(8, "little") + column.astype("<i8").tobytes())
+        for scores in (pairs.chosen_scores, pairs.rejected_scores):
+            digest.update(scores.astype("<f4").tobytes())
     digest.update(texts.hashes.astype("<u8").tobytes())
     if opinions is not None:
         digest.update(opinions.shares.astype("<f8").tobytes())
-        for codes in (opinions.texts, opinions.culture_codes, opinions.is_test):
+        flags = opinions.is_train, opinions.is_test
+        for codes in (opinions.texts, opinions.culture_codes, *flags):
             digest.update(codes.astype("<i8").tobytes())
     return digest.hexdigest()[:16]

@@ -82,7 +82,7 @@ class OpinionsConfig(DataSection):
     first (as many as it has options at most); the model's shares are the mean over them."""
 
     split: QuestionSplitConfig = QuestionSplitConfig()
-    """How train and test are told apart: by question, the same for all countries."""
+    """How train, dev and test are told apart: by question, the same for all countries."""
 
     @staticmethod
     def culture_name(spelling: str) -> str:

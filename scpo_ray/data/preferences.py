@@ -48,6 +48,13 @@ class ColumnMap(Section):
     rejected: str = "rejected"
     """The other response."""
 
+    chosen_votes: str | None = None
+    """How many people gave or preferred `chosen`, with `rejected_votes`: their shares are then
+    what win probabilities are held against."""
+
+    rejected_votes: str | None = None
+    """The same of `rejected`; fewer, and 0 or more."""
+
     responses: str | None = None
     """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
 
@@ -70,6 +77,10 @@ class ColumnMap(Section):
     def responses_have_scores(self) -> Self:
         if (self.responses is None) != (self.scores is None):
             raise ValueError("responses and scores are set together or not at all")
+        if (self.chosen_votes is None) != (self.rejected_votes is None):
+            raise ValueError("chosen_votes and rejected_votes are set together or not at all")
+        if self.responses is not None and self.chosen_votes is not None:
+            raise ValueError("chosen_votes are of chosen and rejected, not of responses")
         return self
 
 
@@ -117,6 +128,10 @@ class PreferencesConfig(DataSection):
                 'split.by "question" needs columns.question, the column that groups the rows'
             )
         return self
+
+    @property
+    def scores_are_votes(self) -> bool:
+        return self.columns.chosen_votes is not None
 
 
 def open_preferences(config: PreferencesConfig) -> InteractionSource:
@@ -177,7 +192,8 @@ def _needed(columns: ColumnMap) -> list[str]:
         if columns.responses is None
         else [columns.responses, columns.scores]
     )
-    needed = [*answers, columns.culture, columns.user, columns.question, columns.id]
+    votes = [columns.chosen_votes, columns.rejected_votes]
+    needed = [*answers, *votes, columns.culture, columns.user, columns.question, columns.id]
     return [name for name in dict.fromkeys(needed) if name is not None]
 
 
@@ -205,14 +221,14 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
     if not isinstance(culture, str):
         raise BadField(columns.culture, culture, "must be text")
     if columns.responses is not None and columns.scores is not None:
-        fields = [(columns.responses, v) for v in _list_field(row, columns.responses)]
-        scores = tuple(finite_number(columns.scores, v) for v in _list_field(row, columns.scores))
+        fields = [(columns.responses, v) for v in list_field(row, columns.responses)]
+        scores = tuple(finite_number(columns.scores, v) for v in list_field(row, columns.scores))
         if len(fields) != len(scores):
             rule = f"must be one per response, got {len(scores)} for {len(fields)}"
             raise BadField(columns.scores, list(scores), rule)
     else:
         fields = [(name, get_field(row, name)) for name in (columns.chosen, columns.rejected)]
-        scores = (1.0, 0.0)
+        scores = _votes(row, columns)
     turns, responses = _texts(row, columns.prompt, fields)
     return Interaction(
         interaction_id=default_id if columns.id is None else id_field(row, columns.id),
@@ -227,6 +243,20 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
     )
 
 
+def _votes(row: Row, columns: ColumnMap) -> tuple[float, float]:
+    """The scores of `chosen` and `rejected`: their votes, or 1 and 0."""
+    if columns.chosen_votes is None or columns.rejected_votes is None:
+        return 1.0, 0.0
+    names = (columns.chosen_votes, columns.rejected_votes)
+    chosen, rejected = (_number_field(row, name) for name in names)
+    if rejected < 0:
+        raise BadField(columns.rejected_votes, rejected, "must be 0 or more")
+    if chosen <= rejected:
+        rule = f"must be more than {columns.rejected_votes}, got {rejected:g}"
+        raise BadField(columns.chosen_votes, chosen, rule)
+    return chosen, rejected
+
+
 def _texts(
     row: Row, prompt_column: str | None, fields: list[tuple[str, Any]]
 ) -> tuple[Turns, tuple[str, ...]]:
@@ -236,8 +266,8 @@ def _texts(
     if prompt == "" and not any(isinstance(value, str) for _, value in fields):
         prompt = None  # what CSV has for null
     if prompt is not None:
-        turns = _prompt_turns(str(prompt_column), prompt)
-        return turns, tuple(_reply(name, value, turns) for name, value in fields)
+        turns = prompt_turns(str(prompt_column), prompt)
+        return turns, tuple(reply(name, value, turns) for name, value in fields)
     conversations = [_conversation(prompt_column, name, value) for name, value in fields]
     turns = common_prefix(conversations)
     name = fields[0][0] if fields else "responses"
@@ -260,7 +290,11 @@ def _conversation(prompt_column: str | None, name: str, value: Any) -> Turns:
     return turns
 
 
-def _prompt_turns(name: str, prompt: Any) -> Turns:
+def prompt_turns(name: str, prompt: Any) -> Turns:
+    """The turns up to the prompt, from a text, a transcript or messages; the last is the user's.
+
+    Raises: BadField.
+    """
     prompt = messages_read(name, prompt)
     if isinstance(prompt, str):
         turns = transcript(prompt)
@@ -275,8 +309,11 @@ def _prompt_turns(name: str, prompt: Any) -> Turns:
     return turns
 
 
-def _reply(name: str, value: Any, turns: Turns) -> str:
-    """The one reply in `value`: a text, or messages with or without the `turns` before it."""
+def reply(name: str, value: Any, turns: Turns) -> str:
+    """The one reply in `value`: a text, or messages with or without the `turns` before it.
+
+    Raises: BadField.
+    """
     if not isinstance(value, str):
         return _last_reply(name, value, messages(name, value), turns)
     dialogue = transcript(value)
@@ -294,7 +331,18 @@ def _last_reply(name: str, value: Any, conversation: Turns, turns: Turns) -> str
     return rest[0][1]
 
 
-def _list_field(row: Row, name: str) -> list[Any]:
+def _number_field(row: Row, name: str) -> float:
+    value = get_field(row, name)
+    if isinstance(value, str):  # as all that CSV has
+        try:
+            value = parsed_value(value)
+        except ValueError:
+            raise BadField(name, value, "must be a number") from None
+    return finite_number(name, value)
+
+
+def list_field(row: Row, name: str) -> list[Any]:
+    """A list, or one as text. Raises: BadField."""
     value = get_field(row, name)
     if isinstance(value, str):
         try:

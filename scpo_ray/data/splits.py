@@ -55,6 +55,38 @@ def fold_within_cultures(
     return held_out
 
 
+def hold_out_dev(
+    unit_codes: NDArray[np.int64],
+    culture_codes: NDArray[np.int32],
+    dev_size: float,
+    seed: int,
+) -> NDArray[np.bool_]:
+    """Which of the interactions that are not tested are held out for choices.
+
+    A unit of one culture is drawn among those of its culture, so that each culture has its share;
+    one that several cultures share (a question) among all such, and is on one side in all of them.
+
+    Args:
+        unit_codes, culture_codes: (N,) of the interactions; units are users or questions.
+        dev_size: share of the units, in [0, 1), rounded to whole ones: of three at 0.15, none.
+
+    Returns: (N,) bool. No data fraction changes it.
+    """
+    held_out = np.zeros(len(unit_codes), dtype=np.bool_)
+    if not len(unit_codes) or not dev_size:
+        return held_out
+    # Its own stream: neither the split's nor the fractions' order.
+    ranks = np.random.default_rng([seed, 2]).permutation(int(unit_codes.max()) + 1)
+    cells = np.unique(np.stack([unit_codes, culture_codes], axis=1), axis=0)
+    units, first, num_cultures = np.unique(cells[:, 0], return_index=True, return_counts=True)
+    groups = np.where(num_cultures == 1, cells[first, 1], -1)
+    for group in np.unique(groups):
+        mine = units[groups == group]
+        num_dev = math.floor(dev_size * len(mine) + 0.5)
+        held_out |= np.isin(unit_codes, mine[np.argsort(ranks[mine])][:num_dev])
+    return held_out
+
+
 def keep_fraction(
     unit_codes: NDArray[np.int64],
     culture_codes: NDArray[np.int32],

@@ -1,4 +1,4 @@
-"""Whether a new model may take the champion's place: compared on the same test pairs."""
+"""Whether a new model may take the champion's place: compared on the same held-out pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scpo_ray.evaluation.comparable import (
     pairs_difference,
     right,
 )
-from scpo_ray.records import Layer
+from scpo_ray.records import HeldOut, Layer
 from scpo_ray.results import Difference
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.statistics.intervals import macro_difference
@@ -36,7 +36,7 @@ Against = Literal["champion", "first champion"]
 
 @dataclass(frozen=True)
 class Contest:
-    """Two models on some of the test pairs: the new one and the champion, or the first of its line.
+    """Two models on some of the pairs: the new one and the champion, or the first of its line.
 
     `test_pairs`: a layer of the trained culture (of several, their macro mean), or the macro mean
     over the cultures that the new model was not trained for. `difference`: new minus champion.
@@ -57,7 +57,8 @@ class Judgement:
 
     `contests` is empty where there was nothing to compare. `model`, `champion` and `first` (of the
     champion's line) are named as in "scpo-Mexico:3"; "" where only outcomes were judged, or where
-    there was no champion.
+    there was no champion. `side`: whose pairs they were compared on: dev, so that test users have
+    no part in what is used; test where nobody is held out for choices.
     """
 
     is_champion: bool
@@ -67,6 +68,7 @@ class Judgement:
     model: str = ""
     champion: str = ""
     first: str = ""
+    side: HeldOut = "test"
 
 
 def judge(
@@ -78,7 +80,7 @@ def judge(
     distinctive_threshold: float,
     margin: float,
 ) -> Judgement:
-    """Whether `new` is better than `champion` on the same test pairs, and loses nowhere else.
+    """Whether `new` is better than `champion` on the same pairs, and loses nowhere else.
 
     On all pairs of the cultures it was trained for its accuracy is above the champion's, and the
     lower end of the difference's 95 % interval above -margin. On the agreed ones, and on all pairs
@@ -199,9 +201,9 @@ def _reason(contests: Sequence[Contest], margin: float) -> str:
     parts = [f"{_named(c)} {in_points(c)}{_asked(c, margin) if failed else ''}" for c in shown]
     checked = {c.test_pairs for c in contests if c.holds is not None}
     if "agreed" not in checked:
-        parts.append("agreed not checked: no such test pair")
+        parts.append("agreed not checked: no such pair")
     if "other cultures" not in checked:
-        parts.append("other cultures not checked: no test pair of theirs")
+        parts.append("other cultures not checked: no pair of theirs")
     how = "it is not shown to be as good" if failed else "it is better and loses nowhere else"
     return f"{how}, in points: {'; '.join(parts)}"
 

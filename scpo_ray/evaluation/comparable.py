@@ -1,7 +1,7 @@
 """Runs that are compared: what each ranked, and whether they can stand side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.metrics import layer_masks, ranked_right
 from scpo_ray.records import InputError, Layer
-from scpo_ray.results import RunResult
+from scpo_ray.results import CultureEvaluation, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
+from scpo_ray.settings.naming import trained_cultures
 
 # Reference margins of two runs may differ by the rounding of another device, not by another model.
 REF_MARGIN_TOLERANCE = 0.01
@@ -59,6 +60,44 @@ def pair_outcomes(
         kept[name] = theirs if is_known else ours
     # Copied: a view would keep the whole table that it was read from.
     return PairOutcomes(**kept, margin=columns["margin"].copy())  # type: ignore[arg-type]
+
+
+def for_comparison(
+    result: RunResult, *, is_shown: bool, like: RunResult | None = None
+) -> RunResult:
+    """What a comparison and its page need of a run's result: thousands are in memory at once.
+
+    Of the cultures it was trained for all is kept; of the others what the matrix of trained and
+    tested cultures shows, accuracy on `all` and its difference from the global model's.
+
+    Args:
+        is_shown: whether the run is in that matrix (of several seeds the lowest is); else nothing
+            is kept of the other cultures, and no answer shares.
+        like: another run on the same data, whose counts are kept once for both.
+    """
+    own = set(trained_cultures(result.culture_weights))
+    return replace(
+        result,
+        data=like.data if like is not None and like.data == result.data else result.data,
+        evaluation={
+            culture: found if culture in own else _on_all_alone(found)
+            for culture, found in result.evaluation.items()
+            if is_shown or culture in own
+        },
+        dev={c: found for c, found in result.dev.items() if c in own},
+        calibration={c: found for c, found in result.calibration.items() if c in own},
+        best_of_n={c: found for c, found in result.best_of_n.items() if c in own},
+        opinions=result.opinions if is_shown else [],
+    )
+
+
+def _on_all_alone(found: CultureEvaluation) -> CultureEvaluation:
+    return CultureEvaluation(
+        before={},
+        after={layer: e for layer, e in found.after.items() if layer == "all"},
+        difference={layer: d for layer, d in found.difference.items() if layer == "all"},
+        controls={},
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +154,7 @@ def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
         np.array_equal(getattr(first, column), getattr(second, column))
         for column in ("culture", "pair_id", "cluster")
     ):
-        return f"their test pairs: {_first_difference(first, second)}"
+        return f"their pairs: {_first_difference(first, second)}"
     if first.ref_margin is None and second.ref_margin is None:
         return None
     if first.ref_margin is None or second.ref_margin is None:

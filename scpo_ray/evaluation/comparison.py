@@ -125,13 +125,17 @@ class _Grid:
     settings: EvaluationConfig
     seed: int
 
+    def reached(self, method: str, trained: str, tested: str) -> NDArray[np.bool_]:
+        """(P_c, K) whether each of K seeds' models, trained for one culture, ranks a pair of
+        another right. Looked up anew each time: all of them at once are gigabytes."""
+        rows = self.tested[tested].rows
+        runs = self.runs[method, trained]
+        return np.stack([right(run.outcomes.margin[rows]) for run in runs], axis=1)
+
     @cached_property
-    def outcomes(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
-        """(method, trained culture) -> (P, K) whether each of its K seeds ranks a pair right."""
-        return {
-            cell: np.stack([right(run.outcomes.margin) for run in runs], axis=1)
-            for cell, runs in self.runs.items()
-        }
+    def on_own(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
+        """(method, culture) -> its models' outcomes on the culture that they were trained for."""
+        return {(m, culture): self.reached(m, culture, culture) for m, culture in self.runs}
 
     @property
     def layers(self) -> list[Layer]:
@@ -139,14 +143,13 @@ class _Grid:
 
     def own(self, method: str, culture: str, layer: Layer) -> NDArray[Any]:
         """(B, K) the method's outcomes on the culture it was trained for; empty without a run."""
-        if (method, culture) not in self.outcomes:
+        if (method, culture) not in self.runs:
             return np.empty(0)
-        tested = self.tested[culture]
-        return self.outcomes[method, culture][tested.rows][tested.masks[layer]]
+        return self.on_own[method, culture][self.tested[culture].masks[layer]]
 
     def clusters(self, method: str, culture: str, layer: Layer) -> NDArray[np.int64]:
         """The clusters of `own`."""
-        if (method, culture) not in self.outcomes:
+        if (method, culture) not in self.runs:
             return np.empty(0, dtype=np.int64)
         tested = self.tested[culture]
         return tested.clusters[tested.masks[layer]]
@@ -171,7 +174,7 @@ class _Grid:
             known = tested.ref_outcomes is not None and method != "global"
             return self.noise(method, culture, layer) if known else None
         if rival != "global":
-            return self.own(rival, culture, layer) if (rival, culture) in self.outcomes else None
+            return self.own(rival, culture, layer) if (rival, culture) in self.runs else None
         return None if tested.ref_outcomes is None else tested.ref_outcomes[tested.masks[layer]]
 
     def stream(self, *names: str) -> np.random.Generator:
@@ -266,8 +269,7 @@ def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Di
     cultures = [
         culture
         for culture in grid.cultures
-        if (method, culture) in grid.outcomes
-        and grid.rival(method, rival, culture, "all") is not None
+        if (method, culture) in grid.runs and grid.rival(method, rival, culture, "all") is not None
     ]
     if not cultures:
         return {}
@@ -296,7 +298,7 @@ def _paired(
     """Outcomes, the rival's and their clusters; all empty where either was not run."""
     ours, clusters = grid.own(method, culture, layer), grid.clusters(method, culture, layer)
     theirs = grid.rival(method, rival, culture, layer)
-    if theirs is None or (method, culture) not in grid.outcomes:
+    if theirs is None or (method, culture) not in grid.runs:
         return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
     return ours, theirs, clusters
 
@@ -342,15 +344,15 @@ def _other_cultures(method: str, culture: str, grid: _Grid) -> tuple[Estimate, D
     outcomes, ref_outcomes, clusters = [], [], []
     for name, tested in grid.tested.items():
         reached = [
-            grid.outcomes[method, trained][tested.rows].mean(axis=1)
+            grid.reached(method, trained, name).mean(axis=1)
             for trained in models
-            if trained != name and (method, trained) in grid.outcomes
+            if trained != name and (method, trained) in grid.runs
         ]
         if reached:
             outcomes.append(np.mean(reached, axis=0))
             clusters.append(tested.clusters)
             ref_outcomes.append(tested.ref_outcomes)
-    if any((method, trained) not in grid.outcomes for trained in models):
+    if any((method, trained) not in grid.runs for trained in models):
         outcomes, ref_outcomes, clusters = [], [], []
     estimate = macro_mean(outcomes, clusters)
     known = [column for column in ref_outcomes if column is not None]

@@ -76,31 +76,31 @@ def evaluate_pairs(
 
 
 def plain_accuracies(
-    test: Pairs,
+    pairs: Pairs,
     rewards: NDArray[np.float32],
     ref_rewards: NDArray[np.float32] | None,
     *,
     distinctive_threshold: float,
 ) -> dict[str, dict[str, float]]:
-    """Culture -> layer -> share of test pairs ranked right, without intervals: for a look midway.
+    """Culture -> layer -> share of pairs ranked right, without intervals: for a look midway.
 
     Args as for `evaluate_pairs`. A layer without pairs is left out.
     """
-    right = ranked_right(rewards[test.chosen], rewards[test.rejected])
-    masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(test), dtype=np.bool_)}
+    right = ranked_right(rewards[pairs.chosen], rewards[pairs.rejected])
+    masks: dict[Layer, NDArray[np.bool_]] = {"all": np.ones(len(pairs), dtype=np.bool_)}
     if ref_rewards is not None:
         masks = layer_masks(
-            ref_rewards[test.chosen],
-            ref_rewards[test.rejected],
+            ref_rewards[pairs.chosen],
+            ref_rewards[pairs.rejected],
             distinctive_threshold=distinctive_threshold,
         )
     return {
         culture: {
-            layer: float(right[mask & (test.culture_codes == code)].mean())
+            layer: float(right[mask & (pairs.culture_codes == code)].mean())
             for layer, mask in masks.items()
-            if (mask & (test.culture_codes == code)).any()
+            if (mask & (pairs.culture_codes == code)).any()
         }
-        for code, culture in enumerate(test.cultures)
+        for code, culture in enumerate(pairs.cultures)
     }
 
 

@@ -9,9 +9,12 @@ rewards r_c, standardised z_c (see `scales`) and, of two responses, margins over
     worst    min_c z_c: what the least satisfied culture has of it
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
+from scipy.stats import t
 
 
 def linear(standardised: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
@@ -47,3 +50,32 @@ def people_shares(
     # Against itself each has one half.
     against_others = (preferred.sum(axis=2) - 0.5) / (num_candidates - 1)
     return linear(against_others, weights)
+
+
+def interval_over_models(
+    values: Sequence[Sequence[float]], weights: Sequence[float]
+) -> tuple[float, float] | None:
+    """95 % interval of sum_c a_c (mean of culture c's models), by Student's t.
+
+    Args:
+        values: of each culture, what each of its models (of several seeds, say) says.
+        weights: a_c, above 0.
+
+    Returns: None where a culture has one model: nothing is known of another one.
+    Source: Welch and Satterthwaite for the degrees of freedom of several cultures.
+    """
+    if any(len(of) < 2 for of in values):
+        return None
+    parts = [
+        weight**2 * float(np.var(of, ddof=1)) / len(of)
+        for of, weight in zip(values, weights, strict=True)
+    ]
+    variance = sum(parts)
+    mean = sum(w * float(np.mean(of)) for of, w in zip(values, weights, strict=True))
+    if variance == 0:
+        return mean, mean
+    freedom = variance**2 / sum(
+        part**2 / (len(of) - 1) for of, part in zip(values, parts, strict=True)
+    )
+    half = float(t.ppf(0.975, freedom)) * variance**0.5
+    return mean - half, mean + half

@@ -139,8 +139,8 @@ class _AnswerTable:
         texts: (N, K) text of each option, -1 where there is none; a row for each order.
         groups: (N,) the row's distribution.
         shares, is_option, is_refusal: (G, K).
-        culture_codes, clusters, items, is_test: (G,); the same item is the same list of options
-            under the same question.
+        culture_codes, clusters, items, is_train, is_test: (G,); the same item is the same list of
+            options under the same question.
     """
 
     texts: NDArray[np.int64]
@@ -151,6 +151,7 @@ class _AnswerTable:
     culture_codes: NDArray[np.int32]
     clusters: NDArray[np.int64]
     items: NDArray[np.int64]
+    is_train: NDArray[np.bool_]
     is_test: NDArray[np.bool_]
     cultures: tuple[str, ...]
 
@@ -178,6 +179,7 @@ def _answer_table(opinions: Opinions) -> _AnswerTable:
         culture_codes=opinions.culture_codes[first],
         clusters=opinions.question_codes[first],
         items=items.ravel(),
+        is_train=opinions.is_train[first],
         is_test=opinions.is_test[first],
         cultures=opinions.cultures,
     )
@@ -236,7 +238,7 @@ def _fitted(
     """Culture code -> temperature, of the cultures that have a training distribution."""
     fitted = {}
     for code in range(len(table.cultures)):
-        mine = (table.culture_codes == code) & ~table.is_test
+        mine = (table.culture_codes == code) & table.is_train
         rows = mine[table.groups]
         groups = table.groups[rows]
         temperature = fit_temperature(scores[rows], shares[groups], valid[groups])
@@ -306,7 +308,7 @@ def _constant(
     for code in range(len(table.cultures)):
         for size in np.unique(sizes):
             mine = (table.culture_codes == code) & (sizes == size)
-            train = mine & ~table.is_test & known
+            train = mine & table.is_train & known
             if train.any():
                 constant[mine] = packed[train].mean(axis=0)
     unpacked = np.zeros_like(constant)

@@ -35,15 +35,12 @@ def reference_scale(data: PreferenceData, rewards: NDArray[np.float32]) -> Scale
     return scale_of(rewards[texts], hashlib.sha256(contents).hexdigest())
 
 
-def scale_of(
-    rewards: NDArray[np.floating], references: str, temperature: float | None = None
-) -> Scale:
+def scale_of(rewards: NDArray[np.floating], references: str) -> Scale:
     """The scale that a model's rewards of the reference texts make.
 
     Args:
         rewards: (N,) in reward units.
         references: fingerprint of the set of texts.
-        temperature: reward units, > 0; of the model's win probabilities.
 
     Raises: ValueError if the rewards are fewer than two, not finite, or all the same.
     """
@@ -62,7 +59,6 @@ def scale_of(
         quantiles=quantiles.tolist(),
         num_texts=len(values),
         references=references,
-        temperature=temperature,
     )
 
 

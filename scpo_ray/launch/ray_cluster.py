@@ -44,14 +44,20 @@ def set_defaults() -> None:
 
 
 def connect(config: RunConfig) -> None:
-    """Joins the cluster that is named, or starts a Ray on this machine that ends with us.
+    """As `join`, for a run."""
+    join(config.launch.address)
+
+
+def join(address: str | None) -> None:
+    """Joins the cluster that is named, here or by RAY_ADDRESS, or starts a Ray on this machine
+    that ends with us.
 
     Raises: InputError if there is no cluster at the address, or it does not let us in.
     """
     if ray.is_initialized():
         return
     set_defaults()
-    address = config.launch.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_listens(address)
     local = {"include_dashboard": False} if address == "local" else {}
     try:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch.distributed
 
-from scpo_ray.evaluation.comparable import ComparedRun, pair_outcomes
+from scpo_ray.evaluation.comparable import ComparedRun, for_comparison, pair_outcomes
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
-from scpo_ray.records import ALONE, InputError
+from scpo_ray.records import ALONE, HeldOut, InputError
 from scpo_ray.report.page import write_report
 from scpo_ray.results import ComparisonResult, RunResult
 from scpo_ray.settings.comparison import ComparisonConfig
@@ -22,6 +22,7 @@ from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.shown import duration
 from scpo_ray.storage.run_dir import (
     COMPARISON_FILE,
+    load_dev_pairs,
     load_result,
     load_test_opinions,
     load_test_pairs,
@@ -123,6 +124,8 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     trials = comparison_trials(comparison, inputs.data.cultures)
     log.info("%d runs; method, seed and culture_weights come from the space", len(trials))
     compared: list[ComparedRun] = []
+    # A method that pools is one run for all of its cultures: read once.
+    known: dict[str, ComparedRun] = {}
     failures: dict[str, str] = {}
     started = time.monotonic()
     for done, trial in enumerate(trials):
@@ -131,11 +134,18 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
         said = f"; about {duration(left)} left" if done else ""
         log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
         try:
-            # Of two comparisons at once, one waits for the runs of the other and reads them.
-            open_run_dir(trial.config).wait_until_free()
-            result, path = _run(trial.config, inputs)
-            first = compared[0] if compared else None
-            compared.append(compared_run(trial.culture, result, path, first))
+            run_id = trial.config.run_id
+            if run_id not in known:
+                # Of two comparisons at once, one waits for the runs of the other and reads them.
+                open_run_dir(trial.config).wait_until_free()
+                result, path = _run(trial.config, inputs)
+                is_shown = result.seed == min(comparison.space.seed)
+                first = compared[0] if compared else None
+                found = compared_run(trial.culture, result, path, first)
+                like = first.result if first else None
+                slim = for_comparison(result, is_shown=is_shown, like=like)
+                known[run_id] = replace(found, result=slim)
+            compared.append(replace(known[run_id], culture=trial.culture))
         except InputError as error:
             log.error("%s: %s", name, error)
             failures[name] = " ".join(str(error).split())
@@ -151,9 +161,19 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
 
 
 def compared_run(
-    culture: str, result: RunResult, path: Path, like: ComparedRun | None = None
+    culture: str,
+    result: RunResult,
+    path: Path,
+    like: ComparedRun | None = None,
+    *,
+    side: HeldOut = "test",
 ) -> ComparedRun:
-    """A finished run with its test pairs' outcomes, read from its folder; `like`: another one."""
-    outcomes = pair_outcomes(load_test_pairs(path), like.outcomes if like else None)
-    opinions = load_test_opinions(path) if result.opinions else None
+    """A finished run with the outcomes of its dev or test pairs, read from its folder.
+
+    Args:
+        like: another run on the same pairs.
+    """
+    columns = load_dev_pairs(path) if side == "dev" else load_test_pairs(path)
+    outcomes = pair_outcomes(columns, like.outcomes if like else None)
+    opinions = load_test_opinions(path) if result.opinions and side == "test" else None
     return ComparedRun(result, culture, outcomes, opinions)

@@ -185,7 +185,9 @@ def failed(known: TrialRecord, error: str) -> TrialRecord:
 
 
 def _accuracies(result: RunResult) -> dict[str, dict[str, float | None]]:
+    """On the users that choices are made on."""
+    chosen_on = result.dev if result.chosen_on == "dev" else result.evaluation
     return {
         culture: {layer: estimate.value for layer, estimate in evaluation.after.items()}
-        for culture, evaluation in result.evaluation.items()
+        for culture, evaluation in chosen_on.items()
     }

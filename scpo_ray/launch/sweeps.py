@@ -29,7 +29,7 @@ from scpo_ray.launch.sweep_trial import (
     trial_job,
 )
 from scpo_ray.launch.worker import local_worker, send_unsent
-from scpo_ray.records import InputError
+from scpo_ray.records import HeldOut, InputError
 from scpo_ray.report.sweep_page import write_sweep_pictures, write_sweep_report
 from scpo_ray.settings.files import load_header, load_sweep
 from scpo_ray.settings.run import RunConfig
@@ -37,6 +37,7 @@ from scpo_ray.settings.sweep import SweepConfig
 from scpo_ray.storage.run_dir import RunDir, load_result
 from scpo_ray.sweep.records import SweepResult, TrialRecord
 from scpo_ray.sweep.space import (
+    check_choices,
     check_space,
     job_objective,
     make_setting,
@@ -80,7 +81,9 @@ def prepare_sweep(
     for trial in trials_of(sweep, settings, base.data.cultures):
         key = inputs_key(trial.config)
         if key not in fingerprints:
-            fingerprints[key] = cache.load(trial.config).fingerprints
+            inputs = cache.load(trial.config)
+            check_choices(inputs.data, trial.config, sweep_cultures(sweep, base.data.cultures))
+            fingerprints[key] = inputs.fingerprints
         jobs.append(trial_job(trial, fingerprints[key]))
     return PreparedSweep(
         name=file.stem,
@@ -118,7 +121,9 @@ def _ended(
         try:
             result = ended_result(job.config, data_fingerprint, run_dir)
             if result is not None:
-                compared_run(job.known.culture, result, run_dir.path)
+                sides: tuple[HeldOut, ...] = ("dev", "test") if result.dev else ("test",)
+                for side in sides:
+                    compared_run(job.known.culture, result, run_dir.path, side=side)
         except InputError as error:
             # It costs this trial alone, and the command after the remedy runs it again.
             log.error("%s", error)
@@ -359,9 +364,9 @@ def _summary(prepared: PreparedSweep, book: Book) -> SweepResult:
     sweep = prepared.sweep
     trials = [book.records.get(trial_id, job.known) for trial_id, job in book.jobs.items()]
 
-    def load(trial: TrialRecord) -> ComparedRun:
+    def load(trial: TrialRecord, side: HeldOut) -> ComparedRun:
         path = Path(trial.path)
-        return compared_run(trial.culture, load_result(path), path)
+        return compared_run(trial.culture, load_result(path), path, side=side)
 
     return summarize_sweep(
         name=prepared.name,
@@ -371,6 +376,7 @@ def _summary(prepared: PreparedSweep, book: Book) -> SweepResult:
         axes=list(sweep.space),
         settings=list(book.settings.values()),
         trials=trials,
+        measured_on=sweep.run.data.split.chosen_on,
         load=load,
         seed=min(sweep.repeat.seeds),
     )

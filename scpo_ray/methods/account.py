@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 import scpo_ray
 from scpo_ray.evaluation.layers import example_pairs, pair_ids
 from scpo_ray.methods.task import Fitted, PreparedRun, Task
-from scpo_ray.records import PreferenceData, Tokens
-from scpo_ray.results import ExamplePair, SelectionSummary, TrainingRecord
+from scpo_ray.records import Pairs, PreferenceData, Tokens
+from scpo_ray.results import ChosenSelection, ExamplePair, SelectionSummary, TrainingRecord
 
 
 def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
@@ -21,7 +21,7 @@ def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
     for code, culture in enumerate(data.cultures):
         texts = [
             texts_of_side[pairs.culture_codes == code]
-            for pairs in (data.train, data.test)
+            for pairs in data.sides
             for texts_of_side in (pairs.chosen, pairs.rejected)
         ]
         counts[culture] = int(tokens.truncated[np.unique(np.concatenate(texts))].sum())
@@ -42,6 +42,22 @@ def examples(prepared: PreparedRun) -> list[ExamplePair]:
         num_examples=task.config.evaluation.num_examples,
         seed=task.config.seed,
     )
+
+
+def choice_told(chosen: ChosenSelection | None) -> list[str]:
+    """What was chosen for "auto", in a sentence; nothing where nothing was."""
+    if chosen is None:
+        return []
+    best, worst = chosen.tried[0], chosen.tried[-1]
+    tau, beta = chosen.filter_threshold, chosen.weight_temperature
+    parts = ["no filter" if tau is None else f"tau {tau:g}"]
+    parts += [] if beta is None else [f"beta {beta:g}"]
+    return [
+        f"Chosen by {chosen.num_folds}-fold cross-validation over training users, with score heads "
+        f"on frozen features: {', '.join(parts)}. Their accuracy on left-out pairs: "
+        f"{100 * best.accuracy:.1f} %; of the worst of the {len(chosen.tried)} that were tried: "
+        f"{100 * worst.accuracy:.1f} %."
+    ]
 
 
 def selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
@@ -65,19 +81,19 @@ def selection_summaries(prepared: PreparedRun) -> dict[str, SelectionSummary]:
     return summaries
 
 
-def test_pair_columns(
-    task: Task, rewards: NDArray[np.float32]
+def pair_columns(
+    task: Task, pairs: Pairs, rewards: NDArray[np.float32]
 ) -> dict[str, list[str] | NDArray[Any]]:
-    """What a comparison needs of every test pair; see `run_dir.load_test_pairs`."""
-    test, ref = task.data.test, task.ref_rewards
+    """What a comparison needs of every dev or test pair; see `run_dir.load_test_pairs`."""
+    ref = task.ref_rewards
     columns: dict[str, list[str] | NDArray[Any]] = {
-        "culture": [test.cultures[code] for code in test.culture_codes],
-        "pair_id": pair_ids(test, task.data.interaction_ids),
-        "cluster": test.cluster_codes,
-        "margin": rewards[test.chosen] - rewards[test.rejected],
+        "culture": [pairs.cultures[code] for code in pairs.culture_codes],
+        "pair_id": pair_ids(pairs, task.data.interaction_ids),
+        "cluster": pairs.cluster_codes,
+        "margin": rewards[pairs.chosen] - rewards[pairs.rejected],
     }
     if ref is not None:
-        columns["ref_margin"] = ref[test.chosen] - ref[test.rejected]
+        columns["ref_margin"] = ref[pairs.chosen] - ref[pairs.rejected]
     return columns
 
 

@@ -116,7 +116,7 @@ def training_answers(opinions: Opinions, country: str) -> list[Answer]:
     """The country's answers to training questions, each in the first order of its options."""
     _, firsts = np.unique(opinions.groups, return_index=True)
     code = opinions.cultures.index(country)
-    mine = firsts[(opinions.culture_codes[firsts] == code) & ~opinions.is_test[firsts]]
+    mine = firsts[(opinions.culture_codes[firsts] == code) & opinions.is_train[firsts]]
     places = [slice(opinions.offsets[n], opinions.offsets[n + 1]) for n in mine]
     return [Answer(opinions.texts[place], opinions.shares[place]) for place in places]
 

@@ -45,6 +45,17 @@ def low_rank_heads(cultures: Sequence["TaughtPairs"], config: Settings, *, seed:
     Returns: `changes` are the mixtures.
     Raises: ValueError as `check_pairs`, or if the rank exceeds the number of cultures.
     """
+    return _learned(cultures, config, seed=seed, wants_shared=False)
+
+
+def shared_heads(cultures: Sequence["TaughtPairs"], config: Settings, *, seed: int) -> "Heads":
+    """As `low_rank_heads`, but `changes` are the (rank, D) shared heads themselves, V."""
+    return _learned(cultures, config, seed=seed, wants_shared=True)
+
+
+def _learned(
+    cultures: Sequence["TaughtPairs"], config: Settings, *, seed: int, wants_shared: bool
+) -> "Heads":
     import torch
 
     from scpo_ray.methods.heads import check_pairs, mean_loss, solved
@@ -63,7 +74,8 @@ def low_rank_heads(cultures: Sequence["TaughtPairs"], config: Settings, *, seed:
         penalty = config.ridge * basis.square().sum()
         return mean_loss(cultures, heads() / scale) + penalty / 2
 
-    return solved([basis, logits], objective, heads, scale, config.max_iterations)
+    found = (lambda: basis) if wants_shared else heads
+    return solved([basis, logits], objective, found, scale, config.max_iterations)
 
 
 def rank_of(config: Settings, num_cultures: int) -> int:

@@ -85,15 +85,13 @@ def train_network(
 
 
 def _look(prepared: PreparedRun, context: FitContext, rewards: Rewards, step: int) -> None:
-    """Tells who wants to know midway how test pairs are ranked."""
+    """Tells who wants to know midway how the pairs that choices are made on are ranked."""
     if context.midway is None or step not in context.midway.steps:
         return
-    task, data = prepared.task, prepared.task.data
-    found = np.full(len(data.texts), np.nan, dtype=np.float32)
-    texts = np.unique(np.concatenate([data.test.chosen, data.test.rejected]))
+    task, pairs = prepared.task, prepared.task.data.choice_pairs
+    found = np.full(len(task.data.texts), np.nan, dtype=np.float32)
+    texts = np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
     found[texts] = rewards(texts)
     threshold = task.config.evaluation.distinctive_threshold
-    accuracies = plain_accuracies(
-        data.test, found, task.ref_rewards, distinctive_threshold=threshold
-    )
+    accuracies = plain_accuracies(pairs, found, task.ref_rewards, distinctive_threshold=threshold)
     context.midway.tell(step, accuracies)

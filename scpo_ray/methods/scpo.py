@@ -4,6 +4,7 @@ Source: SCPO (arXiv 2606.18606), "Filtering" and "Weighting"; docs/method.md.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from scpo_ray.methods.ways import select_every_pair, train
@@ -14,16 +15,21 @@ Weighting = Literal["none", "agreement", "inverse"]
 
 def _selecting(*, filters: bool, weighting: Weighting) -> Callable[[Any], Any]:
     def select(task: Any) -> Any:
+        from scpo_ray.methods.choosing import chosen_selection
         from scpo_ray.methods.selection import select_pairs
 
+        # What was chosen for "auto", or else what is set.
+        found = chosen_selection(task, filters=filters, weighting=weighting)
+        values = found or task.config.selection
         chosen, rejected = task.ref_pair_rewards
-        return select_pairs(
+        selection = select_pairs(
             chosen,
             rejected,
-            filters=filters,
+            filter_threshold=values.filter_threshold if filters else None,
             weighting=weighting,
-            config=task.config.selection,
+            weight_temperature=values.weight_temperature,
         )
+        return replace(selection, chosen=found)
 
     return select
 

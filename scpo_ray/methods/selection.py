@@ -7,21 +7,22 @@ from torch import Tensor
 
 from scpo_ray.methods.task import Selection
 from scpo_ray.records import InputError
-from scpo_ray.settings.selection import SelectionConfig
 
 
 def select_pairs(
     chosen: Tensor,
     rejected: Tensor,
     *,
-    filters: bool,
+    filter_threshold: float | None,
     weighting: Literal["none", "agreement", "inverse"],
-    config: SelectionConfig,
+    weight_temperature: float | None,
 ) -> Selection:
     """What is kept of P pairs, and each pair's weight before its culture's weight.
 
     Args:
         chosen, rejected: (P,) the global model's rewards.
+        filter_threshold: None keeps every pair.
+        weight_temperature: of the agreement weights; the others have none.
 
     Raises: InputError if a reward is not finite or an inverse weight overflows: the model is at
     fault.
@@ -33,10 +34,12 @@ def select_pairs(
             "the global model gave rewards that are not finite",
             [f"in {int((~finite).sum())} of {len(finite)} training pairs"],
         )
-    if filters and config.filter_threshold is not None:
-        keep = disagreement_mask(chosen, rejected, threshold=config.filter_threshold)
+    if filter_threshold is not None:
+        keep = disagreement_mask(chosen, rejected, threshold=filter_threshold)
     if weighting == "agreement":
-        weights = agreement_weights(chosen, rejected, temperature=config.weight_temperature)
+        if weight_temperature is None:
+            raise ValueError("agreement weights need a temperature")
+        weights = agreement_weights(chosen, rejected, temperature=weight_temperature)
     elif weighting == "inverse":
         weights = inverse_weights(chosen, rejected)
     return Selection(keep, weights)

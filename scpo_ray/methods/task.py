@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scpo_ray.models.global_model import GlobalModel
 from scpo_ray.records import Pairs, PreferenceData, Tokens, Worker
+from scpo_ray.results import ChosenSelection
 from scpo_ray.settings.naming import trained_cultures
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import RunDir
@@ -62,10 +63,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Selection:
-    """Over P training pairs: `keep` (P,) bool, `weights` (P,) float32 (also of dropped pairs)."""
+    """Over P training pairs: `keep` (P,) bool, `weights` (P,) float32 (also of dropped pairs).
+
+    `chosen`: what stood for "auto" in the settings; None where nothing did.
+    """
 
     keep: Tensor
     weights: Tensor
+    chosen: ChosenSelection | None = None
 
 
 def every_pair(task: Task) -> Selection:
@@ -99,7 +104,8 @@ class PreparedRun:
 class Midway:
     """What a sweep wants to know before the end: after which steps, and who is told what.
 
-    `tell` gets the step and culture -> layer -> share of test pairs ranked right.
+    `tell` gets the step and culture -> layer -> share of the pairs ranked right that choices are
+    made on (`PreferenceData.choice_pairs`).
     """
 
     steps: frozenset[int]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ class AdaptedModels:
 
     `in_one_pass`: whether the rows of one forward pass may be of several models. Some layers know
     no rows (DeBERTa projects its relative positions, mixtures of experts see single tokens), and
-    some heads are more than one layer: there each model has passes of its own.
+    some heads are more than one layer: there each model has passes of its own. So has it where
+    one pass cannot hold all rows: they are then no more than its share of several.
     """
 
     model: RewardModel
@@ -41,19 +42,22 @@ class AdaptedModels:
         """
         adapters = np.array([self.names[model] for model in models])
         rewards = np.zeros(len(text_ids), dtype=np.float32)
-        if not self.in_one_pass:
+        # Rows of several adapters are padded: those of a row without padding have no place of
+        # their own in a layer's input.
+        together = replace(self.model, in_rows=False)
+        (rows, *more) = length_batches(
+            tokens.lengths[text_ids], together.batch_tokens, in_rows=False
+        )
+        if more or not self.in_one_pass:
             for name in dict.fromkeys(adapters.tolist()):
-                rows = np.flatnonzero(adapters == name)
+                mine = np.flatnonzero(adapters == name)
                 use_adapters(self.model.network, name)
-                rewards[rows] = score_tokens(self.model, tokens, text_ids=text_ids[rows])
+                rewards[mine] = score_tokens(self.model, tokens, text_ids=text_ids[mine])
             return rewards
-        self.model.check_tokens(tokens)
-        for rows in length_batches(
-            tokens.lengths[text_ids], self.model.batch_tokens, in_rows=False
-        ):
-            batch = self.model.batch(tokens, text_ids[rows])
-            with torch.no_grad(), adapters_by_row(self.model.network, adapters[rows].tolist()):
-                rewards[rows] = self.model.rewards(batch).cpu().numpy()
+        together.check_tokens(tokens)
+        batch = together.batch(tokens, text_ids[rows])
+        with torch.no_grad(), adapters_by_row(together.network, adapters[rows].tolist()):
+            rewards[rows] = together.rewards(batch).cpu().numpy()
         return rewards
 
 
@@ -95,6 +99,7 @@ def adapters_by_row(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
 @torch.no_grad()
 def _mixes(model: RewardModel, names: Sequence[str]) -> bool:
     """Whether rows of several adapters in one pass get the rewards that each gets alone."""
+    model = replace(model, in_rows=False)
     plain = model.scored.plain
     tokens = two_short_texts(plain)
     if tokens is None or len(names) < 2:

@@ -1,6 +1,7 @@
 """A trained model as a Hugging Face folder, and back."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from scpo_ray.models.compatible import padding_of, write_compatible
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     BASE_FINGERPRINT,
+    CALIBRATION_FILE,
     MODEL_FILE,
     adapter_base,
     base_fingerprint,
@@ -19,7 +21,9 @@ from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError
+from scpo_ray.results import Calibration
 from scpo_ray.settings.model import ModelConfig
+from scpo_ray.storage.disk import put_into
 
 
 def save_reward_model(
@@ -45,6 +49,34 @@ def save_reward_model(
     if (folder / ADAPTER_CONFIG).is_file():
         document[BASE_FINGERPRINT] = base_fingerprint(adapter_base(folder, ModelConfig()))
     (folder / MODEL_FILE).write_text(json.dumps(document) + "\n")
+
+
+def save_temperatures(folder: Path, calibration: Mapping[str, Calibration]) -> None:
+    """Adds to a saved model's folder, and to what it is signed with, what its margins are divided
+    by to be a win probability: culture -> reward units."""
+    found = {culture: of.temperatures.get("model_fitted") for culture, of in calibration.items()}
+    document = {"win_temperatures": {c: t for c, t in found.items() if t is not None}}
+    put_into(folder, CALIBRATION_FILE, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def saved_temperatures(folder: Path) -> dict[str, float] | None:
+    """What `save_temperatures` wrote; None where there is nothing.
+
+    Raises: InputError if it cannot be read.
+    """
+    file = folder / CALIBRATION_FILE
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["win_temperatures"]
+        temperatures = {str(culture): float(value) for culture, value in found.items()}
+        broken = {c: t for c, t in temperatures.items() if not 0 < t < float("inf")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read", [str(error)]) from None
+    if broken:
+        rule = "win_temperatures must be above 0 and finite"
+        raise InputError(f"{file}: {rule}", [f"{c}: {t}" for c, t in broken.items()])
+    return temperatures
 
 
 def exported_config(folder: Path) -> ModelConfig:

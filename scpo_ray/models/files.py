@@ -13,6 +13,7 @@ from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.disk import MANIFEST, check_folder, digest_once
 
 MODEL_FILE = "scpo_model.json"
+CALIBRATION_FILE = "scpo_calibration.json"
 BASE_FINGERPRINT = "base_fingerprint"
 """In `MODEL_FILE`, of adapters: their base model's."""
 
@@ -136,15 +137,27 @@ def model_fingerprint(folder: Path, config: ModelConfig, cache: Path | None = No
     Args:
         cache: as in `resolve_model_dir`.
     """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return str(_files_digest(folder, config).hexdigest())
+    base = model_fingerprint(*resolved_base(folder, config, cache), cache)
+    return adapters_fingerprint(folder, config, base)
+
+
+def adapters_fingerprint(folder: Path, config: ModelConfig, base: str) -> str:
+    """The same of adapters on a base model with that fingerprint."""
+    digest = _files_digest(folder, config)
+    digest.update(base.encode())
+    return str(digest.hexdigest())
+
+
+def _files_digest(folder: Path, config: ModelConfig) -> Any:
     decided = {"rules": _READING_RULES, "num_layers": config.num_layers, "dtype": "float32"}
     digest = hashlib.sha256(json.dumps(decided).encode())
     settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
     for path in [*settings, *weight_files(folder)]:
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(bytes.fromhex(digest_once(path)))
-    if (folder / ADAPTER_CONFIG).is_file():
-        digest.update(model_fingerprint(*resolved_base(folder, config, cache), cache).encode())
-    return digest.hexdigest()
+    return digest
 
 
 def base_fingerprint(base: ModelConfig) -> str:

@@ -71,8 +71,7 @@ def load_reward_model(
         _check_positions(network, config)
         if config.lora is not None:
             network = add_adapters(network, config.lora, missing)
-    model = _checked(network, config, renderer, device)
-    return replace(model, in_rows=fit_for_rows(model.scored))
+    return _checked(network, config, renderer, device)
 
 
 def load_adapted_models(
@@ -98,7 +97,7 @@ def _checked(network: Any, config: ModelConfig, renderer: Renderer, device: str)
         check_reading(model.scored)
     except InputError as error:
         raise InputError(f"model.path = {config.path}: {error.title}", error.problems) from None
-    return model
+    return replace(model, in_rows=fit_for_rows(model.scored))
 
 
 def check_recomputes(folder: Path, config: ModelConfig, cache: Path | None = None) -> None:

@@ -42,9 +42,8 @@ class RefusedTexts(InputError):
 def refusal(refused: RefusedTexts, data: PreferenceData, name: str) -> InputError:
     """What a user is told of refused texts: their interactions (file and line where they have no
     ids), and the reasons. `name` is the model's."""
-    pairs = (data.train, data.test)
-    texts = np.concatenate([side for p in pairs for side in (p.chosen, p.rejected)])
-    rows = np.concatenate([p.interactions for p in pairs for _ in range(2)])
+    texts = np.concatenate([side for p in data.sides for side in (p.chosen, p.rejected)])
+    rows = np.concatenate([p.interactions for p in data.sides for _ in range(2)])
     at_fault = np.flatnonzero(np.isin(texts, list(refused.reasons)))
     found, first = np.unique(rows[at_fault], return_index=True)
     lines = [

@@ -98,6 +98,11 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     return device
 
 
+def all_devices() -> list[str]:
+    """Every CUDA device of this machine, or else its CPU."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
 def turn_off_dropout(network: nn.Module) -> None:
     """Sets every rate of chance in the network's layers to 0: dropout of any kind, router jitter.
 

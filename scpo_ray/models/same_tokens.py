@@ -51,29 +51,30 @@ def told_apart(data: PreferenceData, tokens: Tokens, unknown_id: int | None) -> 
     what is left out, and stays where nothing is.
     """
     warnings = [*data.warnings, *_unknown_warnings(data, tokens, unknown_id)]
-    same = {side: have_same_tokens(getattr(data, side), tokens) for side in ("train", "test")}
-    if not any(rows.any() for rows in same.values()):
+    same = [have_same_tokens(pairs, tokens) for pairs in data.sides]
+    if not any(rows.any() for rows in same):
         return replace(data, warnings=tuple(warnings))
-    train, test = data.train.take(~same["train"]), data.test.take(~same["test"])
+    train, dev, test = (pairs.take(~rows) for pairs, rows in zip(data.sides, same, strict=True))
     counts = dict(data.counts)
     for code, culture in enumerate(data.cultures):
         left_out = [
             int((rows & (pairs.culture_codes == code)).sum())
-            for rows, pairs in ((same["train"], data.train), (same["test"], data.test))
+            for pairs, rows in zip(data.sides, same, strict=True)
         ]
-        counts[culture] = _recounted(counts[culture], code, train, test, left_out)
+        counts[culture] = _recounted(counts[culture], code, (train, dev, test), left_out)
         if any(left_out):
             warnings.append(
-                f"{culture}: {left_out[0]} training and {left_out[1]} test pairs are left out, for "
-                "both sides become the same tokens (what differs is cut, dropped by the chat "
-                "template, or unknown to the tokenizer)"
+                f"{culture}: {left_out[0]} training, {left_out[1]} dev and {left_out[2]} test "
+                "pairs are left out, for both sides become the same tokens (what differs is cut, "
+                "dropped by the chat template, or unknown to the tokenizer)"
             )
     digest = hashlib.sha256(data.fingerprint.encode())
-    for rows in same.values():
+    for rows in same:
         digest.update(np.packbits(rows).tobytes())
     return replace(
         data,
         train=train,
+        dev=dev,
         test=test,
         counts=counts,
         warnings=tuple(warnings),
@@ -90,7 +91,7 @@ def _unknown_warnings(data: PreferenceData, tokens: Tokens, unknown_id: int | No
             np.concatenate(
                 [
                     side[pairs.culture_codes == code]
-                    for pairs in (data.train, data.test)
+                    for pairs in data.sides
                     for side in (pairs.chosen, pairs.rejected)
                 ]
             )
@@ -126,21 +127,24 @@ def check_pairs_left(data: PreferenceData) -> None:
 
 
 def _recounted(
-    count: CultureCounts, code: int, train: Pairs, test: Pairs, left_out: list[int]
+    count: CultureCounts, code: int, sides: tuple[Pairs, Pairs, Pairs], left_out: list[int]
 ) -> CultureCounts:
-    """A culture's counts with `left_out` training and test pairs gone from it."""
-    mine = [pairs.take(pairs.culture_codes == code) for pairs in (train, test)]
+    """A culture's counts with `left_out` training, dev and test pairs gone from it."""
+    mine = [pairs.take(pairs.culture_codes == code) for pairs in sides]
     users = [len(np.unique(pairs.cluster_codes)) for pairs in mine]
-    in_train, in_test = (np.concatenate([pairs.chosen, pairs.rejected]) for pairs in mine)
+    in_train, _, in_test = (np.concatenate([pairs.chosen, pairs.rejected]) for pairs in mine)
     return replace(
         count,
         train_users=users[0],
-        test_users=users[1],
+        dev_users=users[1],
+        test_users=users[2],
         train_pairs=len(mine[0]),
-        test_pairs=len(mine[1]),
+        dev_pairs=len(mine[1]),
+        test_pairs=len(mine[2]),
         train_test_texts=len(np.intersect1d(in_train, in_test)),
         same_tokens_train=left_out[0],
-        same_tokens_test=left_out[1],
+        same_tokens_dev=left_out[1],
+        same_tokens_test=left_out[2],
     )
 
 

@@ -1,12 +1,20 @@
 """What there is and what would be done, as tables for a terminal: data, plans, models, runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
 
 from scpo_ray.records import LAYERS, CultureCounts
-from scpo_ray.report.overviews import DataHealth, Finding, GlobalScores, PlannedRun, SweepCost
+from scpo_ray.report.overviews import (
+    DataHealth,
+    FileScores,
+    Finding,
+    GlobalScores,
+    PlannedRun,
+    Steering,
+    SweepCost,
+)
 from scpo_ray.report.terminal import add_row, points, size, titled
 from scpo_ray.settings.shown import duration, plain
 from scpo_ray.storage.inventory import Inventory
@@ -22,13 +30,14 @@ def data_tables(health: DataHealth) -> list[Table]:
         "inter-\nactions",
         "responses",
         "train\npairs",
+        "dev\npairs",
         "test\npairs",
         "ties",
         "equal\ntexts",
         "same\ntokens",
         f"cut at\n{health.max_length}",
         "longer\nchosen",
-        "texts in\nboth sides",
+        "texts in\ntrain, test",
         "can show,\npoints",
     )
     cut = health.truncated_texts
@@ -36,10 +45,11 @@ def data_tables(health: DataHealth) -> list[Table]:
         add_row(
             counts,
             culture,
-            f"{c.users}\n({c.train_users} + {c.test_users})",
+            f"{c.users}\n({c.train_users} + {c.dev_users} + {c.test_users})",
             str(c.interactions),
             str(c.responses),
             str(c.train_pairs),
+            str(c.dev_pairs),
             str(c.test_pairs),
             str(c.ties),
             str(c.equal_texts),
@@ -69,7 +79,8 @@ def data_tables(health: DataHealth) -> list[Table]:
     return tables
 
 
-def score_table(scores: GlobalScores) -> Table:
+def score_tables(scores: GlobalScores) -> list[Table]:
+    """What the global model says of the training pairs, and what tau and beta would make of it."""
     threshold = scores.filter_threshold
     table = titled(
         f"the global model on the training pairs ({scores.num_texts} texts)",
@@ -88,7 +99,64 @@ def score_table(scores: GlobalScores) -> Table:
             f"{s.mean_margin:+.3f}",
             f"{100 * s.kept_share:.1f} %",
         )
+    tables = [table, _margin_table(scores), *_choice_tables(scores)]
+    warnings = [
+        (culture, warning)
+        for culture, s in scores.cultures.items()
+        for warning in s.margins.warnings
+    ]
+    if warnings:
+        shown = titled(
+            "values that do next to nothing here", "culture", "warning", words=("warning",)
+        )
+        for culture, warning in warnings:
+            add_row(shown, culture, warning)
+        tables.append(shown)
+    return tables
+
+
+def _margin_table(scores: GlobalScores) -> Table:
+    """Quantiles of the margins' sizes, and the tau that keeps given shares of the pairs."""
+    first = next(iter(scores.cultures.values())).margins
+    table = titled(
+        "sizes of the global model's margins (reward units), and the tau that keeps a share",
+        "culture",
+        *(f"{100 * share:g} %\nare below" for share in first.quantiles),
+        *(f"tau keeps\n{100 * share:g} %" for share in first.thresholds),
+    )
+    for culture, s in scores.cultures.items():
+        add_row(
+            table,
+            culture,
+            *(f"{size:.3g}" for size in s.margins.quantiles.values()),
+            *(f"{tau:.4g}" for tau in s.margins.thresholds.values()),
+        )
     return table
+
+
+def _choice_tables(scores: GlobalScores) -> Iterator[Table]:
+    """tau against the share of pairs kept, beta against what the kept pairs then count."""
+    first = next(iter(scores.cultures.values())).margins
+    kept = titled(
+        "tau: share of the training pairs kept, %",
+        "culture",
+        *(f"{tau:g}" for tau in first.kept),
+    )
+    for culture, s in scores.cultures.items():
+        add_row(kept, culture, *(f"{100 * share:.1f}" for share in s.margins.kept.values()))
+    yield kept
+    tau = "all" if scores.filter_threshold is None else f"below tau {scores.filter_threshold:g}"
+    weights = titled(
+        f"beta: mean weight of the pairs ({tau}), and how many equal ones would say as much (Kish)",
+        "culture",
+        "pairs",
+        *(f"{beta:g}" for beta in first.weights),
+    )
+    for culture, s in scores.cultures.items():
+        looks = s.margins.weights.values()
+        cells = (f"{look.mean:.2f}\n{look.effective_pairs:.0f}" for look in looks)
+        add_row(weights, culture, str(s.margins.num_kept), *cells)
+    yield weights
 
 
 def plan_table(plans: Sequence[PlannedRun]) -> Table:
@@ -182,9 +250,28 @@ def deletable_table(found: Inventory) -> Table:
     return table
 
 
+def reward_tables(found: FileScores) -> list[Table]:
+    """Of RewardBench 2, each column's share of right picks by subset; else nothing."""
+    tables = []
+    for column, subsets in found.subsets.items():
+        table = titled(column, "subset", "prompts", "best one right")
+        for subset, (share, num_prompts) in subsets.items():
+            add_row(table, subset, str(num_prompts), f"{points(share)} %")
+        tables.append(table)
+    return tables
+
+
+def steering_table(found: Steering) -> Table:
+    """How often two judges pick the same response."""
+    table = titled("the same pick, % of the prompts", "judge", *found.judges)
+    for judge in found.judges:
+        add_row(table, judge, *(points(found.agreement[judge][o]) for o in found.judges))
+    return table
+
+
 def _same_tokens(count: CultureCounts) -> str:
-    train, test = count.same_tokens_train, count.same_tokens_test
-    return f"{train + test}\n({train} + {test})" if train + test else "0"
+    sides = count.same_tokens_train, count.same_tokens_dev, count.same_tokens_test
+    return f"{sum(sides)}\n({' + '.join(map(str, sides))})" if any(sides) else "0"
 
 
 def finding_table(findings: Sequence[Finding]) -> Table:

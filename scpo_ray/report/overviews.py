@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scpo_ray.records import CultureCounts
+from scpo_ray.results import MarginLook
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,21 @@ class CultureScores:
     """Reward units."""
     kept_share: float
     """Share of the pairs below the filter threshold."""
+    margins: MarginLook
+    """What other values of tau and beta would do."""
 
 
 @dataclass(frozen=True)
 class GlobalScores:
+    """What `scpo score` shows.
+
+    `filter_threshold`, `weight_temperature`: of the settings; None where there is no filter, or a
+    run is to choose.
+    """
+
     cultures: dict[str, CultureScores]
     filter_threshold: float | None
+    weight_temperature: float | None
     num_texts: int
     path: str
 
@@ -81,3 +91,56 @@ class Finding:
     found: str
     verdict: Literal["fine", "note", "fault"] = "fine"
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """What a file's scoring found.
+
+    `subsets`: of RewardBench 2, column -> subset -> share right and number of prompts.
+    """
+
+    output: str
+    num_rows: int
+    columns: list[str]
+    subsets: dict[str, dict[str, tuple[float, int]]]
+
+
+@dataclass(frozen=True)
+class JudgedPrompt:
+    """A prompt with K candidate responses, and what each judge says of them.
+
+    Attributes:
+        place: where it was read.
+        values: judge -> what each candidate is worth to it; to a culture and in a linear mixture or
+            the worst off in standard deviations, in a mixture of people a share.
+        picks: judge -> place of its candidate.
+        parted: see `evaluation.picks.loss_to_others`.
+    """
+
+    place: str
+    turns: list[tuple[str, str]]
+    responses: list[str]
+    values: dict[str, list[float]]
+    picks: dict[str, int]
+    parted: float
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What cultures and mixtures would pick of a file's candidates.
+
+    Attributes:
+        judges: cultures, then mixtures. agreement: judge -> judge -> share of the prompts for which
+            both pick the same.
+        num_parted: prompts for which not all pick the same.
+        examples: those that part the judges most, the furthest first.
+        truncated: responses that a model read cut.
+    """
+
+    judges: list[str]
+    num_prompts: int
+    num_parted: int
+    agreement: dict[str, dict[str, float]]
+    examples: list[JudgedPrompt]
+    truncated: int

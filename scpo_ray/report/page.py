@@ -27,6 +27,7 @@ from scpo_ray.report.cells import (
     size_of,
     unit_of,
 )
+from scpo_ray.report.confidence import best_of_n_tables, confidence_tables
 from scpo_ray.report.findings import lead
 from scpo_ray.report.pictures import controls, in_order, label, trained_on
 from scpo_ray.results import (
@@ -124,6 +125,8 @@ def _page(results: Sequence[RunResult], comparison: ComparisonResult | None) -> 
         comparison=comparison,
         tables=_comparison_tables(results, comparison) if comparison else _run_tables(results),
         opinions=_opinion_tables(results, comparison),
+        confidence=confidence_tables(results, unit_of(results)),
+        best_of_n=best_of_n_tables(results, unit_of(results)),
         selection=_selection_table(results),
         legend=Markup(pictures.to_svg(legend, title="Legend", key="legend")),
         examples=_examples(results),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from scpo_ray.records import LAYERS
+from scpo_ray.records import LAYERS, HeldOut
 from scpo_ray.report.cells import (
     NONE,
     Cell,
@@ -50,9 +50,9 @@ UNIT = "users or questions"
 """What intervals resample: a sweep's table does not say which."""
 
 MEASURES = {
-    "all": "of all test pairs ranked right",
-    "distinctive": "of the distinctive test pairs ranked right",
-    "agreed": "of the agreed test pairs ranked right",
+    "all": "of all {side} pairs ranked right",
+    "distinctive": "of the distinctive {side} pairs ranked right",
+    "agreed": "of the agreed {side} pairs ranked right",
 }
 
 
@@ -105,6 +105,7 @@ def _page(result: SweepResult) -> str:
         labels=labels,
         has_folds=result.num_folds is not None,
         measure=_objective(result),
+        side=result.measured_on,
         lowest_is_best=result.objective["mode"] == "min",
         unit=UNIT,
     )
@@ -118,7 +119,7 @@ def _lead(result: SweepResult) -> list[str]:
     if best is None or best.objective is None:
         return said + [
             "No setting has an objective: that takes a finished run of every culture, with "
-            "test pairs that count."
+            f"{result.measured_on} pairs that count."
         ]
     estimate = best.objective
     over_global = change_over(best.minus_global, "over the global model on all pairs, macro mean")
@@ -158,10 +159,10 @@ def _what_is_best(result: SweepResult) -> str:
     return f"Best is the {end} objective: % {_objective(result)}."
 
 
-def _objective(result: SweepResult) -> str:
+def _objective(result: SweepResult, side: HeldOut | None = None) -> str:
     culture = result.objective["culture"]
     over = {"macro": "macro mean over cultures", "worst": "in the worst culture"}
-    measure = MEASURES[result.objective["metric"]]
+    measure = MEASURES[result.objective["metric"]].format(side=side or result.measured_on)
     return f"{measure}, {over.get(culture) or f'in {isolated(culture)}'}"
 
 
@@ -201,6 +202,8 @@ def _with_difference(summary: SettingSummary) -> str:
 
 
 def _honestly(result: SweepResult, num_ranked: int) -> str:
+    if result.measured_on == "dev":
+        return _on_test(result)
     if num_ranked == 1:
         return "It was not chosen among several, so its number is no better than it looks."
     flattered = (
@@ -214,6 +217,24 @@ def _honestly(result: SweepResult, num_ranked: int) -> str:
         f"{flattered}: chosen on half of the {UNIT} and measured on the other half, it has "
         f"{percent(honest.value)} % {interval(honest)} ({size_of(honest, UNIT)}; 95 % interval "
         "over other ones)."
+    )
+
+
+def _on_test(result: SweepResult) -> str:
+    """What dev users chose, on test users."""
+    held = f"{UNIT} held out for choices (dev) chose it"
+    if result.num_folds is not None:
+        held = f"in each fold the {UNIT} of another one (dev) chose the best setting"
+    worth = result.chosen_honestly
+    if worth is None or worth.value is None:
+        return f"On test: {held}, and there is no number from {UNIT} that had no part in it."
+    over_global = change_over(
+        result.chosen_minus_global, "over the global model on all pairs, macro mean"
+    )
+    return (
+        f"On test: {held}; on those that had no part in any choice it has {percent(worth.value)} % "
+        f"{interval(worth)} {_objective(result, 'test')} ({size_of(worth, UNIT)}){over_global}. "
+        "This is the number to report; all others on this page are from dev."
     )
 
 

@@ -152,8 +152,8 @@ def sweep_table(result: SweepResult) -> Table:
     """The best 20 settings: the objective, and its macro layers, in percent."""
     objective = f"{result.objective['metric']}, {result.objective['culture']}"
     table = titled(
-        f"settings, best first ({objective}; cultures: {len(result.cultures)}, "
-        f"seeds: {len(result.seeds)})",
+        f"settings, best first ({objective}, on {result.measured_on}; cultures: "
+        f"{len(result.cultures)}, seeds: {len(result.seeds)})",
         "setting",
         "objective, %",
         "minus best",
@@ -170,6 +170,11 @@ def sweep_table(result: SweepResult) -> Table:
             *(percent(macro.get(layer)) for layer in LAYERS),
             f"{summary.num_finished + summary.num_stopped}\n{summary.num_failed}",
         )
+    honest = result.chosen_honestly
+    if honest is not None:
+        who = "test" if result.measured_on == "dev" else "the other half of the"
+        table.caption = f"the best, chosen so, on {who} users (or questions): {percent(honest)} %"
+        table.caption_justify = "left"
     return table
 
 
@@ -197,10 +202,10 @@ def efficiency_table(result: SweepResult) -> Table:
 
 
 def judgement_table(judgement: Judgement) -> Table:
-    """Two models on the same test pairs, and what the rule for a champion asks of them."""
+    """Two models on the same pairs, and what the rule for a champion asks of them."""
     table = titled(
-        f"{judgement.model} against {judgement.champion}, % of test pairs ranked right",
-        "test pairs",
+        f"{judgement.model} against {judgement.champion}, % of {judgement.side} pairs ranked right",
+        f"{judgement.side} pairs",
         "pairs",
         "users or\nquestions",
         judgement.model,

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from scpo_ray.models.adapted import load_adapted
-from scpo_ray.models.export import exported_config
+from scpo_ray.models.export import exported_config, saved_temperatures
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     adapter_base,
+    adapters_fingerprint,
     base_fingerprint,
     known_base_fingerprint,
     model_fingerprint,
@@ -27,7 +28,6 @@ from scpo_ray.records import InputError, Tokens
 from scpo_ray.results import Scale
 from scpo_ray.serve.sources import ModelSource
 from scpo_ray.settings.model import ModelConfig
-from scpo_ray.settings.section import TokenBudget
 from scpo_ray.storage.scale_file import load_scale
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ Score = Callable[[Tokens, NDArray[np.int64], Sequence[str]], NDArray[np.float32]
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that is whole and can be loaded.
+    """A model that is whole and can be loaded. `fingerprint`: as `model_fingerprint`.
 
+    `temperatures`: culture -> reward units of the win probabilities, where they were fitted.
     `network`: models with the same one share a network in memory: adapters on one base model, or
     the very same model. `base` is None where the model is no adapters.
     """
@@ -49,7 +50,9 @@ class KnownModel:
     base: ModelConfig | None
     renderer: Renderer
     scale: Scale | None
+    temperatures: dict[str, float]
     network: tuple[str, ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Machine:
     dtype: torch.dtype
 
 
-def known_model(source: ModelSource, *, base: str | None, batch_tokens: TokenBudget) -> KnownModel:
+def known_model(source: ModelSource, *, base: str | None, batch_tokens: int | None) -> KnownModel:
     """Reads all of a model but its weights.
 
     Args:
@@ -69,22 +72,23 @@ def known_model(source: ModelSource, *, base: str | None, batch_tokens: TokenBud
     Raises: InputError if the folder is damaged, its base model is not there, or is not the one
         that the adapters were trained on.
     """
-    section = exported_config(source.folder).model_copy(
-        update={"inference_batch_tokens": batch_tokens}
-    )
+    section = exported_config(source.folder)
+    if batch_tokens is not None:
+        section = section.model_copy(update={"inference_batch_tokens": batch_tokens})
     folder = resolve_model_dir(section)
     renderer = load_renderer(folder, section)
-    scale = load_scale(folder)
+    scale, temperatures = load_scale(folder), saved_temperatures(folder) or {}
     if not (folder / ADAPTER_CONFIG).is_file():
-        whole = ("whole", model_fingerprint(folder, section), renderer.fingerprint)
-        return KnownModel(source, section, None, renderer, scale, whole)
+        fingerprint = model_fingerprint(folder, section)
+        whole = ("whole", fingerprint, renderer.fingerprint)
+        return KnownModel(source, section, None, renderer, scale, temperatures, whole, fingerprint)
     named = adapter_base(folder, section)
     if base is not None:
         named = named.model_copy(update={"path": base, "revision": None})
-    fingerprint = _base_of(folder, source, named)
-    layers = str(section.num_layers)
-    network = ("adapters", fingerprint, layers, renderer.fingerprint)
-    return KnownModel(source, section, named, renderer, scale, network)
+    base_found = _base_of(folder, source, named)
+    network = ("adapters", base_found, str(section.num_layers), renderer.fingerprint)
+    fingerprint = adapters_fingerprint(folder, section, base_found)
+    return KnownModel(source, section, named, renderer, scale, temperatures, network, fingerprint)
 
 
 def _base_of(folder: Path, source: ModelSource, base: ModelConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from scpo_ray.records import InputError
+from scpo_ray.records import HeldOut, InputError
 from scpo_ray.settings.plugins import Plugins
 from scpo_ray.settings.section import Section
 from scpo_ray.settings.spelling import plain_name, spelled_once
@@ -30,6 +30,12 @@ class SplitConfig(Section):
     test_size: float = Field(0.15, gt=0, lt=1)
     """Share of the users (or questions) held out, over the whole data in file order."""
 
+    dev_size: float = Field(0.15, ge=0, lt=1)
+    """Share of each culture's other users (or questions) that are not trained on either: all that
+    is chosen is chosen on them, and test users are looked at once. With `num_folds`: the next fold
+    instead, so that everyone is chosen on once and tested once. 0: nobody (the paper's split), and
+    choices are made on test users."""
+
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the split alone; 0 with 0.15 by user gives the paper's test sets on PRISM."""
 
@@ -37,7 +43,7 @@ class SplitConfig(Section):
     """Instead of `test_size`: this many user-disjoint folds per culture."""
 
     fold: int = Field(0, ge=0)
-    """Which of the folds is held out."""
+    """Which of the folds is held out for testing."""
 
     @model_validator(mode="after")
     def fold_exists(self) -> Self:
@@ -45,7 +51,17 @@ class SplitConfig(Section):
             raise ValueError(f"fold {self.fold} needs num_folds")
         if self.num_folds is not None and self.fold >= self.num_folds:
             raise ValueError(f"fold {self.fold} must be below num_folds {self.num_folds}")
+        if self.num_folds == 2 and self.dev_size:
+            raise ValueError(
+                "num_folds 2 leaves no fold to train on beside one for dev and one for test: set 3 "
+                "or more, or dev_size 0"
+            )
         return self
+
+    @property
+    def chosen_on(self) -> HeldOut:
+        """The side that choices are made on."""
+        return "dev" if self.dev_size else "test"
 
 
 class DataSection(Section):
@@ -67,7 +83,7 @@ class DataSection(Section):
     """Share of each culture's training users (or questions) used; smaller ones are nested."""
 
     split: SplitConfig = SplitConfig()
-    """How train and test are told apart."""
+    """How train, dev and test are told apart."""
 
     @field_validator("cultures")
     @classmethod
@@ -80,6 +96,11 @@ class DataSection(Section):
     def culture_name(spelling: str) -> str:
         """The one name of a culture that the data, or a setting, spells so."""
         return plain_name(spelling)
+
+    @property
+    def scores_are_votes(self) -> bool:
+        """Whether scores count the people (or are shares of them) who prefer a response."""
+        return self.holds_opinions
 
     @property
     def min_score_gap(self) -> float:

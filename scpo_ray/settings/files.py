@@ -67,6 +67,11 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     return validate(SweepConfig, document, path)
 
 
+def load_section(section: type[SectionT], overrides: Sequence[str]) -> SectionT:
+    """A section that no file holds: its defaults under `overrides`. Errors as `load_config`."""
+    return validate(section, _overridden({}, overrides, "--set"), "--set")
+
+
 def holds_a_space(path: Path | str) -> bool:
     """Whether a YAML file is a sweep's or a comparison's (`run:` and `space:`), not a run's alone.
 

@@ -4,10 +4,18 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scpo_ray.results import Difference, Estimate, OpinionScores, RunResult
+from scpo_ray.results import (
+    BestOfN,
+    Calibration,
+    CultureEvaluation,
+    Difference,
+    Estimate,
+    OpinionScores,
+    RunResult,
+)
 from scpo_ray.settings.run import EXECUTION, OBSERVATION, RunConfig, merged
 from scpo_ray.settings.section import Section
 
@@ -102,33 +110,30 @@ def result_metrics(result: RunResult) -> dict[str, float]:
     and `detectable`) and `control/<name>`;
     `accuracy_macro/<layer>` is the mean over the cultures that the model was trained for, as a
     report's macro mean is, and `accuracy_others/<layer>` that over the other tested ones; neither
-    is there where a culture lacks a value. `margin_scale/<culture>`. Opinions:
+    is there where a culture lacks a value. `margin_scale/<culture>`. All that is measured on test
+    users; `dev/accuracy/...`, `dev/accuracy_difference/...`, `dev/accuracy_macro/...` and
+    `dev/accuracy_others/...` on those held out for choices. Opinions:
     `opinions/<options>/base_<base>/<predictor>/<culture>`, or `macro`, `micro` in the culture's
-    place, below `opinions_difference` minus the global model, and `opinions_temperature`.
-    """
+    place, below `opinions_difference` minus the global model, and `opinions_temperature`. Last
+    `calibration/<number>/<predictor>/<culture>` and `best_of_n/<number>/<of whom>/<culture>`."""
     metrics: dict[str, float | None] = {
         "train/seconds": result.train_seconds,
         "train/num_steps": result.num_steps,
         "train/num_pairs_seen": result.num_pairs_seen,
     }
-    for culture, selection in result.selection.items():
-        name = safe_name(culture)
-        metrics[f"selection/kept_share/{name}"] = selection.kept_share
-        metrics[f"selection/mean_weight/{name}"] = selection.mean_weight
-        metrics[f"selection/num_pairs/{name}"] = selection.num_pairs
-        metrics[f"selection/num_selected/{name}"] = selection.num_selected
-    for culture, count in result.truncated_texts.items():
-        metrics[f"data/truncated_texts/{safe_name(culture)}"] = count
-    trained = set(trained_cultures(result.culture_weights))
-    by_layer: dict[tuple[str, str], list[float | None]] = {}
+    metrics |= _selection_metrics(result)
+    trained = trained_cultures(result.culture_weights)
+    metrics |= _accuracy_metrics(result.evaluation, trained)
+    on_dev = _accuracy_metrics(result.dev, trained)
+    for culture, evaluation in result.dev.items():
+        for layer, difference in evaluation.difference.items():
+            on_dev |= _with_ends(f"accuracy_difference/{layer}/{safe_name(culture)}", difference)
+    metrics |= {f"dev/{name}": value for name, value in on_dev.items()}
     for culture, evaluation in result.evaluation.items():
         name = safe_name(culture)
         for layer, estimate in evaluation.after.items():
-            metrics |= _with_ends(f"accuracy/{layer}/{name}", estimate)
             metrics[f"num_pairs/{layer}/{name}"] = estimate.num_pairs
             metrics[f"num_clusters/{layer}/{name}"] = estimate.num_clusters
-            kind = "accuracy_macro" if culture in trained else "accuracy_others"
-            by_layer.setdefault((kind, layer), []).append(estimate.value)
         metrics[f"margin_scale/{name}"] = evaluation.scale
         for layer, estimate in evaluation.before.items():
             metrics |= _with_ends(f"accuracy_before/{layer}/{name}", estimate)
@@ -145,14 +150,46 @@ def result_metrics(result: RunResult) -> dict[str, float]:
         for control, layers in evaluation.controls.items():
             for layer, estimate in layers.items():
                 metrics |= _with_ends(f"control/{control}/{layer}/{name}", estimate)
+    for scores in result.opinions:
+        metrics |= _opinion_metrics(scores)
+    metrics |= _confidence_metrics(result)
+    return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def _selection_metrics(result: RunResult) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
+    for culture, selection in result.selection.items():
+        name = safe_name(culture)
+        metrics[f"selection/kept_share/{name}"] = selection.kept_share
+        metrics[f"selection/mean_weight/{name}"] = selection.mean_weight
+        metrics[f"selection/num_pairs/{name}"] = selection.num_pairs
+        metrics[f"selection/num_selected/{name}"] = selection.num_selected
+    chosen = result.chosen_selection
+    if chosen is not None:
+        metrics["selection/filter_threshold"] = chosen.filter_threshold
+        metrics["selection/weight_temperature"] = chosen.weight_temperature
+    for culture, count in result.truncated_texts.items():
+        metrics[f"data/truncated_texts/{safe_name(culture)}"] = count
+    return metrics
+
+
+def _accuracy_metrics(
+    evaluations: Mapping[str, CultureEvaluation], trained: Sequence[str]
+) -> dict[str, float | None]:
+    """Of one side: each culture's accuracy by layer, and the means over trained and other ones."""
+    metrics: dict[str, float | None] = {}
+    by_layer: dict[tuple[str, str], list[float | None]] = {}
+    for culture, evaluation in evaluations.items():
+        kind = "accuracy_macro" if culture in trained else "accuracy_others"
+        for layer, estimate in evaluation.after.items():
+            metrics |= _with_ends(f"accuracy/{layer}/{safe_name(culture)}", estimate)
+            by_layer.setdefault((kind, layer), []).append(estimate.value)
     for (kind, layer), values in by_layer.items():
         known = [value for value in values if value is not None]
         if len(known) == len(values):
             metrics[f"{kind}/{layer}"] = sum(known) / len(known)
             metrics[f"{kind}/{layer}/num_cultures"] = len(known)
-    for scores in result.opinions:
-        metrics |= _opinion_metrics(scores)
-    return {name: float(value) for name, value in metrics.items() if value is not None}
+    return metrics
 
 
 def _opinion_metrics(scores: OpinionScores) -> dict[str, float | None]:
@@ -179,6 +216,61 @@ def _opinion_metrics(scores: OpinionScores) -> dict[str, float | None]:
             # The same for both bases: written once over itself.
             name = f"opinions_temperature/{scores.options}/{predictor}/{safe_name(culture)}"
             metrics[name] = temperature
+    return metrics
+
+
+def _confidence_metrics(result: RunResult) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
+    for culture, calibration in result.calibration.items():
+        metrics |= _calibration_metrics(safe_name(culture), calibration)
+    for culture, picked in result.best_of_n.items():
+        metrics |= _best_of_n_metrics(safe_name(culture), picked)
+    return metrics
+
+
+def _calibration_metrics(name: str, found: Calibration) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {}
+    for predictor, temperature in found.temperatures.items():
+        metrics[f"calibration/temperature/{predictor}/{name}"] = temperature
+    for predictor, error in found.error.items():
+        metrics[f"calibration/error/{predictor}/{name}"] = error
+    numbers: dict[str, Mapping[str, Estimate | Difference]] = {
+        "brier": found.brier,
+        "brier_minus_global": found.brier_minus_global,
+        "error_debiased": found.error_debiased,
+        "overconfidence": found.overconfidence,
+        "vote_distance": found.vote_distance,
+    }
+    for number, by_predictor in numbers.items():
+        for predictor, estimate in by_predictor.items():
+            metrics |= _with_ends(f"calibration/{number}/{predictor}/{name}", estimate)
+    for predictor, difference in found.brier_minus_global.items():
+        key = f"calibration/brier_minus_global/{predictor}/{name}"
+        metrics |= {f"{key}/p_value": difference.p_value, f"{key}/p_holm": difference.p_holm}
+    return metrics
+
+
+def _best_of_n_metrics(name: str, found: BestOfN) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {
+        f"best_of_n/num_prompts/{name}": found.num_prompts,
+        f"best_of_n/mean_responses/{name}": found.mean_responses,
+    }
+    numbers = {
+        "regret": found.regret,
+        "regret_sd": found.regret_sd,
+        "win_rate": found.win_rate,
+    }
+    for number, by_pick in numbers.items():
+        for pick, estimate in by_pick.items():
+            metrics |= _with_ends(f"best_of_n/{number}/{pick}/{name}", estimate)
+    for number, difference in (
+        ("regret", found.regret_minus_global),
+        ("regret_sd", found.regret_sd_minus_global),
+    ):
+        if difference is not None:
+            key = f"best_of_n/{number}/minus_global/{name}"
+            metrics |= _with_ends(key, difference)
+            metrics[f"{key}/p_value"] = difference.p_value
     return metrics
 
 

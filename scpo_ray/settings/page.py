@@ -13,6 +13,7 @@ from scpo_ray.settings.methods import METHODS, method_names
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import inner_sections
+from scpo_ray.settings.serve import ServeConfig
 from scpo_ray.settings.sweep import (
     BudgetConfig,
     ObjectiveConfig,
@@ -86,6 +87,7 @@ def _sections() -> Iterator[str]:
             ("budget", ("budget.", BudgetConfig)),
         )
     }
+    pages["The reward server (`scpo serve --set`)"] = ("", ServeConfig)
     for title, (prefix, section) in pages.items():
         yield from _section(title, prefix, section)
 
@@ -155,8 +157,9 @@ def _rule(field: Any) -> str:
         if hasattr(rule, name)
     ]
     choices = _choices(field.annotation)
-    if choices and int in get_args(field.annotation):
-        choices.append(_kind(int))
+    numbers = [kind for kind in (int, float) if kind in get_args(field.annotation)]
+    if choices and numbers:
+        choices.append(_kind(numbers[0]))
     return ", ".join(rules) or " \\| ".join(choices) or _kind(field.annotation)
 
 

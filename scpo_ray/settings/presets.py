@@ -8,7 +8,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "method": "scpo",
         "seed": 0,
-        "data": {"source": "prism", "cultures": list(PAPER_CULTURES), "history": False},
+        "data": {
+            "source": "prism",
+            "cultures": list(PAPER_CULTURES),
+            "history": False,
+            "split": {"dev_size": 0.0},
+        },
         # On the hub this model's weights are pickles alone.
         "model": {
             "path": "OpenAssistant/reward-model-deberta-v3-base",

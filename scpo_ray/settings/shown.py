@@ -48,12 +48,24 @@ def _escape(code: int) -> str:
 
 def percent(estimate: Estimate | Difference | None, *, signed: bool = False) -> str:
     """In percent, with the interval where there is one: "62.1 [56.0, 68.2]"."""
+    return number(estimate, signed=signed, factor=100)
+
+
+def number(
+    estimate: Estimate | Difference | None,
+    *,
+    signed: bool = False,
+    factor: float = 1,
+    digits: int = 1,
+) -> str:
+    """`factor` times the value, with the interval where there is one."""
     if estimate is None or estimate.value is None:
         return "–"
-    value = f"{100 * estimate.value:{'+' if signed else ''}.1f}"
+    value = f"{factor * estimate.value:{'+' if signed else ''}.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    low, high = factor * estimate.low, factor * estimate.high
+    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,10 @@ class TrainConfig(Section):
     """Tokens per forward pass on one worker, padded ones counted: the number to lower when memory
     runs out. auto: 2048 on a CPU, 8192 on a GPU, and at least the longest pair."""
 
+    draw: Literal["pairs", "interactions"] = "pairs"
+    """What is drawn into steps: single pairs, as in the paper, or all pairs of an interaction one
+    after the other, so that a response in several pairs is mostly computed once."""
+
     max_steps: int = Field(1_024, ge=1, le=10**7)
     """Optimizer steps, whatever the number of pairs (the paper's way of ending)."""
 

@@ -246,6 +246,21 @@ def macro_difference(
     )
 
 
+def mean_half_width(
+    values: NDArray[np.float64], clusters: NDArray[Any], *, level: float
+) -> float | None:
+    """How far a mean's t-interval reaches to either side; None where no two clusters are there.
+
+    Args:
+        values: (B,), of any size; clusters: (B,) labels.
+        level: one minus the confidence.
+    """
+    found = macro_parts([_column(values)], [clusters])
+    if found.layout is None:
+        return None
+    return float(-stdtrit(found.layout.degrees, level / 2) * np.sqrt(found.variances[0]))
+
+
 def verdict(found: Difference | None) -> Verdict:
     """What a difference shows: the one place that words, colours and stars come from.
 

@@ -94,6 +94,23 @@ def put_in_place(part: Path, path: Path, digests: dict[str, str]) -> None:
     sync(path.parent)
 
 
+def put_into(folder: Path, name: str, text: str) -> None:
+    """Writes a file into a folder that `put_in_place` named, as part of it; it stays whole.
+
+    A kill in between leaves the folder whole without the file.
+    """
+    others = {n: digest for n, digest in (_manifest(folder) or {}).items() if n != name}
+    _write_manifest(folder, others)
+    with whole_file(folder / name) as part:
+        part.write_text(text, encoding="utf-8")
+    _write_manifest(folder, {**others, name: file_digest(folder / name)})
+
+
+def _write_manifest(folder: Path, digests: Mapping[str, str]) -> None:
+    with whole_file(folder / MANIFEST) as part:
+        part.write_text(json.dumps(digests, indent=1))
+
+
 def folder_fault(path: Path) -> str | None:
     """Why a folder that `put_in_place` named cannot be trusted; None if it is whole.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from scpo_ray.records import InputError
-from scpo_ray.results import ComparisonResult, RunResult, TrainingRecord
+from scpo_ray.results import RESULT_FORMAT, ComparisonResult, RunResult, TrainingRecord
 from scpo_ray.storage.disk import (
     check_folder,
     clear_leftovers,
@@ -38,6 +38,7 @@ RUN_FILE = "run.json"
 TRAINING_FILE = "training.json"
 RESULT_FILE = "result.json"
 COMPARISON_FILE = "comparison.json"
+DEV_PAIRS_FILE = "dev_pairs.parquet"
 TEST_PAIRS_FILE = "test_pairs.parquet"
 TEST_OPINIONS_FILE = "test_opinions.parquet"
 _TRAINING: TypeAdapter[TrainingRecord] = TypeAdapter(TrainingRecord)
@@ -72,10 +73,6 @@ class RunDir:
     @property
     def checkpoints_dir(self) -> Path:
         return self.path / CHECKPOINTS
-
-    @property
-    def test_pairs_path(self) -> Path:
-        return self.path / TEST_PAIRS_FILE
 
     @contextmanager
     def locked(self, *, wait_s: float) -> Iterator[None]:
@@ -176,7 +173,10 @@ class RunDir:
         write_json(self.result_path, asdict(result))
 
     def save_test_pairs(self, columns: dict[str, Any]) -> None:
-        _save_columns(self.test_pairs_path, columns)
+        _save_columns(self.path / TEST_PAIRS_FILE, columns)
+
+    def save_dev_pairs(self, columns: dict[str, Any]) -> None:
+        _save_columns(self.path / DEV_PAIRS_FILE, columns)
 
     def save_test_opinions(self, columns: dict[str, Any]) -> None:
         _save_columns(self.path / TEST_OPINIONS_FILE, columns)
@@ -221,6 +221,11 @@ def save_comparison_result(path: Path, result: ComparisonResult) -> None:
 def load_test_pairs(path: Path) -> dict[str, NDArray[Any]]:
     """Columns of a run's `test_pairs.parquet` as arrays."""
     return _load_columns(path / TEST_PAIRS_FILE, _run_again(path))
+
+
+def load_dev_pairs(path: Path) -> dict[str, NDArray[Any]]:
+    """The same of its `dev_pairs.parquet`, which is there if its result has `dev`."""
+    return _load_columns(path / DEV_PAIRS_FILE, _run_again(path))
 
 
 def load_test_opinions(path: Path) -> dict[str, NDArray[Any]]:
@@ -273,6 +278,11 @@ def load_document(path: Path, adapter: TypeAdapter[Any], remedy: str) -> Any:
     try:
         return adapter.validate_json(content)
     except ValidationError as error:
+        formats = [each for each in error.errors() if each["loc"] == ("format",)]
+        if formats:
+            written = 1 if formats[0]["type"] == "missing" else formats[0]["input"]
+            rule = f"it is of format {written}, and this version reads format {RESULT_FORMAT}"
+            raise InputError(f"{path}: of another version", [rule, remedy]) from None
         problems = [
             ": ".join([*filter(None, [".".join(map(str, each["loc"]))]), each["msg"]])
             for each in error.errors()

@@ -23,9 +23,9 @@ from scpo_ray.sweep.records import TrialRecord
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What is kept of a finished trial: a byte for each test pair, and two numbers.
+    """What is kept of a finished trial: a byte for each pair, and two numbers.
 
-    `right`: (P_f,) bool over the test pairs of its fold. `kept_share`: of the training pairs of
+    `right`: (P_f,) bool over the pairs of its fold. `kept_share`: of the training pairs of
     all its cultures; it and `num_pairs` are 0 for a method that trains nothing.
     """
 
@@ -37,18 +37,21 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class SweepOutcomes:
-    """The outcomes of a sweep's models, its folds put together: each pair is tested in one fold.
+    """The outcomes of a sweep's models on dev pairs, or on test pairs, its folds put together: each
+    pair is in one fold.
 
     Attributes:
         cultures: those with models, or those tested where one model serves all.
         folds: those that were begun, in the order of `tested`; [None] without folds.
-        tested: culture -> its P_c test pairs; their rows count over all P pairs of all folds.
+        fold_rows: of each, which of the P pairs are its own.
+        tested: culture -> its P_c pairs; their rows count over all P pairs of all folds.
         samples: resamples of the clusters that the runs' evaluation asks for.
         runs: (setting's number, culture trained for or "") -> its finished runs.
     """
 
     cultures: list[str]
     folds: list[int | None]
+    fold_rows: list[slice]
     tested: dict[str, CulturePairs]
     samples: int
     runs: dict[tuple[int, str], list[FinishedRun]]
@@ -140,11 +143,11 @@ class SweepOutcomes:
 def read_outcomes(
     trials: Sequence[TrialRecord], load: Callable[[TrialRecord], ComparedRun]
 ) -> SweepOutcomes | None:
-    """Reads every finished run once, and of each keeps a byte for every test pair.
+    """Reads every finished run once, and of each keeps a byte for every pair.
 
     Args:
         trials: in any state; two that finished cannot share setting, culture, seed and fold.
-        load: reads one run.
+        load: reads one run with its dev pairs, or with its test pairs: all alike.
 
     Returns: None if no trial has finished. Folds of which every trial waits are left out.
     Raises: ValueError naming the two trials that cannot be compared: their test pairs (within a
@@ -171,6 +174,8 @@ def read_outcomes(
     begun = list(dict.fromkeys(trial.fold for trial in trials if trial.state != "waiting"))
     evaluation = evaluation_settings(next(iter(firsts.values()))[1])
     together = _together([firsts[fold] for fold in begun if fold in firsts])
+    ends = np.cumsum([len(firsts[f][1].outcomes.margin) if f in firsts else 0 for f in begun])
+    fold_rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     tested = culture_pairs(together, evaluation)
     names = [[trial.culture] if trial.culture else list(tested) for trial in trials]
     cultures = list(dict.fromkeys(name for several in names for name in several))
@@ -182,7 +187,7 @@ def read_outcomes(
         None if together.ref_margin is None else np.empty(0, np.bool_),
     )
     tested |= {name: nothing for name in cultures if name not in tested}
-    return SweepOutcomes(cultures, begun, tested, evaluation.bootstrap_samples, runs)
+    return SweepOutcomes(cultures, begun, fold_rows, tested, evaluation.bootstrap_samples, runs)
 
 
 def _check(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scpo_ray.records import HeldOut
 from scpo_ray.results import Difference, Estimate, Verdict
 
 TrialState = Literal["waiting", "finished", "stopped", "failed"]
@@ -27,7 +28,8 @@ class TrialRecord:
 
     `trial_id`: hash of the resolved run and of the data and model it found. `culture`: what the
     run is trained for; "" where the space names none (one model for all). `objective`: the
-    objective on this run's own test pairs, in [0, 1]; None where there is no such number.
+    objective on this run's own dev pairs (test pairs without dev users), in [0, 1]; None where
+    there is no such number.
     """
 
     trial_id: str
@@ -116,6 +118,7 @@ class EfficiencyCurve:
 class SweepResult:
     """A sweep's table: `sweep_result.json` in its folder, from which the report is made."""
 
+    format: Literal[2]
     name: str
     experiment: str
     question: str
@@ -128,6 +131,9 @@ class SweepResult:
     """Those the runs are trained for, or tested on where the space names none."""
     seeds: list[int]
     num_folds: int | None
+    measured_on: HeldOut
+    """Whose pairs all numbers are from, but for `chosen_honestly` and `chosen_minus_global`: dev,
+    so that test users have no part in any choice; test where nobody is held out for choices."""
     settings: list[SettingSummary]
     """Best objective first; those without one last."""
     trials: list[TrialRecord]
@@ -138,6 +144,11 @@ class SweepResult:
     best_trials: dict[str, str]
     """Culture -> id of the finished trial to register: of the best setting there, lowest seed."""
     chosen_honestly: Estimate | None
-    """The objective of the setting chosen on half of the clusters, measured on the other half:
-    mean over 20 random halvings, with its 95 % interval over users (or questions)."""
+    """What the choice is worth on users (or questions) that had no part in it. Measured on dev: the
+    objective of the best setting on test users; with folds, in each fold that of its own best.
+    Measured on test: of the setting chosen on half of the clusters, on the other half, mean over 20
+    random halvings."""
+    chosen_minus_global: Difference | None
+    """The same choice on test users minus the global model, on all pairs, macro mean; None where
+    it is from halvings."""
     efficiency: list[EfficiencyCurve]

@@ -12,19 +12,11 @@ from scpo_ray.records import Layer
 from scpo_ray.results import Difference, Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.statistics.cluster_variance import (
-    MacroParts,
-    SeedVariance,
-    macro_parts,
     macro_seed_variance,
 )
-from scpo_ray.statistics.intervals import LEVEL, Spread, stream
+from scpo_ray.statistics.intervals import LEVEL
 from scpo_ray.statistics.joint_scores import Lowest, Measured, Seeds, measured
 from scpo_ray.sweep.outcomes import SweepOutcomes
-
-NUM_HALVINGS = 20
-"""How often the clusters are halved to see what a choice on one half is worth on the other."""
-MIN_CLUSTERS = 4
-"""A culture with fewer is not halved: a half needs two."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,6 @@ class Scores:
         per_culture: (C, S) the objective's layer on each culture, NaN where there is no number.
         minus_global: (S) macro differences on `all`.
         other_cultures: (S) macro means over the cultures that models were not trained for.
-        chosen_honestly: see `honest_choice`.
     """
 
     accuracy: dict[str, dict[Layer, list[Estimate]]]
@@ -45,11 +36,10 @@ class Scores:
     per_culture: NDArray[np.float64]
     minus_global: list[Difference | None]
     other_cultures: list[Estimate]
-    chosen_honestly: Estimate | None
 
 
 def score_settings(
-    outcomes: SweepOutcomes, settings: Sequence[int], objective: ObjectiveConfig, seed: int
+    outcomes: SweepOutcomes, settings: Sequence[int], objective: ObjectiveConfig
 ) -> Scores:
     """Every setting's accuracy by culture and layer, and its objective, on the same clusters.
 
@@ -70,7 +60,6 @@ def score_settings(
     reached: Measured | Lowest = Measured(nothing, np.empty((0, len(settings))), (), 0, 0)
     per_culture = np.full((len(cultures), len(settings)), np.nan)
     minus_global: list[Difference | None] = [None] * len(settings)
-    chosen_honestly = None
     for layer in outcomes.layers:
         tested = {c: _on_layer(outcomes.tested[c], layer) for c in cultures}
         seeds = {c: _seeds(outcomes, settings, c, tested[c]) for c in cultures}
@@ -85,14 +74,8 @@ def score_settings(
             reached = macro if len(goal) > 1 else alone[goal[0]]
             if objective.culture == "worst":
                 reached = Lowest(tuple(alone[culture] for culture in goal))
-            chosen_honestly = honest_choice(
-                [own[tested[culture].rows] for culture in goal],
-                [tested[culture].clusters for culture in goal],
-                objective,
-                rng=stream(seed, "sweep", "halvings"),
-            )
     others = _other_cultures(outcomes, settings)
-    return Scores(accuracy, reached, per_culture, minus_global, others, chosen_honestly)
+    return Scores(accuracy, reached, per_culture, minus_global, others)
 
 
 def scored_cultures(objective: ObjectiveConfig, cultures: Sequence[str]) -> list[str]:
@@ -108,80 +91,6 @@ def scored_cultures(objective: ObjectiveConfig, cultures: Sequence[str]) -> list
             f"objective.culture must be macro, worst or one of {known}, got {objective.culture!r}"
         )
     return [objective.culture]
-
-
-def honest_choice(
-    outcomes: Sequence[NDArray[np.float64]],
-    clusters: Sequence[NDArray[np.int64]],
-    objective: ObjectiveConfig,
-    *,
-    rng: np.random.Generator,
-) -> Estimate | None:
-    """What the best of many settings is worth on users that did not choose it.
-
-    The best of many measured numbers is partly the luckiest. Here the clusters are halved at
-    random, for all cultures at once; what is best on one half is measured on the other, both ways.
-
-    The objective "worst" is chosen by the lowest culture of a half, and measured on that culture's
-    other half: the lowest of several measured numbers would be too low there as well.
-
-    Args:
-        outcomes, clusters: per culture of the objective, (B_c, S) and (B_c,) on its layer; a
-            setting with a NaN is not chosen.
-
-    Returns: the mean over 20 halvings, with a 95 % interval over other users (or questions) for
-        what the halves chose; seeds are averaged. None with fewer than two settings, or where a
-        culture has fewer than four clusters or is left without pairs by more than half of the
-        halvings.
-    """
-    complete = ~np.any([np.isnan(values).any(axis=0) for values in outcomes], axis=0)
-    members = [np.unique(column) for column in clusters]
-    if np.count_nonzero(complete) < 2 or min(map(len, members)) < MIN_CLUSTERS:
-        return None
-    columns = [values[:, complete] for values in outcomes]
-    labels = np.unique(np.concatenate(members))
-    is_worst = objective.culture == "worst"
-    # What each cluster moves a setting's number by: of all cultures, or of each by itself.
-    groups = [[place] for place in range(len(columns))] if is_worst else [[*range(len(columns))]]
-    parts = [macro_parts([columns[c] for c in g], [clusters[c] for c in g]) for g in groups]
-    places = [np.searchsorted(labels, found.labels) for found in parts]
-    moved, measured_on = np.zeros(len(labels)), []
-    for _ in range(NUM_HALVINGS):
-        side = _halved([np.searchsorted(labels, column) for column in members], len(labels), rng)
-        sides = [side[np.searchsorted(labels, column)] for column in clusters]
-        if any(half.all() or not half.any() for half in sides):
-            continue
-        means = [
-            np.stack([v[half == here].mean(axis=0) for v, half in zip(columns, sides, strict=True)])
-            for here in (0, 1)
-        ]
-        for here in (0, 1):
-            reached = objective_values(means[here], objective)
-            best = int(np.argmax(reached if objective.mode == "max" else -reached))
-            group = int(np.argmin(means[here][:, best])) if is_worst else 0
-            measured_on.append(means[1 - here][groups[group], best].mean())
-            other = side[places[group]] != here
-            # A half has about half of the pairs, and counts as half of the two ways.
-            moved[places[group][other]] += parts[group].parts[other, best]
-    if len(measured_on) < NUM_HALVINGS:
-        return None
-    moved /= len(measured_on) / 2
-    whole = macro_parts(columns, clusters) if is_worst else parts[0]
-    value = float(np.mean(measured_on))
-    low, high = _ends(value, moved, parts)
-    return Estimate(value, low, high, whole.num_pairs, len(labels))
-
-
-def _ends(
-    value: float, moved: NDArray[np.float64], parts: Sequence[MacroParts]
-) -> tuple[float, float] | tuple[None, None]:
-    """The interval's ends, from what each cluster moved the value by; none without freedom."""
-    known = [found.layout for found in parts if found.layout is not None]
-    if not known:
-        return None, None
-    layout = min(known, key=lambda layout: layout.degrees)
-    spread = Spread(float(moved @ moved), layout, SeedVariance(0.0, 0.0))
-    return spread.share_ends(value, LEVEL)
 
 
 @dataclass(frozen=True)
@@ -252,19 +161,6 @@ def _other_cultures(outcomes: SweepOutcomes, settings: Sequence[int]) -> list[Es
         return [Estimate(None, None, None, 0, 0)] * len(settings)
     nothing: list[Seeds] = [{}] * len(settings)
     return _measured(list(tested), others, tested, dict.fromkeys(tested, nothing)).estimates()
-
-
-def _halved(
-    members: Sequence[NDArray[np.int64]], num_clusters: int, rng: np.random.Generator
-) -> NDArray[np.int8]:
-    """(G,) 0 or 1: the half of each cluster, each culture's halves as near in number as can be."""
-    side = np.full(num_clusters, -1, dtype=np.int8)
-    for column in members:
-        fresh = rng.permutation(column[side[column] < 0])
-        wanted = len(column) // 2 - int(np.count_nonzero(side[column] == 0))
-        side[fresh] = 1
-        side[fresh[: max(0, wanted)]] = 0
-    return side
 
 
 def objective_values(

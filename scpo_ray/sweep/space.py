@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import gamma
 
-from scpo_ray.records import InputError
+from scpo_ray.records import InputError, PreferenceData
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.files import check_culture_names, count_problems, set_dotted, validate
 from scpo_ray.settings.methods import METHODS
@@ -98,10 +98,10 @@ def run_objective(
     accuracies: Mapping[str, Mapping[str, float | None]], objective: ObjectiveConfig, culture: str
 ) -> float | None:
     """The objective of one run: on the culture it is trained for; for a mixture, on the
-    objective's culture, or the mean or the lowest over those it was tested on.
+    objective's culture, or the mean or the lowest over those it was measured on.
 
     Args:
-        accuracies: tested culture -> layer -> share ranked right.
+        accuracies: culture -> layer -> share ranked right of the pairs that choices are made on.
         culture: what the run is trained for, "" for a mixture.
 
     Returns: None where a number is missing.
@@ -274,6 +274,27 @@ def check_space(sweep: SweepConfig, path: object) -> None:
     if problems:
         distinct = list(dict.fromkeys(problems))
         raise InputError(f"{path}: {count_problems(distinct)}", distinct)
+
+
+def check_choices(data: PreferenceData, config: RunConfig, cultures: Sequence[str]) -> None:
+    """Raises: InputError naming each of `cultures` (those of the data, where a name is empty) that
+    has no dev pairs, if the run's split holds users out for choices."""
+    if config.data.split.chosen_on == "test":
+        return
+    named = data.cultures if "" in cultures else cultures
+    counts = {culture: data.counts[culture] for culture in named}
+    problems = [
+        f"{culture}: no dev pair: {count.train_users} training users (or questions)"
+        for culture, count in counts.items()
+        if not count.dev_pairs
+    ]
+    if problems:
+        remedy = "a larger one, repeat.num_folds, or 0: choices are then made on test users"
+        size = f"run.data.split.dev_size = {config.data.split.dev_size:g}"
+        raise InputError(
+            f"{size}: too few people for a side that choices are made on",
+            [*problems, f"set {remedy}, and the page says so"],
+        )
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], below: str = "") -> list[str]:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from scpo_ray.evaluation.comparable import ComparedRun
 from scpo_ray.evaluation.comparison import MACRO
-from scpo_ray.results import Estimate
+from scpo_ray.records import HeldOut
+from scpo_ray.results import RESULT_FORMAT, Estimate
 from scpo_ray.settings.sweep import CULTURE, ObjectiveConfig
 from scpo_ray.statistics.intervals import stream
 from scpo_ray.statistics.joint_scores import ranking
+from scpo_ray.sweep.choice import chosen_by_halves, chosen_on_test
 from scpo_ray.sweep.efficiency import FRACTION, efficiency_curves
 from scpo_ray.sweep.outcomes import SweepOutcomes, read_outcomes
 from scpo_ray.sweep.records import (
@@ -50,11 +52,13 @@ def summarize_sweep(
     axes: Sequence[str],
     settings: Sequence[Setting],
     trials: Sequence[TrialRecord],
-    load: Callable[[TrialRecord], ComparedRun],
+    measured_on: HeldOut,
+    load: Callable[[TrialRecord, HeldOut], ComparedRun],
     seed: int,
 ) -> SweepResult:
     """Every setting's finished runs in one table, best objective first.
 
+    Where users are held out for choices it is measured on them, and the choice once on test users.
     A pair's outcome is the share of a setting's seeds that rank it right, by the model trained for
     the pair's culture, or the one for all; folds are put together, those begun. A setting that
     lacks a culture or a fold has no macro mean and, unless another's accuracy, no objective.
@@ -62,7 +66,8 @@ def summarize_sweep(
     Args:
         axes: what varies, in the file's order. settings: in any order; numbers break ties.
         trials: in any state, each of one of `settings`.
-        load: reads a finished run; called once for each, and little of it is kept.
+        load: reads a finished run with its dev or test pairs; called once for each run and side,
+            and little of it is kept.
         seed: of the resamples and halvings.
 
     Raises: ValueError naming two trials that cannot be compared, or a setting or culture of the
@@ -72,6 +77,7 @@ def summarize_sweep(
     numbers = [setting.number for setting in settings]
     _check_settings_are_there(trials, numbers)
     result = SweepResult(
+        format=RESULT_FORMAT,
         name=name,
         experiment=experiment,
         question=question,
@@ -80,18 +86,41 @@ def summarize_sweep(
         cultures=list(dict.fromkeys(trial.culture for trial in trials if trial.culture)),
         seeds=list(dict.fromkeys(trial.seed for trial in trials)),
         num_folds=len({trial.fold for trial in trials} - {None}) or None,
+        measured_on=measured_on,
         settings=[_without_runs(setting, trials) for setting in settings],
         trials=list(trials),
         importance=importance(axes, settings, [None] * len(settings)),
         pareto=[],
         best_trials={},
         chosen_honestly=None,
+        chosen_minus_global=None,
         efficiency=[],
     )
-    outcomes = read_outcomes(trials, load)
+    outcomes = read_outcomes(trials, lambda trial: load(trial, measured_on))
     if outcomes is None:
         return result
-    return _scored(result, outcomes, settings, objective, seed)
+    scored = _scored(result, outcomes, settings, objective, seed)
+    return _with_choice(scored, outcomes, objective, lambda trial: load(trial, "test"), seed)
+
+
+def _with_choice(
+    scored: SweepResult,
+    outcomes: SweepOutcomes,
+    objective: ObjectiveConfig,
+    load: Callable[[TrialRecord], ComparedRun],
+    seed: int,
+) -> SweepResult:
+    """With what the choice is worth on those who had no part in it: test users, or without dev
+    users the other half of them."""
+    best = next((s.setting.number for s in scored.settings if s.objective is not None), None)
+    if best is None:
+        return scored
+    numbers = sorted(summary.setting.number for summary in scored.settings)
+    if scored.measured_on == "test":
+        honest = chosen_by_halves(outcomes, numbers, objective, seed)
+        return replace(scored, chosen_honestly=honest)
+    worth, over_global = chosen_on_test(outcomes, numbers, best, objective, load)
+    return replace(scored, chosen_honestly=worth, chosen_minus_global=over_global)
 
 
 def _scored(
@@ -103,7 +132,7 @@ def _scored(
 ) -> SweepResult:
     """With what the finished runs found; `settings` by number."""
     axes, numbers = result.axes, [setting.number for setting in settings]
-    scores = score_settings(outcomes, numbers, objective, seed)
+    scores = score_settings(outcomes, numbers, objective)
     summaries = _summaries(result.settings, outcomes, scores, objective, seed)
     reached = [_value(summary.objective) for summary in summaries]
     return replace(
@@ -113,7 +142,6 @@ def _scored(
         importance=importance(axes, settings, reached),
         pareto=pareto(summaries),
         best_trials=_best_trials(summaries, outcomes, objective),
-        chosen_honestly=scores.chosen_honestly,
         efficiency=_efficiency(axes, summaries, outcomes, scores, objective, seed),
     )
 

@@ -18,7 +18,7 @@ from scpo_ray.settings.naming import (
 )
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import read_json, write_json
-from scpo_ray.storage.run_dir import TEST_PAIRS_FILE
+from scpo_ray.storage.run_dir import DEV_PAIRS_FILE, TEST_PAIRS_FILE
 from scpo_ray.tracking.opening import (
     check_uri,
     database_path,
@@ -304,13 +304,14 @@ def _all_pages(search: Callable[..., Any], pattern: str) -> list[Any]:
 def log_model(client: Any, experiment_id: str, run_id: str, folder: Path, result: RunResult) -> Any:
     """Logs an exported folder as a pyfunc model from code and registers it; again is as once.
 
-    The run's test pairs, which lie beside the folder, are logged first: without them the version
-    could not be compared with a later one.
+    The run's dev and test pairs, which lie beside the folder, are logged first: without them the
+    version could not be compared with a later one.
 
     Returns: MLflow's version.
     """
-    if (folder.parent / TEST_PAIRS_FILE).is_file():
-        client.log_artifact(run_id, str(folder.parent / TEST_PAIRS_FILE))
+    for name in (DEV_PAIRS_FILE, TEST_PAIRS_FILE):
+        if (folder.parent / name).is_file():
+            client.log_artifact(run_id, str(folder.parent / name))
     model = _logged_model(client, run_id) or _send_model(
         client, experiment_id, run_id, folder, result
     )

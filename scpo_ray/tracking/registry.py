@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 
 from scpo_ray.evaluation.champion import MARGIN, Contest, Judgement, in_points, judge
 from scpo_ray.evaluation.comparable import PairOutcomes, pair_outcomes
-from scpo_ray.records import InputError
+from scpo_ray.records import HeldOut, InputError
 from scpo_ray.results import Difference, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import (
+    DEV_PAIRS_FILE,
     TEST_PAIRS_FILE,
+    load_dev_pairs,
     load_result,
     load_test_pairs,
     trained_model_dir,
@@ -37,6 +39,11 @@ log = logging.getLogger(__name__)
 
 _Content = TypeVar("_Content")
 
+_PAIRS: dict[HeldOut, tuple[str, Callable[[Path], dict[str, Any]]]] = {
+    "dev": (DEV_PAIRS_FILE, load_dev_pairs),
+    "test": (TEST_PAIRS_FILE, load_test_pairs),
+}
+
 # Tags of a version. Those of a decision begin with "scpo.champion."; the last one written says
 # that all of it has been.
 _DECISION = "scpo.champion."
@@ -54,7 +61,8 @@ _ALREADY = "it is the champion already"
 
 @dataclass(frozen=True)
 class _Tested:
-    """A model as the rule sees it: what it was trained for, how and with what outcome tested."""
+    """A model as the rule sees it: what it was trained for, how and with what outcome tested, on
+    the side that choices are made on."""
 
     result: RunResult
     outcomes: PairOutcomes
@@ -63,7 +71,7 @@ class _Tested:
 def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Judgement:
     """Registers a finished run's model, which becomes champion if the rule allows.
 
-    The model and the test pairs are logged into the run's own MLflow run, whatever
+    The model and its dev and test pairs are logged into the run's own MLflow run, whatever
     `tracking.log_model` says; where there is none, the run is tracked first. A version that is
     not champion is the candidate, if no newer one is. Called again, it returns the judgement of the
     first time and changes nothing, even if the champion is another one by now (`promote` judges
@@ -71,10 +79,10 @@ def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Ju
 
     Args:
         config: as the run was started.
-        run_dir: the run's folder, with its model and test pairs.
+        run_dir: the run's folder, with its model and pairs.
 
-    Raises: InputError if the run is not tracked by MLflow, has trained no model or no test pairs
-        can be read, or if the store fails; nothing is decided then.
+    Raises: InputError if the run is not tracked by MLflow, has trained no model or no dev (or,
+        without dev users, test) pairs can be read, or if the store fails; nothing is decided then.
     """
     if config.tracking.tracker != "mlflow":
         raise InputError(
@@ -83,7 +91,8 @@ def register_champion(config: RunConfig, result: RunResult, run_dir: Path) -> Ju
     if not (run_dir / "model").is_dir():
         raise InputError(f"{run_dir}: no model to register (method {result.method})")
     model_dir = trained_model_dir(run_dir)
-    tested = _Tested(result, pair_outcomes(load_test_pairs(run_dir)))
+    _, load = _PAIRS[result.chosen_on]
+    tested = _Tested(result, pair_outcomes(load(run_dir)))
     uri = config.mlflow_uri
     client, run = find_run(config, run_dir)
     if run is None:
@@ -110,8 +119,8 @@ def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     Args:
         model, champion: as in "scpo-Mexico:3" or "scpo-Mexico:champion".
 
-    Raises: InputError if one of them is not there, their test pairs cannot be read or are not the
-        same ones, or the store cannot be used.
+    Raises: InputError if one of them is not there, their pairs cannot be read or are not the same
+        ones, or the store cannot be used.
     """
     client, aliases = open_models(uri, MODEL_PREFIX)
     versions = [_version(client, uri, aliases, name) for name in (model, champion)]
@@ -201,21 +210,23 @@ def _judgement(
 
 def _judged(client: Any, uri: str, tested: _Tested, champion: Any) -> Judgement:
     settings = EvaluationConfig.model_validate(tested.result.config["evaluation"])
+    side = tested.result.chosen_on
     first = _first(champion)
     begun = None
     if first != _name(champion):
         name, _, number = first.rpartition(":")
         with store_errors(uri):
             version = client.get_model_version(name, number)
-        begun = _outcomes(client, uri, version)
-    return judge(
+        begun = _outcomes(client, uri, version, side)
+    judgement = judge(
         tested.outcomes,
-        _outcomes(client, uri, champion),
+        _outcomes(client, uri, champion, side),
         trained_cultures(tested.result.culture_weights),
         first=begun,
         distinctive_threshold=settings.distinctive_threshold,
         margin=MARGIN,
     )
+    return replace(judgement, side=side)
 
 
 def _first(champion: Any) -> str:
@@ -257,6 +268,7 @@ def _tags(judgement: Judgement, overridden: str) -> dict[str, str]:
         _JUDGEMENT: json.dumps(asdict(judgement)),
         f"{_DECISION}margin": str(judgement.margin),
         f"{_DECISION}against": judgement.champion or "none",
+        f"{_DECISION}side": judgement.side,
     }
     for contest in judgement.contests:
         since = "since_first_" if contest.against == "first champion" else ""
@@ -312,11 +324,11 @@ def _version(client: Any, uri: str, aliases: Mapping[str, Mapping[str, int]], mo
 
 def _tested(client: Any, uri: str, version: Any) -> _Tested:
     result = _read(client, uri, version, "result.json", load_result)
-    return _Tested(result, _outcomes(client, uri, version))
+    return _Tested(result, _outcomes(client, uri, version, result.chosen_on))
 
 
-def _outcomes(client: Any, uri: str, version: Any) -> PairOutcomes:
-    columns = _read(client, uri, version, TEST_PAIRS_FILE, load_test_pairs)
+def _outcomes(client: Any, uri: str, version: Any, side: HeldOut) -> PairOutcomes:
+    columns = _read(client, uri, version, *_PAIRS[side])
     try:
         return pair_outcomes(columns)
     except InputError as error:

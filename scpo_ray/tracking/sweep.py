@@ -96,6 +96,7 @@ def _tags(result: SweepResult) -> dict[str, str]:
         NOTE_TAG: sweep_note(result),
         "scpo.question": result.question,
         "scpo.seeds": json.dumps(result.seeds),
+        "scpo.measured_on": result.measured_on,
         "scpo.cultures": json.dumps(result.cultures, ensure_ascii=False),
     }
     if result.settings and result.settings[0].objective is not None:
@@ -120,6 +121,11 @@ def _points(result: SweepResult) -> list[dict[str, Any]]:
         numbers["best/chosen_honestly"] = honest.value
         numbers["best/chosen_honestly/low"] = honest.low
         numbers["best/chosen_honestly/high"] = honest.high
+    over_global = result.chosen_minus_global
+    if over_global is not None:
+        numbers["best/minus_global_on_test"] = over_global.value
+        numbers["best/minus_global_on_test/low"] = over_global.low
+        numbers["best/minus_global_on_test/high"] = over_global.high
     # A sweep has no steps; what it says again later is the last of each.
     return [
         {"key": name, "value": float(value), "timestamp": 0, "step": 0}

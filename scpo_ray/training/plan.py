@@ -43,7 +43,8 @@ class Plan:
     """All steps of a training run, made when asked for; see `plan_steps`.
 
     `in_rows`: the network computes the texts of a micro-batch in one row without padding. It
-    changes how a step is divided, not what is in it.
+    changes how a step is divided, not what is in it. `groups`: (P,) pairs of one group follow each
+    other in the order of an epoch; None: each pair has its own place.
     """
 
     pairs: NDArray[np.int64]
@@ -53,11 +54,13 @@ class Plan:
     micro_batch_tokens: int
     num_workers: int
     seed: int
+    groups: NDArray[np.int64] | None = None
     in_rows: bool = False
 
     def steps_from(self, last_step: int) -> Iterator[Step]:
         """The steps after `last_step`, in order."""
-        order = _Order(len(self.pairs), self.seed)
+        groups = np.arange(len(self.pairs)) if self.groups is None else self.groups
+        order = _Order(groups, self.seed)
         for number in range(last_step + 1, self.num_steps + 1):
             start = (number - 1) * self.batch_size
             rows = order.between(start, start + self.batch_size)
@@ -137,8 +140,9 @@ class Plan:
 class _Order:
     """Epoch after epoch of all pairs, each epoch in an order of its own; one epoch kept."""
 
-    def __init__(self, num_pairs: int, seed: int) -> None:
-        self.num_pairs = num_pairs
+    def __init__(self, groups: NDArray[np.int64], seed: int) -> None:
+        self.num_pairs = len(groups)
+        self.groups = np.unique(groups, return_inverse=True)[1]
         self.seed = seed
         self.epoch = -1
         self.order = np.empty(0, dtype=np.int64)
@@ -149,7 +153,11 @@ class _Order:
             epoch, offset = divmod(start, self.num_pairs)
             if epoch != self.epoch:
                 self.epoch = epoch
-                self.order = np.random.default_rng((self.seed, epoch)).permutation(self.num_pairs)
+                rng = np.random.default_rng((self.seed, epoch))
+                drawn = rng.permutation(self.groups.max() + 1)
+                places = np.empty_like(drawn)
+                places[drawn] = np.arange(len(drawn))
+                self.order = np.argsort(places[self.groups], kind="stable")
             taken = min(stop - start, self.num_pairs - offset)
             parts.append(self.order[offset : offset + taken])
             start += taken
@@ -165,6 +173,7 @@ def plan_steps(
     micro_batch_tokens: int,
     num_workers: int,
     seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> Plan:
     """The plan of a training run.
 
@@ -177,6 +186,8 @@ def plan_steps(
         pairs: (P, 2) chosen and rejected texts of the selected training pairs.
         lengths: (T,) tokens of each text.
         batch_size: pairs per step over all workers.
+        groups: (P,) whose pairs come one after the other, such as those of one prompt; a step may
+            end within one. None: each pair comes by itself.
         num_workers: at most `batch_size`; where a step's pairs do not divide by it, some workers
             make an idle pass.
 
@@ -192,4 +203,6 @@ def plan_steps(
         raise ValueError(
             f"micro_batch_tokens {micro_batch_tokens} must hold the longest pair, {widest} tokens"
         )
-    return Plan(pairs, lengths, batch_size, num_steps, micro_batch_tokens, num_workers, seed)
+    return Plan(
+        pairs, lengths, batch_size, num_steps, micro_batch_tokens, num_workers, seed, groups
+    )

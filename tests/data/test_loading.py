@@ -80,9 +80,8 @@ def _columns(pairs):
 def test_chosen_and_rejected_index_the_texts_of_their_interaction(tmp_path):
     data = load_preferences(_preferences(tmp_path, _people("A", 20)), tmp_path / "cache")
 
-    assert len(data.train) == 17
-    assert len(data.test) == 3
-    for pairs in (data.train, data.test):
+    assert [len(pairs) for pairs in data.sides] == [14, 3, 3]
+    for pairs in data.sides:
         for n in range(len(pairs)):
             user = data.interaction_ids[pairs.interactions[n]].removeprefix("data.jsonl:")
             assert data.texts[pairs.chosen[n]].response == f"good {int(user) - 1}"
@@ -100,10 +99,35 @@ def test_texts_are_numbered_densely_and_equal_texts_once(tmp_path):
     assert "A: 2 texts stand in both training and test pairs" in data.warnings
 
 
-def test_test_users_are_not_trained_on(tmp_path):
+def test_a_user_is_trained_on_chosen_on_or_tested(tmp_path):
     data = load_preferences(_synthetic(), tmp_path)
-    assert set(data.train.cluster_codes) & set(data.test.cluster_codes) == set()
+    users = [set(pairs.cluster_codes.tolist()) for pairs in data.sides]
+    assert sum(map(len, users)) == len(set.union(*users)) == 20
     assert sum(count.test_users for count in data.counts.values()) == 3  # 15 % of 20
+    # 15 % of each culture's others, rounded: A has 10 or 11 of them, B 6 or 7.
+    assert [count.dev_users for count in data.counts.values()] == [2, 1]
+    assert data.choice_pairs is data.dev
+
+
+def test_nobody_is_held_out_for_choices_where_none_is_asked_for(tmp_path):
+    data = load_preferences(_synthetic(split={"dev_size": 0}), tmp_path)
+    held_out = load_preferences(_synthetic(), tmp_path)
+
+    assert len(data.dev) == 0 and data.choice_pairs is data.test
+    np.testing.assert_array_equal(data.test.interactions, held_out.test.interactions)
+    assert len(data.train) == len(held_out.train) + len(held_out.dev)
+    assert data.fingerprint != held_out.fingerprint
+
+
+def test_a_culture_of_too_few_people_for_three_sides_is_warned_of(tmp_path):
+    data = load_preferences(_synthetic(users={"A": 30, "B": 4}, split={"seed": 1}), tmp_path)
+
+    count = data.counts["B"]
+    assert (count.train_users, count.dev_users) == (4 - count.test_users, 0)
+    assert [w for w in data.warnings if "too few" in w] == [
+        f"B: {count.train_users} training users (or questions) are too few to hold out 15 % for "
+        "choices: nothing can be chosen for it (data.split.dev_size)"
+    ]
 
 
 def test_a_second_load_parses_nothing_and_gives_the_same(tmp_path):
@@ -338,7 +362,7 @@ def test_a_culture_without_test_user_is_named_with_its_counts(tmp_path):
 def test_a_culture_with_ties_alone_has_no_pair(tmp_path):
     rows = [_row("A", f"u{n}") | {"r": ["x", "y"], "s": [5, 5]} for n in range(20)]
     config = _preferences(tmp_path, rows, columns={"responses": "r", "scores": "s"})
-    with pytest.raises(InputError, match="A: 0 training pairs of 17 users"):
+    with pytest.raises(InputError, match="A: 0 training pairs of 14 users"):
         load_preferences(config, tmp_path / "cache")
 
 
@@ -372,18 +396,24 @@ def test_questions_are_split_alike_in_all_cultures(tmp_path):
     assert test_questions[0] == test_questions[1]
     assert len(test_questions[0]) == 2  # 15 % of 10, rounded up
     assert not test_questions[0] & set(data.train.cluster_codes)
+    dev = [set(data.dev.cluster_codes[data.dev.culture_codes == code]) for code in (0, 1)]
+    assert dev[0] == dev[1] and len(dev[0]) == 1 and not dev[0] & set(data.train.cluster_codes)
 
 
 def test_folds_together_test_every_user_once(tmp_path):
-    tested = []
+    tested, chosen_on = [], []
     for fold in range(4):
         data = load_preferences(_synthetic(split={"num_folds": 4, "fold": fold}), tmp_path)
+        chosen_on.append(np.unique(data.dev.cluster_codes).tolist())
         assert {culture: count.test_users for culture, count in data.counts.items()} == {
             "A": 3,
             "B": 2,
         }
-        tested += np.unique(data.test.cluster_codes).tolist()
-    assert sorted(tested) == list(range(20))
+        tested.append(np.unique(data.test.cluster_codes).tolist())
+        assert not set(data.train.cluster_codes) & {*tested[-1], *chosen_on[-1]}
+    assert sorted(sum(tested, [])) == list(range(20))
+    # The next fold is chosen on, whatever dev_size is.
+    assert chosen_on == [*tested[1:], tested[0]]
 
 
 def test_a_source_that_labels_nothing_cannot_be_split_by_its_labels(tmp_path):
@@ -398,6 +428,7 @@ def test_data_fractions_keep_whole_users_nested_and_the_test_set_as_it_is(tmp_pa
     assert users[0.25] < users[0.5] < users[1.0]
     for fraction, d in data.items():
         np.testing.assert_array_equal(d.test.interactions, data[1.0].test.interactions)
+        np.testing.assert_array_equal(d.dev.interactions, data[1.0].dev.interactions)
         for culture, count in d.counts.items():
             whole = data[1.0].counts[culture].train_users
             assert count.train_users == max(1, int(fraction * whole + 0.5))
@@ -414,9 +445,9 @@ def test_counts_are_those_of_the_rows(tmp_path):
     count = load_preferences(config, tmp_path / "cache").counts["A"]
 
     # 6 response pairs a person: b = d in score, one equal text, the long one wins 2 and loses 2.
-    assert (count.users, count.train_users, count.test_users) == (20, 17, 3)
+    assert (count.users, count.train_users, count.dev_users, count.test_users) == (20, 14, 3, 3)
     assert (count.interactions, count.responses) == (21, 82)
-    assert (count.train_pairs, count.test_pairs) == (17 * 4, 3 * 4)
+    assert (count.train_pairs, count.dev_pairs, count.test_pairs) == (14 * 4, 3 * 4, 3 * 4)
     assert (count.ties, count.equal_texts) == (20, 21)
     assert count.longer_chosen_share == 0.5
     assert count.train_test_texts == 0

@@ -307,7 +307,7 @@ def test_pairs_need_a_gap_and_every_option_is_scored_all_the_same(tmp_path):
 
     data = load_preferences(config(write(tmp_path, rows)), tmp_path / "cache")
 
-    assert len(data.train) + len(data.test) == 2 * 20
+    assert sum(map(len, data.sides)) == 2 * 20
     assert data.counts["Chile"].ties == 20
     assert len(data.texts) == 3 * 20
     opinions = data.opinions
@@ -315,6 +315,8 @@ def test_pairs_need_a_gap_and_every_option_is_scored_all_the_same(tmp_path):
     shown = [data.texts[int(text)].response for text in opinions.texts[:3]]
     assert shown == three
     assert opinions.is_test.sum() == 3  # 15 % of 20
+    assert opinions.is_train.sum() == 14  # of the other 17, 3 are held out for choices
+    assert not (opinions.is_train & opinions.is_test).any()
 
 
 def test_a_question_is_on_one_side_in_every_country_and_whatever_samples_are_read(tmp_path):

@@ -83,7 +83,7 @@ def test_an_outside_source_is_read_checked_and_split(tmp_path, installed, config
     data = load_preferences(load_config(config).data, tmp_path / "cache")
 
     assert data.cultures == ("North", "South")
-    assert len(data.train) + len(data.test) == 40
+    assert sum(map(len, data.sides)) == 40
     pair = data.texts[data.train.chosen[0]], data.texts[data.train.rejected[0]]
     assert [text.response.split()[0] for text in pair] == ["good", "bad"]
     assert pair[0].prompt == "Which of the two is better?"

@@ -502,9 +502,58 @@ def test_the_blend_pairs_split_as_labelled(tmp_path):
     data = load_preferences(config, tmp_path)
 
     # Of its README: 38,676 cross and 13,946 within pairs, 16 groups; Mexico 2515 + 933, 382 + 165.
-    assert len(data.train) + len(data.test) == 38_676 + 13_946
+    assert sum(map(len, data.sides)) == 38_676 + 13_946
     assert len(data.cultures) == 16
     mexico = data.counts["Mexico"]
-    assert (mexico.train_pairs, mexico.test_pairs) == (2_515 + 933, 382 + 165)
+    assert mexico.train_pairs + mexico.dev_pairs == 2_515 + 933
+    assert mexico.test_pairs == 382 + 165
+    # Questions are the same in all groups: none is trained on in one and chosen on in another.
+    assert not set(data.train.cluster_codes) & set(data.dev.cluster_codes)
     assert mexico.test_users <= 75
     assert mexico.train_test_texts == 0
+
+
+# Votes
+
+VOTES = {"chosen_votes": "for", "rejected_votes": "against"}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_votes_are_the_scores_of_the_two_responses(name, tmp_path):
+    rows = [PLAIN | {"for": 4, "against": 1}, PLAIN | {"for": 2, "against": 0, "user": "u1"}]
+    config = _config(_write(tmp_path / name, rows), columns=VOTES)
+
+    read = [i for _, i in open_preferences(config).read(Notes())]
+
+    assert [i.human_scores for i in read] == [(4.0, 1.0), (2.0, 0.0)]
+    assert config.scores_are_votes
+    assert not _config(tmp_path / name).scores_are_votes
+
+
+@pytest.mark.parametrize(
+    ("votes", "problem"),
+    [
+        ({"for": 1, "against": 1}, "for = 1.0: must be more than against, got 1"),
+        ({"for": 1, "against": -1}, "against = -1.0: must be 0 or more"),
+        ({"for": "many", "against": 0}, "for = 'many': must be a number"),
+    ],
+)
+def test_votes_that_contradict_the_pair_are_told_with_their_row(votes, problem, tmp_path):
+    config = _config(_write(tmp_path / "rows.jsonl", [PLAIN | votes]), columns=VOTES)
+    notes = Notes()
+
+    assert list(open_preferences(config).read(notes)) == []
+    assert len(notes.problems) == 1
+    assert notes.problems[0].endswith(f"rows.jsonl, line 1: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule"),
+    [
+        ({"chosen_votes": "for"}, "chosen_votes and rejected_votes are set together"),
+        (SCORED | VOTES, "chosen_votes are of chosen and rejected"),
+    ],
+)
+def test_votes_go_with_chosen_and_rejected(columns, rule, tmp_path):
+    with pytest.raises(ValueError, match=rule):
+        _config(tmp_path / "rows.jsonl", columns=columns)

@@ -231,7 +231,7 @@ def test_the_samples_pairs_are_those_of_its_scores(tmp_path):
             data.texts[int(pairs.chosen[n])].response,
             data.texts[int(pairs.rejected[n])].response,
         )
-        for pairs in (data.train, data.test)
+        for pairs in data.sides
         for n in range(len(pairs))
     )
     assert found == expected

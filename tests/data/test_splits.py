@@ -4,7 +4,13 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.data.splits import assign_folds, fold_within_cultures, keep_fraction, split_users
+from scpo_ray.data.splits import (
+    assign_folds,
+    fold_within_cultures,
+    hold_out_dev,
+    keep_fraction,
+    split_users,
+)
 
 CODES = st.lists(st.integers(0, 9), min_size=1, max_size=40)
 
@@ -60,6 +66,33 @@ def test_folds_of_a_culture_do_not_depend_on_the_others():
     alone = fold_within_cultures(units[10:], cultures[10:], num_folds=3, fold=1, seed=4)
 
     np.testing.assert_array_equal(together[10:], alone)
+
+
+@given(CODES, st.floats(0, 0.9), st.integers(0, 5))
+def test_each_culture_holds_out_its_share_of_whole_users_for_choices(users, dev_size, seed):
+    units = np.array(users)
+    cultures = units % 3
+
+    held_out = hold_out_dev(units, cultures, dev_size, seed)
+
+    assert not set(units[held_out]) & set(units[~held_out])
+    for culture in set(cultures.tolist()):
+        mine = cultures == culture
+        num_units = len(set(units[mine].tolist()))
+        assert len(set(units[mine & held_out].tolist())) == int(dev_size * num_units + 0.5)
+        alone = hold_out_dev(units[mine], cultures[mine], dev_size, seed)
+        if units.max() == units[mine].max():  # The order is drawn for as many units.
+            np.testing.assert_array_equal(held_out[mine], alone)
+
+
+def test_a_question_is_held_out_for_choices_in_all_cultures_or_none():
+    units = np.repeat(np.arange(20), 3)
+    cultures = np.tile([0, 1, 2], 20)
+
+    held_out = hold_out_dev(units, cultures, 0.2, seed=1)
+
+    assert held_out.reshape(20, 3).sum(axis=1).tolist().count(3) == 4
+    assert held_out.sum() == 12
 
 
 @given(CODES, st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 5))

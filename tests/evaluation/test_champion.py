@@ -206,7 +206,7 @@ def test_without_other_cultures_that_check_is_skipped_and_said():
     assert judgement.is_champion
     assert holds(judgement)["other cultures"] is None
     assert judgement.contests[-1].difference.num_pairs == 0
-    assert judgement.reason.endswith("other cultures not checked: no test pair of theirs")
+    assert judgement.reason.endswith("other cultures not checked: no pair of theirs")
 
 
 @pytest.mark.parametrize("options", [{"with_global": False}, {"global_right": (False,)}])
@@ -214,7 +214,7 @@ def test_without_agreed_pairs_that_check_is_skipped_and_said(options):
     judgement = judged(mexico(6, **options), mexico(**options))
 
     assert judgement.is_champion
-    assert "agreed not checked: no such test pair" in judgement.reason
+    assert "agreed not checked: no such pair" in judgement.reason
     assert holds(judgement).get("agreed") is None
 
 
@@ -232,9 +232,9 @@ def test_a_mixture_is_judged_by_the_mean_over_its_cultures():
 @pytest.mark.parametrize(
     ("champion", "reason"),
     [
-        (outcomes({"Mexico": [True] * 1_200, "Peru": [True]}), "their test pairs: row 1200 is"),
-        (outcomes({"Mexico": [True] * 1_200}), "their test pairs: row 1200 is no pair and"),
-        (mexico(users=10), "their test pairs: row 10 is"),
+        (outcomes({"Mexico": [True] * 1_200, "Peru": [True]}), "their pairs: row 1200 is"),
+        (outcomes({"Mexico": [True] * 1_200}), "their pairs: row 1200 is no pair and"),
+        (mexico(users=10), "their pairs: row 10 is"),
         (mexico(global_right=(True, False)), "their global model: margins by up to 2"),
         (mexico(with_global=False), "their global model: only one has its margins"),
     ],
@@ -259,7 +259,7 @@ def test_a_first_champion_tested_on_other_pairs_is_not_compared():
     judgement = judged(mexico(6), mexico(), first=first)
 
     assert (judgement.is_champion, judgement.contests) == (False, [])
-    assert "it and the first champion differ in their test pairs" in judgement.reason
+    assert "it and the first champion differ in their pairs" in judgement.reason
 
 
 def test_settings_out_of_range_are_named():

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from scpo_ray.evaluation.comparable import ComparedRun, PairOutcomes, pair_outcomes
+from scpo_ray.evaluation.comparable import (
+    ComparedRun,
+    PairOutcomes,
+    for_comparison,
+    pair_outcomes,
+)
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.records import LAYERS
 from scpo_ray.results import ComparisonResult, Estimate, MethodSummary
@@ -420,12 +425,12 @@ BOTH = "finetune/Chile/seed 0 and scpo/Mexico/seed 0"
     [
         (
             with_column(SECOND, pair_id=np.array([f"other{i}" for i in range(8)], object)),
-            f"{BOTH} differ in their test pairs: row 0 is 'Chile' 'Chile0:0>1' 'Chile0' and "
+            f"{BOTH} differ in their pairs: row 0 is 'Chile' 'Chile0:0>1' 'Chile0' and "
             "'Chile' 'other0' 'Chile0' (culture, pair, cluster)",
         ),
         (
             with_column(SECOND, cluster=SECOND.outcomes.cluster[::-1]),
-            f"{BOTH} differ in their test pairs: row 0 is",
+            f"{BOTH} differ in their pairs: row 0 is",
         ),
         (
             make_run("scpo", "Mexico", cultures=(*CULTURES, "Israel")),
@@ -445,7 +450,7 @@ BOTH = "finetune/Chile/seed 0 and scpo/Mexico/seed 0"
         ),
         (
             make_run("scpo", "Mexico", own=[1, 1, 1, np.nan]),
-            "rewards must be finite, got 1 pairs that are not, the first at 7",
+            "rewards must be finite, got 1 pairs that are not",
         ),
     ],
 )
@@ -473,3 +478,19 @@ def test_runs_on_the_same_pairs_share_all_but_their_margins():
     shared = ("culture", "pair_id", "cluster", "ref_margin")
     assert all(getattr(second, name) is getattr(first, name) for name in shared)
     assert second.margin.tolist() == [2, 2] and other.cluster.tolist() == [0, 0]
+
+
+def test_of_a_result_a_comparison_keeps_its_own_culture_whole_and_of_others_what_is_shown():
+    result = run_result("scpo", "Chile")
+
+    shown = for_comparison(result, is_shown=True, like=result)
+    later = for_comparison(result, is_shown=False)
+
+    assert shown.evaluation["Chile"] == later.evaluation["Chile"] == result.evaluation["Chile"]
+    assert list(shown.evaluation) == list(result.evaluation)
+    assert list(later.evaluation) == ["Chile"]
+    israel = shown.evaluation["Israel"]
+    assert israel.after == {"all": result.evaluation["Israel"].after["all"]}
+    assert israel.difference == {"all": result.evaluation["Israel"].difference["all"]}
+    assert (israel.before, israel.controls, israel.minus_noise) == ({}, {}, {})
+    assert shown.data is result.data

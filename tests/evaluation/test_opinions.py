@@ -42,6 +42,7 @@ def opinions(*distributions, cultures=("A", "B")) -> Opinions:
         culture_codes=np.array([cultures.index(c) for c, *_ in distributions], dtype=np.int32),
         question_codes=np.array([q for _, q, *_ in distributions]),
         groups=np.arange(len(distributions)),
+        is_train=np.array([not test for _, _, test, _ in distributions]),
         is_test=np.array([test for _, _, test, _ in distributions]),
         cultures=cultures,
     )
@@ -160,6 +161,7 @@ def test_a_models_shares_are_the_mean_over_the_orders_of_the_options():
         culture_codes=np.zeros(2, dtype=np.int32),
         question_codes=np.zeros(2, dtype=np.int64),
         groups=np.zeros(2, dtype=np.int64),
+        is_train=np.zeros(2, dtype=np.bool_),
         is_test=np.ones(2, dtype=np.bool_),
         cultures=("A",),
     )

@@ -90,8 +90,16 @@ def test_every_trial_is_a_run_with_its_settings_and_the_best_setting_is_named(sw
         ({"South": 1.0}, None),
     ]
     for trial, run in zip(result.trials, runs, strict=True):
-        assert trial.objective == run.evaluation[trial.culture].after["all"].value
+        assert trial.objective == run.dev[trial.culture].after["all"].value
     best, second = result.settings
+    # Chosen on dev users, and looked at on test users once.
+    chosen = [
+        r for t, r in zip(result.trials, runs, strict=True) if t.setting == best.setting.number
+    ]
+    on_test = [run.evaluation[next(iter(run.culture_weights))].after["all"].value for run in chosen]
+    assert result.measured_on == "dev"
+    assert result.chosen_honestly is not None
+    assert result.chosen_honestly.value == pytest.approx(sum(map(float, on_test)) / 2)
     assert best.objective is not None and second.objective is not None
     assert best.objective.value >= second.objective.value
     for file in ("report.html", "pictures/ranking-01.png"):

@@ -52,6 +52,7 @@ def planted(seed: int = 0) -> tuple[Opinions, np.ndarray]:
         culture_codes=np.repeat(np.arange(len(COUNTRIES)), NUM_QUESTIONS).astype(np.int32),
         question_codes=np.tile(np.arange(NUM_QUESTIONS), len(COUNTRIES)),
         groups=np.arange(num_answers),
+        is_train=np.tile(np.arange(NUM_QUESTIONS) < 40, len(COUNTRIES)),
         is_test=np.tile(np.arange(NUM_QUESTIONS) >= 40, len(COUNTRIES)),
         cultures=COUNTRIES,
     )

@@ -16,10 +16,13 @@ from scpo_ray.methods.task import Task
 from scpo_ray.records import ALONE, InputError, Pairs
 from scpo_ray.settings.methods import METHODS, method_names
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.settings.selection import SelectionConfig
 
 NAN = math.nan
-GPO = RunConfig.model_validate({"method": "gpo", "data": {"source": "opinions"}})
+# What cannot be left at its default.
+NEEDED = {
+    "gpo": {"data": {"source": "opinions"}},
+    "soup": {"methods": {"soup": {"models": ["a", "b"]}}},
+}
 margins = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20)
 temperatures = st.floats(0.01, 100)
 thresholds = st.floats(0.01, 1.0)
@@ -36,10 +39,10 @@ def task(method, chosen, rejected):
     size = 2 if chosen is None else len(chosen)
     codes = np.arange(size)
     pairs = Pairs(
-        codes, codes, codes + size, *[np.zeros(size, np.int16)] * 2, *[codes * 0] * 2, "C"
+        codes, codes, codes + size, *[np.zeros(size, np.int16)] * 4, *[codes * 0] * 2, ("C",)
     )
     return Task(
-        config=RunConfig(method=method) if method != "gpo" else GPO,
+        config=RunConfig.model_validate({"method": method, **NEEDED.get(method, {})}),
         data=None,
         tokens=None,
         base=None,
@@ -72,8 +75,13 @@ def test_a_threshold_of_one_drops_the_sure_pairs_and_no_threshold_none():
     chosen, rejected = sides([30.0, 40.0])
 
     def keep(threshold):
-        config = SelectionConfig(filter_threshold=threshold)
-        selection = select_pairs(chosen, rejected, filters=True, weighting="none", config=config)
+        selection = select_pairs(
+            chosen,
+            rejected,
+            filter_threshold=threshold,
+            weighting="none",
+            weight_temperature=None,
+        )
         return selection.keep.tolist()
 
     # sigmoid(30) < 1 in float64, sigmoid(40) is 1.

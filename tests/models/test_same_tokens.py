@@ -18,7 +18,7 @@ from scpo_ray.models.same_tokens import (
     told_apart,
 )
 from scpo_ray.records import CultureCounts, InputError, Pairs, PreferenceData, Tokens
-from scpo_ray.report.tables import data_tables
+from scpo_ray.report.listings import data_tables
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer
 from tests.models.test_templates import ALTERNATING
 from tests.tiny import tiny_config
@@ -39,7 +39,10 @@ def pairs_of(*pairs: tuple[int, int], cultures: tuple[int, ...] = ()) -> Pairs:
     numbers = np.arange(len(chosen))
     codes = np.array(cultures or [0] * len(chosen), dtype=np.int32)
     first, second = numbers.astype(np.int16), numbers.astype(np.int16)
-    return Pairs(numbers, chosen, rejected, first, second, codes, numbers, ("Chile", "Peru"))
+    scores = np.ones(len(chosen), np.float32), np.zeros(len(chosen), np.float32)
+    return Pairs(
+        numbers, chosen, rejected, first, second, *scores, codes, numbers, ("Chile", "Peru")
+    )
 
 
 def test_pairs_are_the_same_where_every_token_is():

@@ -385,7 +385,7 @@ def test_questions_are_called_questions_where_no_user_is_known(tmp_path):
     page = write_report([result], None, tmp_path / "report.html").read_text()
 
     assert "95 % intervals over questions" in page
-    assert "questions<small>train + test</small>" in page
+    assert "questions<small>train + dev + test</small>" in page
     assert "resampling users" not in page
 
 

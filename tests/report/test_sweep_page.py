@@ -83,15 +83,26 @@ def test_the_lead_says_what_was_run_what_is_best_and_how_sure_that_is(swept):
     assert lead.startswith("thresholds Which threshold and which temperature? Four hours")
     assert "150 trials (148 finished, 2 failed; 3 had ended before this sweep)" in lead
     assert "25 settings, 3 cultures, 2 seeds (0, 1); experiment tastes." in lead
-    assert "Best is the highest objective: % of all test pairs ranked right, macro mean" in lead
+    assert "Best is the highest objective: % of all dev pairs ranked right, macro mean" in lead
     assert "Best: filter_threshold=0.7 weight_temperature=1.1, with 64.3 % [62.3, 66.3]" in lead
     assert "+5.7 points [+3.7, +7.7] over the global model on all pairs" in lead
     assert re.search(
         r"Of the 23 other settings, \d+ are not distinguishable from it: filter_", lead
     )
     assert re.search(r"\d+ are behind it \(intervals that hold for all at once\)\.", lead)
-    assert "The best of 24 settings, chosen on the same pairs that measure it, looks better" in lead
+    assert "it has 61.9 % [59.9, 63.9] of all test pairs ranked right, macro mean over" in lead
+    assert "+3.3 points [+0.3, +6.3] over the global model on all pairs, macro mean" in lead
+    assert "This is the number to report; all others on this page are from dev." in lead
+
+
+def test_without_dev_users_the_lead_says_what_half_of_the_users_chose(tmp_path):
+    page = write_sweep_report(sweep_result(measured_on="test"), tmp_path / "r.html")
+
+    lead = re.sub("[\u2068\u2069]", "", words(page))
+    assert "highest objective: % of all test pairs ranked right, macro mean" in lead
+    assert "The best of 25 settings, chosen on the same pairs that measure it, looks better" in lead
     assert "measured on the other half, it has 61.9 % [59.9, 63.9] (840 pairs, 54 users" in lead
+    assert "Nobody was held out for choices (data.split.dev_size 0)" in lead
 
 
 def test_failures_stand_before_the_ranking_with_their_errors(swept):
@@ -178,7 +189,7 @@ def test_a_culture_that_failed_everywhere_leaves_the_others_to_see(tmp_path):
 
 
 def test_one_setting_is_not_chosen_among_several(tmp_path):
-    result = sweep_result({TAU: [0.7]})
+    result = sweep_result({TAU: [0.7]}, measured_on="test")
 
     text = words(write_sweep_report(result, tmp_path / "r.html"))
 

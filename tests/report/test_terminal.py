@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scpo_ray.evaluation.champion import Contest, Judgement
+from scpo_ray.methods.margins import look_at_margins
 from scpo_ray.report import listings, tables
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.report.terminal import fitted
@@ -42,7 +44,10 @@ def all_tables() -> dict[str, Table]:
     health = DataHealth(
         {NAME: counts()}, {NAME: 1_234}, 512, ["South: a lengthy warning " * 9], "", {NAME: 0.281}
     )
-    scores = GlobalScores({NAME: CultureScores(123_456, 0.586, -1.234, 0.5)}, 0.7, 654_321, "")
+    margins = np.linspace(-0.02, 0.02, 9, dtype=np.float32)
+    look = look_at_margins(margins, np.zeros_like(margins), threshold=0.7, temperature=1.1)
+    of_culture = CultureScores(123_456, 0.586, -1.234, 0.5, look)
+    scores = GlobalScores({NAME: of_culture}, 0.7, 1.1, 654_321, "")
     plan = PlannedRun(f"scpo-{NAME}-s0", 123_456, 61_728, 1_024, 12.5, 123_456_789, 86_400.0)
     cost = SweepCost("thresholds", 36, 1_080, 12, 12, 400_000.0, {"selection.filter_threshold": 4})
     model = RegisteredModel(
@@ -62,7 +67,7 @@ def all_tables() -> dict[str, Table]:
     sweep = sweep_result(efficiency=CURVES)
     built = [
         *listings.data_tables(health),
-        listings.score_table(scores),
+        *listings.score_tables(scores),
         tables.evaluation_table({NAME: evaluation("scpo")}),
         *tables.opinion_tables([opinion_scores()]),
         *tables.opinion_comparison_tables(opinions),

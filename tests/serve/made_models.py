@@ -38,7 +38,6 @@ def write_culture(
     adapters: bool,
     max_length: int = 48,
     references: str | None = "the same",
-    temperature: float | None = None,
 ) -> Path:
     """A model whose trainable weights are the base's and noise from `seed`; its scale is of
     `REFERENCES`, under that fingerprint (None: no scale)."""
@@ -49,11 +48,11 @@ def write_culture(
     with torch.no_grad():
         for weights in model.network.parameters():
             if weights.requires_grad:
-                weights += 0.05 * torch.randn(weights.shape, generator=chance)
+                weights += 0.3 * torch.randn(weights.shape, generator=chance)
     folder.mkdir(parents=True)
     save_reward_model(model, folder)
     if references is not None:
-        save_scale(folder, scale_of(score_texts(model, REFERENCES), references, temperature))
+        save_scale(folder, scale_of(score_texts(model, REFERENCES), references))
     return folder
 
 

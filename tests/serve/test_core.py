@@ -14,22 +14,6 @@ from scpo_ray.storage.scale_file import load_scale
 from tests.serve.made_models import TEXTS, alone, write_culture
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, tiny_reward_model):
-    """Three cultures as adapters, three as whole models."""
-    folder = tmp_path_factory.mktemp("cultures")
-    cultures = ["Chile", "Mexico", "New Zealand"]
-    return {
-        adapters: {
-            culture: write_culture(
-                folder / kind / culture, tiny_reward_model, seed=seed, adapters=adapters
-            )
-            for seed, culture in enumerate(cultures)
-        }
-        for kind, adapters in (("adapters", True), ("whole", False))
-    }
-
-
 def items(texts=TEXTS, **asked):
     return [
         RewardItem(text.response, text.prompt, **asked)
@@ -114,6 +98,32 @@ def test_mixtures_are_of_standardised_rewards_shares_and_the_worst_off(models):
         assert [found[how][place].probability for how in found] == pytest.approx([share] * 3)
     assert found["linear"][0].of == "0.75 Chile + 0.25 Mexico (linear)"
     assert found["worst"][0].of == "Chile + Mexico (worst)"
+
+
+def test_several_models_of_a_culture_are_their_mean_with_an_interval(models):
+    folders = models[True]
+    seeds = [str(folders["Chile"]), str(folders["New Zealand"])]
+    several = CultureRewards.load({"Chile": seeds, "Mexico": [str(folders["Mexico"])] * 2})
+    single = loaded(folders)
+    one, other, mexico = (
+        single.rewards(items(culture=c))[0] for c in ("Chile", "New Zealand", "Mexico")
+    )
+
+    (found, *_) = several.rewards(items(culture="Chile"))
+    (mixed, *_) = several.rewards(items(mix={"Chile": 0.5, "Mexico": 0.5}))
+
+    # t(0.975) of one degree of freedom is 12.706; the standard error of two is half their distance
+    half = 12.7062 * abs(one.value - other.value) / 2
+    mean = (one.value + other.value) / 2
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (mean, mean - half, mean + half), rel=1e-4, abs=1e-5
+    )
+    z = (one.standardised + other.standardised) / 2
+    half = 0.5 * 12.7062 * abs(one.standardised - other.standardised) / 2
+    expected = 0.5 * z + 0.5 * mexico.standardised
+    assert mixed.value == pytest.approx(expected, abs=1e-5)
+    assert mixed.high - mixed.low == pytest.approx(2 * half, rel=1e-4)
+    assert (one.low, one.high) == (None, None)
 
 
 def test_one_model_needs_no_name(models):
@@ -232,7 +242,7 @@ def test_what_cannot_be_loaded_is_named(fault):
 
 def test_a_reward_that_is_no_number_is_an_error(models, monkeypatch):
     rewards = loaded({"Chile": models[False]["Chile"]})
-    network = rewards._models["Chile"].network
+    network = rewards._models["Chile\n0"].network
     rewards._networks._loaded[network] = lambda tokens, ids, names: np.full(len(ids), np.inf)
 
     with pytest.raises(InputError, match="Chile: .* gives rewards that are not finite"):

@@ -116,3 +116,20 @@ def test_result_metrics_carry_the_numbers_and_leave_out_what_is_missing():
     assert metrics["accuracy_macro/agreed/num_cultures"] == 1
     assert metrics["accuracy_others/agreed/num_cultures"] == 1
     assert "accuracy_others/all" not in metrics
+
+
+def test_what_dev_users_say_is_named_apart():
+    result = run_result()
+    on_dev = dict(result.evaluation)
+    on_dev["Chile"] = replace(on_dev["Chile"], after=on_dev["Israel"].after)
+
+    metrics = result_metrics(replace(result, dev=on_dev))
+
+    israel = result.evaluation["Israel"].after["all"]
+    assert metrics["dev/accuracy/all/Chile"] == israel.value
+    assert metrics["dev/accuracy/all/Chile/low"] == israel.low
+    assert metrics["dev/accuracy_macro/all"] == israel.value
+    assert metrics["accuracy/all/Chile"] == result.evaluation["Chile"].after["all"].value
+    assert "dev/accuracy_difference/all/Chile/high" in metrics
+    without = result_metrics(replace(result, dev={}))
+    assert not [name for name in without if name.startswith("dev/")]

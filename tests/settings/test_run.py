@@ -73,6 +73,7 @@ def test_run_id_does_not_depend_on_where_a_run_is_kept_or_how_it_is_looked_at(ov
 
 
 DECIDING = [
+    "train.draw=interactions",
     "method=weight",
     "seed=1",
     "culture_weights={Chile: 1.0}",
@@ -178,10 +179,11 @@ def test_the_papers_methods_come_first_and_what_they_need_is_said():
     assert own_methods() == ["global", "finetune", "filter", "weight", "inverse", "scpo"]
     assert method_names()[:6] == own_methods()
     assert {name for name in method_names() if METHODS[name].needs_global_model} == {
-        *("filter", "weight", "inverse", "scpo", "shared_offset", "lore", "gpo")
+        *("filter", "weight", "inverse", "scpo", "shared_offset", "lore", "lore_few", "gpo"),
+        "prompted",
     }
     assert {name for name in method_names() if not METHODS[name].trains} == {
-        *("global", "shared_offset", "lore", "gpo")
+        *("global", "shared_offset", "lore", "lore_few", "gpo", "prompted", "soup")
     }
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from scpo_ray.storage.disk import folder_fault, read_json, whole_file, whole_folder, write_json
+from scpo_ray.storage.disk import (
+    folder_fault,
+    put_into,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -159,3 +166,16 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, value):
         write_json(tmp_path / "a.json", {"x": value})
 
     assert json.loads(read_json(tmp_path / "a.json", "")) == {"x": 1}
+
+
+def test_a_file_put_into_a_whole_folder_is_part_of_what_is_checked(tmp_path):
+    path = tmp_path / "model"
+    with whole_folder(path) as part:
+        (part / "weights").write_text("w")
+
+    for text in ("first", "second"):
+        put_into(path, "note.json", text)
+        assert folder_fault(path) is None
+    (path / "note.json").write_text("changed")
+
+    assert folder_fault(path) == "note.json is not what was written"

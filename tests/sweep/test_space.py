@@ -252,7 +252,7 @@ def test_a_label_names_an_axis_whole_where_its_last_part_is_not_enough():
 def test_every_setting_has_its_first_seed_and_fold_before_any_has_its_next():
     of = sweep(
         {"culture": {"grid": ["Mexico", "Chile"]}, TAU: {"grid": [0.5, 0.7]}},
-        repeat={"seeds": [3, 1], "num_folds": 2},
+        repeat={"seeds": [3, 1], "num_folds": 3},
     )
 
     trials = trials_of(of, planned_settings(of), KNOWN)
@@ -260,11 +260,11 @@ def test_every_setting_has_its_first_seed_and_fold_before_any_has_its_next():
     assert [(t.seed, t.fold, t.setting.number, t.culture) for t in trials] == [
         (seed, fold, setting, culture)
         for seed in (3, 1)
-        for fold in (0, 1)
+        for fold in (0, 1, 2)
         for setting in (0, 1)
         for culture in ("Mexico", "Chile")
     ]
-    assert len({t.config.run_id for t in trials}) == 16
+    assert len({t.config.run_id for t in trials}) == 24
 
 
 def test_a_trial_is_the_run_with_its_own_settings():
@@ -297,13 +297,13 @@ def test_a_trial_is_the_run_with_its_own_settings():
 def test_a_whole_section_in_the_space_leaves_fold_and_workers_to_the_sweep():
     of = sweep(
         {"data": {"grid": [{"source": "synthetic"}]}, "train": {"grid": [{"max_steps": 5}]}},
-        repeat={"num_folds": 2},
+        repeat={"num_folds": 3},
         resources={"workers": 3},
     )
 
     trials = trials_of(of, planned_settings(of), KNOWN)
 
-    assert [t.config.data.split.fold for t in trials] == [0, 1]
+    assert [t.config.data.split.fold for t in trials] == [0, 1, 2]
     assert {t.config.train.num_workers for t in trials} == {3}
 
 

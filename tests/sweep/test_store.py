@@ -237,6 +237,18 @@ def test_a_curve_that_never_reaches_its_rival_is_kept_as_infinite(folder):
 def test_a_result_that_is_not_there_or_damaged_is_named(folder):
     with pytest.raises(InputError, match=rf"{RESULT_FILE}: cannot be read"):
         load_sweep_result(folder.path)
-    write_json(folder.path / RESULT_FILE, {"name": "x"})
+    write_json(folder.path / RESULT_FILE, {"format": 2, "name": "x"})
     with pytest.raises(InputError, match=rf"{RESULT_FILE}: not a result of this version"):
         load_sweep_result(folder.path)
+
+
+def test_a_result_of_an_older_version_is_told_by_its_format(folder):
+    folder.save_result(sweep_result())
+    document = json.loads(read_json(folder.path / RESULT_FILE, ""))
+    del document["format"], document["measured_on"]
+    write_json(folder.path / RESULT_FILE, document)
+
+    with pytest.raises(InputError) as error:
+        load_sweep_result(folder.path)
+
+    assert error.value.problems[0] == "it is of format 1, and this version reads format 2"

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpo_ray.evaluation.comparable import ComparedRun, PairOutcomes
+from scpo_ray.records import HeldOut
 from scpo_ray.results import Estimate
 from scpo_ray.settings.sweep import ObjectiveConfig
 from scpo_ray.statistics.intervals import accuracy, standing
 from scpo_ray.statistics.joint_scores import ranking
+from scpo_ray.sweep.choice import honest_choice
 from scpo_ray.sweep.records import Setting, SettingSummary, SweepResult, TrialRecord
-from scpo_ray.sweep.scores import honest_choice
 from scpo_ray.sweep.summary import importance, summarize_sweep
 from tests.results import run_result, selection
 
@@ -94,6 +95,8 @@ def summarize(
     values: Mapping[int, Mapping[str, object]] | None = None,
     axes: Sequence[str] = ("a",),
     seed: int = 0,
+    measured_on: HeldOut = "test",
+    load: Callable[[TrialRecord, HeldOut], ComparedRun] | None = None,
     **objective: str,
 ) -> SweepResult:
     numbers = sorted({of.setting for of, _ in runs})
@@ -106,7 +109,8 @@ def summarize(
         axes=axes,
         settings=[Setting(n, dict((values or {}).get(n, {"a": n})), f"a={n}") for n in numbers],
         trials=[of for of, _ in runs],
-        load=lambda of: by_id[of.trial_id],
+        measured_on=measured_on,
+        load=load or (lambda of, _: by_id[of.trial_id]),
         seed=seed,
     )
 
@@ -396,7 +400,7 @@ def test_each_finished_run_is_read_once_and_the_numbers_do_not_depend_on_the_ord
     runs = runs_of({(n, c, 0): f"{n + 4:04b}" for n in range(4) for c in CULTURES})
     loaded = []
 
-    def load(of: TrialRecord) -> ComparedRun:
+    def load(of: TrialRecord, side: str) -> ComparedRun:
         loaded.append(of.trial_id)
         return dict((t.trial_id, run) for t, run in runs)[of.trial_id]
 
@@ -409,6 +413,7 @@ def test_each_finished_run_is_read_once_and_the_numbers_do_not_depend_on_the_ord
             axes=["a"],
             settings=[Setting(n, {"a": n}, "") for n in order],
             trials=[of for of, _ in runs],
+            measured_on="test",
             load=load,
             seed=0,
         )
@@ -481,7 +486,8 @@ def test_an_unknown_culture_or_setting_is_refused():
             axes=[],
             settings=[],
             trials=[runs[0][0]],
-            load=lambda _: runs[0][1],
+            measured_on="test",
+            load=lambda *_: runs[0][1],
             seed=0,
         )
 
@@ -587,6 +593,49 @@ def test_a_sweep_of_enough_users_says_what_its_choice_is_worth():
     whole = of_setting(summarize(runs_of(four, users=4, ref="00110011")), 0).objective
     assert (honest.low, honest.high) == pytest.approx((whole.low, whole.high))
     assert summarize(runs_of(four, users=3, ref="00110011")).chosen_honestly is None
+
+
+def test_what_dev_users_chose_is_tested_once_on_test_users():
+    dev = dict(runs_of({(0, "Chile", 0): "1110", (1, "Chile", 0): "1000"}))
+    test = dict(runs_of({(0, "Chile", 0): "0100", (1, "Chile", 0): "1111"}))
+    loaded = []
+
+    def load(of: TrialRecord, side: str) -> ComparedRun:
+        by_run = {t.run_id: (t, run) for t, run in {"dev": dev, "test": test}[side].items()}
+        known, run = by_run[of.run_id]
+        loaded.append((known.setting, side))
+        return run
+
+    result = summarize(list(dev.items()), measured_on="dev", load=load)
+
+    # Setting 1 would have been better on test users, who are not asked.
+    assert [s.setting.number for s in result.settings] == [0, 1]
+    assert [s.objective.value for s in result.settings] == [0.75, 0.25]
+    assert result.chosen_honestly.value == 0.25
+    assert result.chosen_minus_global.value == -0.25
+    assert [setting for setting, side in loaded if side == "test"] == [0]
+
+
+def test_each_fold_chooses_on_its_own_dev_users():
+    marks = {"dev": {(0, 0): "1111", (0, 1): "0000", (1, 0): "0011", (1, 1): "0001"}}
+    marks["test"] = {(0, 0): "0111", (0, 1): "1111", (1, 0): "1111", (1, 1): "0001"}
+    runs = {
+        side: {(n, f): make_run(trial(n, fold=f), {"Chile": m}) for (n, f), m in found.items()}
+        for side, found in marks.items()
+    }
+    trials = [trial(n, fold=f) for n, f in marks["dev"]]
+    settings = {of.run_id: of.setting for of in trials}
+
+    result = summarize(
+        [(of, None) for of in trials],
+        measured_on="dev",
+        load=lambda of, side: runs[side][settings[of.run_id], of.fold],
+    )
+
+    # Fold 0 takes setting 0 (3 of 4 on test), fold 1 setting 1 (1 of 4); all together, setting 0.
+    assert result.settings[0].setting.number == 0
+    assert result.chosen_honestly.value == 0.5
+    assert result.chosen_honestly.num_pairs == 8
 
 
 def test_questions_that_cultures_share_are_drawn_and_counted_once():

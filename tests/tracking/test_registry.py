@@ -53,7 +53,10 @@ class Run:
         with whole_folder(self.folder / "model") as part:
             (part / "weights").write_text("some")
         columns = {name: values for name, values in vars(outcomes).items() if values is not None}
-        RunDir(self.folder, folder).save_test_pairs(columns)
+        run_dir = RunDir(self.folder, folder)
+        run_dir.save_dev_pairs(columns)
+        # What the models do with test users must have no say.
+        run_dir.save_test_pairs({**columns, "margin": -columns["margin"]})
         self.track()
 
     def track(self, **settings: object) -> None:
@@ -87,7 +90,8 @@ def test_the_first_model_is_champion_in_its_own_run(tmp_path, store):
     client, after = find_run(run.config, run.folder)
     assert after.info.run_id == client.get_model_version("scpo-Mexico", "1").run_id
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
-    assert "test_pairs.parquet" in {a.path for a in client.list_artifacts(after.info.run_id)}
+    logged = {a.path for a in client.list_artifacts(after.info.run_id)}
+    assert {"dev_pairs.parquet", "test_pairs.parquet"} <= logged
     assert tags(store, 1)["scpo.champion.against"] == "none"
 
 
@@ -109,6 +113,7 @@ def test_a_better_model_takes_the_place_and_a_worse_one_does_not(tmp_path, store
     assert "scpo.not_champion" not in tags(store, 2)
     assert tags(store, 3)["scpo.not_champion"] == lost.reason
     assert tags(store, 3)["scpo.champion.margin"] == "0.02"
+    assert (lost.side, tags(store, 3)["scpo.champion.side"]) == ("dev", "dev")
     # One of each user's 30 agreed pairs, and as much more as was never seen of others.
     assert tags(store, 3)["scpo.champion.agreed"].startswith("-3.33 [-5.")
     assert tags(store, 3)["scpo.champion.since_first_agreed"].startswith("-3.33 [-5.")
@@ -179,7 +184,7 @@ def test_a_champion_whose_test_pairs_are_others_or_lost_stays(tmp_path, store):
     first.register()
     other_pairs = Run(tmp_path, store, mexico(users=10), seed=1).register()
     _, run = find_run(first.config, first.folder)
-    artifact = Path(run.info.artifact_uri.removeprefix("file://")) / "test_pairs.parquet"
+    artifact = Path(run.info.artifact_uri.removeprefix("file://")) / "dev_pairs.parquet"
 
     artifact.write_text("no table")
     damaged = Run(tmp_path, store, seed=2).register()
@@ -189,13 +194,28 @@ def test_a_champion_whose_test_pairs_are_others_or_lost_stays(tmp_path, store):
     lost = Run(tmp_path, store, seed=4).register()
 
     assert aliases(store) == {"champion": 1, "candidate": 5}
-    assert "the two differ in their test pairs: row 10 is" in other_pairs.reason
+    assert "the two differ in their pairs: row 10 is" in other_pairs.reason
     with pytest.raises(InputError, match="scpo-Mexico:2 and scpo-Mexico:3: it cannot be compared"):
         compare_versions(store, "scpo-Mexico:2", "scpo-Mexico:3")
-    assert "scpo-Mexico:1: test_pairs.parquet cannot be read" in damaged.reason
-    assert "test_pairs.parquet cannot be read (it is not what was written)" in strange.reason
+    assert "scpo-Mexico:1: dev_pairs.parquet cannot be read" in damaged.reason
+    assert "dev_pairs.parquet cannot be read (it is not what was written)" in strange.reason
     assert lost.reason == (
-        "it cannot be compared: scpo-Mexico:1: its MLflow run has no test_pairs.parquet"
+        "it cannot be compared: scpo-Mexico:1: its MLflow run has no dev_pairs.parquet"
+    )
+
+
+def test_without_dev_users_models_are_compared_on_test_users_with_their_like_alone(tmp_path, store):
+    first, second, held_out = (Run(tmp_path, store, seed=seed) for seed in range(3))
+    for run in (first, second):
+        run.result = replace(run.result, dev={})
+        (run.folder / "dev_pairs.parquet").unlink()
+
+    first.register()
+    alike, apart = second.register(), held_out.register()
+
+    assert (alike.side, len(alike.contests) > 0) == ("test", True)
+    assert apart.reason == (
+        "it cannot be compared: scpo-Mexico:1: its MLflow run has no dev_pairs.parquet"
     )
 
 
@@ -219,8 +239,8 @@ def test_what_cannot_be_registered_is_named(tmp_path, store):
     )
     with pytest.raises(InputError, match="tracking.tracker = none: models are registered"):
         register_champion(untracked, run.result, run.folder)
-    with pytest.raises(InputError, match="test_pairs.parquet: cannot be read"):
-        (run.folder / "test_pairs.parquet").unlink()
+    with pytest.raises(InputError, match="dev_pairs.parquet: cannot be read"):
+        (run.folder / "dev_pairs.parquet").unlink()
         run.register()
     with pytest.raises(InputError, match=r"no model to register \(method scpo\)"):
         (run.folder / "model").rename(run.folder / "elsewhere")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
 from scpo_ray.methods.group_dro import Groups, GroupWeights
@@ -357,6 +358,34 @@ def test_the_steps_gradient_does_not_depend_on_its_micro_batches(config, prepare
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for name, values in whole.items():
         torch.testing.assert_close(parts[name], values, rtol=1e-4, atol=1e-6)
+
+
+class Readings(TorchDispatchMode):
+    """Counts how often a number is read off a tensor, for which a device would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.number += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_steps_loss_is_read_once_however_many_passes_it_has(config, prepared):
+    assert prepared.plan is not None
+    task = prepared.task
+    model = task.base.trainable(seed=0)
+    engine = TorchEngine(model, config.train.model_copy(update={"dropout": False}), WORKER)
+    plan = replace(prepared.plan, micro_batch_tokens=100, in_rows=model.in_rows)
+    step = next(plan.steps_from(0))
+    data = TrainingData(task.tokens, FixedWeights(prepared.weights), lambda rows: [])
+
+    with Readings() as readings:
+        step_loss(engine, step, data, WORKER, normalize_weights=False)
+
+    assert len(step.micro_batches(0)) > 2
+    assert readings.number == 1
 
 
 @pytest.mark.parametrize("normalize_weights", [False, True])

@@ -26,6 +26,7 @@ def plans(draw, **fixed):
         micro_batch_tokens=draw(st.integers(100, 400)),
         num_workers=workers,
         seed=draw(st.integers(0, 5)),
+        groups=draw(st.none() | st.just(np.arange(len(pairs)) // 3)),
     )
     return replace(plan, in_rows=in_rows)
 
@@ -147,6 +148,7 @@ def test_what_is_in_a_step_does_not_depend_on_the_number_of_workers(plan, num_wo
         micro_batch_tokens=plan.micro_batch_tokens,
         num_workers=num_workers,
         seed=plan.seed,
+        groups=plan.groups,
     )
 
     for step, other_step in zip(plan.steps_from(0), other.steps_from(0), strict=True):
@@ -181,6 +183,17 @@ def test_rows_of_one_step_are_of_near_equal_size_and_share_texts():
     (step,) = replace(plan, in_rows=True).steps_from(0)
 
     assert [batch.texts.tolist() for batch in micro_batches(step)] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_pairs_of_a_group_come_one_after_the_other_and_groups_in_a_drawn_order():
+    groups = np.array([7, 3, 7, 5, 3, 7])
+    plan = plan_of([[0, 1]] * 6, [5, 5], batch_size=6, num_steps=4, groups=groups)
+
+    orders = [groups[step.rows].tolist() for step in plan.steps_from(0)]
+
+    runs = [[code for at, code in enumerate(o) if at == 0 or o[at - 1] != code] for o in orders]
+    assert all(sorted(run) == [3, 5, 7] for run in runs)
+    assert len({tuple(run) for run in runs}) > 1
 
 
 def test_the_seed_alone_decides_the_order():
