@@ -7,7 +7,7 @@ SITE := .venv/.site
 # Two processes, each with whole groups of tests (tests/spread.py), the longest group first.
 PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 20
 
-.PHONY: quickstart test test-slow lint format types docs site backbone
+.PHONY: quickstart test test-slow lint format types docs site bench backbone
 
 quickstart: $(INSTALLED)
 	$(BIN)/scpo quickstart
@@ -37,6 +37,10 @@ docs: $(INSTALLED)
 # build/site/docs/index.html, from the pages as they lie; a link that leads nowhere is an error.
 site: $(SITE)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -b html . build/site
+
+# Speed on this machine's CPU beside what people use: benchmarks/README.md. Minutes, if it is idle.
+bench: $(INSTALLED) backbone
+	$(BIN)/python benchmarks/training_speed.py models/all-minilm-l6-v2
 
 # models/all-minilm-l6-v2: a real pretrained backbone that needs no hub, for sweeps/blend_*.yaml.
 backbone: $(INSTALLED)

@@ -21,7 +21,7 @@ import torch
 from scipy.stats import spearmanr
 
 from scpo_ray.experiment import load_inputs, open_run_dir, task_of
-from scpo_ray.methods.choosing import culture_pairs, held_out_accuracy
+from scpo_ray.methods.choosing import NUM_FOLDS, culture_pairs, held_out_accuracy
 from scpo_ray.records import ALONE
 from scpo_ray.settings.files import load_sweep
 
@@ -77,12 +77,23 @@ def main() -> None:
             at = torch.tensor(np.quantile(margins, KEPT[tau]))
             threshold = float(torch.sigmoid(at))
         accuracies = [
-            held_out_accuracy(pairs, threshold, beta * unit, "agreement", False, seed=0)
+            held_out_accuracy(
+                pairs,
+                threshold,
+                beta * unit,
+                "agreement",
+                normalize_weights=False,
+                num_folds=NUM_FOLDS,
+                seed=0,
+            )
             for pairs in cultures
         ]
         by_heads.append(100 * float(np.mean(accuracies)))
         shown = "none" if threshold is None else f"{threshold:.4f}"
-        print(f"| {tau} | {beta} | {shown} | {beta * unit:.3g} | {by_heads[-1]:.1f} | {reached} |")
+        there = "none" if tau is None else tau
+        print(
+            f"| {there} | {beta} | {shown} | {beta * unit:.3g} | {by_heads[-1]:.1f} | {reached} |"
+        )
     rank = spearmanr(by_heads, list(FULL_TRAINING.values())).statistic
     print(f"Spearman's rank correlation {rank:+.2f}, {time.process_time() - started:.0f} s of CPU")
 

@@ -162,7 +162,7 @@ def ours(models: dict[str, Path], folder: Path, *, devices: int = 1, settings: t
 def mlflows(model: Path, folder: Path):
     import mlflow
 
-    logged = folder / f"mlflow-{model.name}"
+    logged = folder / f"mlflow-{model.parent.name}"
     if not logged.is_dir():
         code = Path(__file__).parents[1] / "scpo_ray" / "tracking" / "mlflow_model.py"
         mlflow.pyfunc.save_model(
@@ -282,21 +282,16 @@ def pipeline_speed(model: Path, texts, expected, *, size, seconds):
     return done / (time.perf_counter() - begin), worst
 
 
-def make_tiny(folder: Path) -> Path:
-    """A model that costs nothing to compute: what is left is what a server itself costs."""
-    tiny = folder / "tiny"
-    if not tiny.is_dir():
-        backbone = folder / "tiny-backbone"
+def make_tiny_models(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """Models that cost nothing to compute: what is left is what a server itself costs."""
+    backbone = folder / "backbone"
+    if not backbone.is_dir():
         make_tiny_backbone(backbone, sorted(set(WORDS)), seed=0)
-        config = ModelConfig(path=str(backbone), max_length=256, new_head=True)
-        renderer = load_renderer(backbone, config)
-        tiny.mkdir()
-        save_reward_model(load_reward_model(backbone, config, renderer, device="cpu", seed=0), tiny)
-    return tiny
+    return make_models(backbone, folder)
 
 
 def contenders(whole: Path, folder: Path, seconds: float, title: str) -> None:
-    texts = make_texts(400, seed=2)
+    texts = make_texts(100, seed=2)
     alone = CultureRewards.load({"one": str(whole)}, device="cpu")
     expected = {"one": rewards_of(alone, texts)}
     del alone
@@ -341,7 +336,7 @@ def contenders(whole: Path, folder: Path, seconds: float, title: str) -> None:
 
 
 def cultures_and_clients(adapters: dict[str, Path], folder: Path, seconds: float) -> None:
-    texts = make_texts(400, seed=3)
+    texts = make_texts(40, seed=3)
     core = CultureRewards.load({c: str(p) for c, p in adapters.items()}, device="cpu")
     expected = {culture: rewards_of(core, texts, culture=culture) for culture in CULTURES}
     del core
@@ -523,18 +518,18 @@ def main() -> None:
     parser.add_argument("--only", choices=("contenders", "cultures", "load"))
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    whole, adapters = make_models(arguments.backbone, arguments.folder)
+    whole, adapters = make_models(arguments.backbone, arguments.folder / "small")
+    tiny, tiny_adapters = make_tiny_models(arguments.folder / "tiny")
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"{os.cpu_count()} cores, {platform.machine()}, OMP_NUM_THREADS={threads}, "
           f"load before {os.getloadavg()[0]:.1f}")  # fmt: skip
     if arguments.only in (None, "contenders"):
         contenders(whole, arguments.folder, arguments.seconds, "One whole encoder")
-        tiny = make_tiny(arguments.folder)
         contenders(tiny, arguments.folder, arguments.seconds, "A tiny model: the server alone")
     if arguments.only in (None, "cultures"):
         cultures_and_clients(adapters, arguments.folder, arguments.seconds)
     if arguments.only in (None, "load"):
-        survives(adapters, arguments.folder, arguments.minutes)
+        survives(tiny_adapters, arguments.folder, arguments.minutes)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,21 @@ from scpo_ray.settings.data import DataSection, Source
 from scpo_ray.settings.section import Section
 
 Side = Literal["train", "test"]
+Language = Literal["first", "second"]
+
+
+class SecondLanguage(Section):
+    prompt: str | None = None
+    """As the first language's, in another column of the same row; null: the same column."""
+
+    chosen: str | None = None
+    """The same of the preferred response."""
+
+    rejected: str | None = None
+    """The same of the other response."""
+
+    responses: str | None = None
+    """The same of a list of responses."""
 
 
 class ColumnMap(Section):
@@ -73,6 +88,15 @@ class ColumnMap(Section):
     id: str | None = None
     """A unique name of the row; null: the file's name and line."""
 
+    second_language: SecondLanguage | None = None
+    """Where the same texts stand in another language: read with `data.language: second`."""
+
+    def in_language(self, language: Language) -> "ColumnMap":
+        """The columns that a language's texts are read from."""
+        if language == "first" or self.second_language is None:
+            return self
+        return self.model_copy(update=self.second_language.model_dump(exclude_none=True))
+
     @model_validator(mode="after")
     def responses_have_scores(self) -> Self:
         if (self.responses is None) != (self.scores is None):
@@ -106,6 +130,10 @@ class PreferencesConfig(DataSection):
     columns: ColumnMap = ColumnMap()
     """Which column holds what."""
 
+    language: Language = "first"
+    """Which language's texts are read, where `columns.second_language` names columns of another:
+    the same people and preferences, so that language and culture can be told apart."""
+
     @model_validator(mode="after")
     def one_place_to_read(self) -> Self:
         if bool(self.train_files) == bool(self.hub):
@@ -118,6 +146,8 @@ class PreferencesConfig(DataSection):
                 'test files (or hub_test_split) and split.by "source" go together, got '
                 f"split.by {self.split.by!r} {'with' if has_test else 'without'} a test part"
             )
+        if self.language == "second" and self.columns.second_language is None:
+            raise ValueError('language "second" needs columns.second_language')
         if self.split.by == "user" and self.columns.user is None:
             raise ValueError(
                 'split.by "user" needs columns.user, the column that says who preferred; where '
@@ -148,10 +178,10 @@ def open_preferences(config: PreferencesConfig) -> InteractionSource:
     return InteractionSource(
         files=tuple(file for part, _ in parts for file in part.files),
         settings={
-            "columns": config.columns.model_dump(),
+            "columns": config.columns.in_language(config.language).model_dump(),
             "parts": [(part.label, side) for part, side in parts],
         },
-        read=partial(_read, parts, config.columns),
+        read=partial(_read, parts, config.columns.in_language(config.language)),
     )
 
 
@@ -171,7 +201,8 @@ def _file_parts(config: PreferencesConfig) -> list[tuple[RowSource, Side | None]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise InputError("data: each file is read once", [f"{path}: named twice" for path in twice])
-    columns, wanted = config.columns, _needed(config.columns)
+    columns = config.columns.in_language(config.language)
+    wanted = _needed(columns)
     optional = [columns.prompt] if columns.prompt and columns.prompt not in wanted else []
     # Rows without an id are named by their file: by its name, or by its path where two share it.
     names = [path.name for path in paths]

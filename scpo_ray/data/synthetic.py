@@ -78,6 +78,10 @@ class SyntheticConfig(DataSection):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the generated data."""
 
+    language: Literal["first", "second"] = "first"
+    """second: the same people say the same, but each word for or against something is said with
+    one that means another thing in the first language."""
+
     @field_validator("users")
     @classmethod
     def cultures_are_named_once_with_users(cls, users: dict[str, int]) -> dict[str, int]:
@@ -199,6 +203,7 @@ def open_synthetic(config: SyntheticConfig) -> InteractionSource:
         "person_noise",
         "outlier_share",
         "seed",
+        "language",
     )
     settings = {name: getattr(config, name) for name in fields}
     # The order of the cultures decides which is the majority; a sorted mapping would lose it.
@@ -208,7 +213,7 @@ def open_synthetic(config: SyntheticConfig) -> InteractionSource:
 
 def _read(config: SyntheticConfig, notes: Notes) -> Iterator[tuple[Place, Interaction]]:
     tastes = culture_tastes(config)
-    words = [*_response_words(), ""]
+    words = [*_response_words(config.language), ""]
     number = 0
     for culture_number, (culture, num_users) in enumerate(config.users.items()):
         for person in range(num_users):
@@ -282,9 +287,12 @@ def _draw_prompt(rng: np.random.Generator) -> str:
     return " ".join([*opening, TOPICS[rng.integers(len(TOPICS))], *closing])
 
 
-def _response_words() -> list[str]:
-    taste_words = [word for sides in TASTE_WORDS for side in sides for word in side]
-    return [*taste_words, *FILLERS]
+def _response_words(language: Literal["first", "second"] = "first") -> list[str]:
+    # The second language's words are the first's, those of the next feature: a model knows them
+    # all, and what it has learned of the first says nothing of the second.
+    shift = 0 if language == "first" else 1
+    features = [*TASTE_WORDS[shift:], *TASTE_WORDS[:shift]]
+    return [*(word for sides in features for side in sides for word in side), *FILLERS]
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:

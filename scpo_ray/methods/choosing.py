@@ -79,13 +79,20 @@ def choose_selection(
     Raises: InputError if a culture has fewer than two users, or no value leaves pairs to learn
         from.
     """
-    if min(len(np.unique(pairs.clusters)) for pairs in cultures) < 2:
+    num_folds = min(NUM_FOLDS, *(len(np.unique(pairs.clusters)) for pairs in cultures))
+    if num_folds < 2:
         raise InputError("selection: auto needs two training users (or questions) of each culture")
     tried = []
     for threshold, temperature in _candidates(cultures, config, filters, weighting):
         accuracies = [
             held_out_accuracy(
-                pairs, threshold, temperature, weighting, config.normalize_weights, seed
+                pairs,
+                threshold,
+                temperature,
+                weighting,
+                normalize_weights=config.normalize_weights,
+                num_folds=num_folds,
+                seed=seed,
             )
             for pairs in cultures
         ]
@@ -96,7 +103,7 @@ def choose_selection(
     tried.sort(key=lambda each: -each.accuracy)
     best = tried[0]
     log.info("chosen: tau %s, beta %s", best.filter_threshold, best.weight_temperature)
-    return ChosenSelection(best.filter_threshold, best.weight_temperature, NUM_FOLDS, tried)
+    return ChosenSelection(best.filter_threshold, best.weight_temperature, num_folds, tried)
 
 
 def chosen_selection(task: Task, *, filters: bool, weighting: Weighting) -> ChosenSelection | None:
@@ -170,13 +177,14 @@ def held_out_accuracy(
     threshold: float | None,
     temperature: float | None,
     weighting: Weighting,
+    *,
     normalize_weights: bool,
+    num_folds: int,
     seed: int,
 ) -> float:
     """Share of the pairs that heads which did not see their users rank right; NaN where a fold
     leaves nothing to learn from."""
     codes = np.zeros(len(pairs.clusters), dtype=np.int32)
-    num_folds = min(NUM_FOLDS, len(np.unique(pairs.clusters)))
     selection = select_pairs(
         pairs.ref_chosen,
         pairs.ref_rejected,

@@ -31,6 +31,9 @@ from scpo_ray.workers import total
 
 log = logging.getLogger(__name__)
 
+_MIN_WATCHED_STEPS = 10
+_COIN_TOLERANCE = 0.01
+
 _PROGRESS = "progress.json"
 
 
@@ -118,7 +121,7 @@ def train(
     progress = _resume(engine, checkpoints, worker)
     curve, earlier_s, pair_weights = progress.curve, progress.seconds, data.pair_weights
     pair_weights.restore(progress.pair_weights)
-    started = time.monotonic()
+    started, watch = time.monotonic(), _CoinWatch(plan.num_steps, normalize_weights, worker)
     with _own_random_stream(worker.device), _progress_bar(plan, engine.steps_done) as bar:
         for step in plan.steps_from(engine.steps_done):
             # Dropout draws from torch's global stream: set per step, a resumed run draws the same.
@@ -132,6 +135,7 @@ def train(
             _tell_weights(pair_weights, mine, step, worker)
             progress.batch_losses.append(loss)
             losses.append(loss)
+            watch.see(step, loss, pair_weights)
             bar.update(len(step.rows))
             if step.number % config.log_every == 0 or step.number == plan.num_steps:
                 point = stats, pair_weights.shown()
@@ -197,6 +201,30 @@ def step_loss(
         np.concatenate([*rows, np.empty(0, np.int64)]),
         torch.cat([*pair_losses, torch.empty(0, device=worker.device)]).double().cpu().numpy(),
     )
+
+
+class _CoinWatch:
+    """Says, once, that a model is still a coin after a tenth of its steps: each margin is 0, and
+    each pair's loss log 2."""
+
+    def __init__(self, num_steps: int, normalize_weights: bool, worker: Worker) -> None:
+        self._last = max(_MIN_WATCHED_STEPS, num_steps // 10)
+        self._normalize_weights = normalize_weights
+        # The loss is that of all workers: one of them says it.
+        self._is_coin = worker.rank == 0
+
+    def see(self, step: Step, loss: float, weights: PairWeights) -> None:
+        if not self._is_coin or step.number > self._last:
+            return
+        mean = 1.0 if self._normalize_weights else float(weights.of(step.rows).mean())
+        coin = mean * math.log(2)
+        self._is_coin = abs(loss - coin) <= _COIN_TOLERANCE * coin
+        if self._is_coin and step.number == self._last:
+            log.warning(
+                "nothing is being learned: after %d steps the loss is still log 2, a coin's; "
+                "train.learning_rate may be too small",
+                step.number,
+            )
 
 
 def _save_checkpoint(

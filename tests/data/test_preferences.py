@@ -557,3 +557,42 @@ def test_votes_that_contradict_the_pair_are_told_with_their_row(votes, problem, 
 def test_votes_go_with_chosen_and_rejected(columns, rule, tmp_path):
     with pytest.raises(ValueError, match=rule):
         _config(tmp_path / "rows.jsonl", columns=columns)
+
+
+# A second language
+
+BOTH = {
+    "second_language": {"prompt": "prompt_es", "chosen": "chosen_es", "rejected": "rejected_es"}
+}
+SPANISH = PLAIN | {"prompt_es": "¿p?", "chosen_es": "bueno", "rejected_es": "malo"}
+
+
+def test_a_second_language_has_the_same_people_and_preferences_in_its_own_columns(tmp_path):
+    file = _write(tmp_path / "rows.jsonl", [SPANISH])
+
+    [first], [second] = (
+        [i for _, i in open_preferences(config).read(Notes())]
+        for config in (
+            _config(file, columns=BOTH),
+            _config(file, columns=BOTH, language="second"),
+        )
+    )
+
+    assert (first.prompt, *first.responses) == ("p", "good", "bad")
+    assert (second.prompt, *second.responses) == ("¿p?", "bueno", "malo")
+    assert (first.culture, first.user, first.human_scores) == (
+        *(second.culture, second.user, second.human_scores),
+    )
+
+
+def test_a_second_language_without_columns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'language "second" needs columns\.second_language'):
+        _config(tmp_path / "rows.jsonl", language="second")
+
+
+def test_a_row_without_the_second_languages_texts_is_told(tmp_path):
+    config = _config(_write(tmp_path / "rows.jsonl", [PLAIN]), columns=BOTH, language="second")
+    notes = Notes()
+
+    assert list(open_preferences(config).read(notes)) == []
+    assert "chosen_es" in notes.problems[0]

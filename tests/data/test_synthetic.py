@@ -145,3 +145,26 @@ def test_a_culture_without_pairs_has_no_best_accuracy():
     ]
     assert tied
     assert math.isnan(best_accuracy(config.model_copy(update={"seed": tied[0]}))["A"])
+
+
+def test_the_second_language_says_the_same_of_the_same_people_in_other_words():
+    first, second = (
+        _interactions(_config(users={"A": 2}, language=language))
+        for language in ("first", "second")
+    )
+
+    assert [i.human_scores for i in first] == [i.human_scores for i in second]
+    assert [i.prompt for i in first] == [i.prompt for i in second]
+    words = [
+        {word for i in interactions for text in i.responses for word in text.split()}
+        for interactions in (first, second)
+    ]
+    assert set.union(*words) <= set(vocabulary())
+    pairs = {
+        (a, b)
+        for one, other in zip(first, second, strict=True)
+        for text, again in zip(one.responses, other.responses, strict=True)
+        for a, b in zip(text.split(), again.split(), strict=True)
+    }
+    assert ("warm", "polite") in pairs or ("kind", "formal") in pairs
+    assert len({b for _, b in pairs}) == len({a for a, _ in pairs}) == len(pairs)

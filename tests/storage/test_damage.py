@@ -16,6 +16,7 @@ from scpo_ray.records import InputError
 from scpo_ray.storage.disk import whole_folder, write_json
 from scpo_ray.storage.run_dir import (
     load_comparison_result,
+    load_dev_pairs,
     load_result,
     load_test_opinions,
     load_test_pairs,
@@ -172,6 +173,7 @@ KEPT = {
         lambda run: run.save_config({"seed": 0}, PRINTS),
         lambda path: run_dir(path.parent).save_config({"seed": 0}, PRINTS),
     ),
+    "dev pairs": Kept("dev_pairs.parquet", lambda run: run.save_dev_pairs(PAIRS), load_dev_pairs),
     "test pairs": Kept(
         "test_pairs.parquet", lambda run: run.save_test_pairs(PAIRS), load_test_pairs
     ),

@@ -433,7 +433,7 @@ FOLDS = trial(0, "Chile", fold=0), trial(0, "Chile", fold=1)
         (
             [(FIRST, make_run(FIRST, "1111")), (SECOND, make_run(SECOND, "11111", ref="00110"))],
             "0/Chile/0 and 1/Mexico/0: scpo/Chile/seed 0 and scpo/Mexico/seed 0 differ in their "
-            "test pairs",
+            "pairs",
         ),
         (
             [(FIRST, make_run(FIRST, "1111")), (SECOND, make_run(SECOND, "1111", ref="1111"))],

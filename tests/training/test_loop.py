@@ -318,6 +318,24 @@ def test_a_loss_that_is_not_finite_stops_with_step_pairs_and_checkpoint(config, 
     assert f"pair {bad}" in pairs
 
 
+@pytest.mark.parametrize(("head", "is_said"), [(0.0, True), (100.0, False)])
+def test_a_loss_that_stays_a_coins_is_said_once(config, prepared, tmp_path, caplog, head, is_said):
+    slow = config.model_copy(
+        update={"train": config.train.model_copy(update={"learning_rate": 1e-12})}
+    )
+
+    def scale_head(engine: StoppingEngine) -> None:
+        with torch.no_grad():
+            for name, weights in engine.parameters.items():
+                if name.startswith("classifier"):
+                    weights *= head
+
+    attempt(slow, prepared, tmp_path, prepare=scale_head)
+
+    said = [r.message for r in caplog.records if "nothing is being learned" in r.message]
+    assert len(said) == int(is_said)
+
+
 def test_a_learning_rate_that_leaves_the_numbers_stops_the_run(config, prepared, tmp_path):
     wild = config.model_copy(
         update={"train": config.train.model_copy(update={"learning_rate": 1e30})}
