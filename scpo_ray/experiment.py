@@ -33,7 +33,6 @@ from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Ta
 from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
-from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.precision import check_dtype
 from scpo_ray.models.rendering import RefusedTexts, refusal
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
@@ -155,8 +154,7 @@ def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> Run
         "model": global_model.fingerprint,
         "scores": global_model.score_key,
     }
-    # Of weights that were pickles: what they were, and what was made of them.
-    fingerprints |= conversion_record(global_model.model_dir)
+    fingerprints |= global_model.conversion
     return RunInputs(data, global_model, tokens, fingerprints)
 
 
@@ -169,7 +167,7 @@ def prepare_run(config: RunConfig, inputs: RunInputs, worker: Worker) -> Prepare
     if config.how.trains:
         check_dtype(model_dir, config.model, worker.device)
     if config.train.gradient_checkpointing and config.how.trains:
-        check_recomputes(model_dir, config.model)
+        check_recomputes(model_dir, config.model, inputs.global_model.stores.converted)
     task = task_of(config, inputs, worker)
     config.how.check(task)
     selection: Selection = config.how.select(task)
@@ -399,7 +397,7 @@ def _result(prepared: PreparedRun, fitted: Fitted, found: Evaluated, run_dir: Ru
             "data": data.fingerprint,
             "model": task.base.fingerprint,
             "scores": task.base.score_key,
-            **conversion_record(task.base.model_dir),
+            **task.base.conversion,
         },
         data=data.counts,
         warnings=list(data.warnings),

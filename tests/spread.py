@@ -8,6 +8,7 @@ from xdist.scheduler import LoadScopeScheduling
 GROUPS = {
     "tests/cluster/": "ray",
     "tests/launch/": "ray",
+    "tests/services/": "ray",
     "tests/serve/test_ray_app.py": "ray",
     "tests/launch/test_bad_places.py": "bad places",
     "tests/launch/test_stopped_runs.py": "stopped runs",

@@ -39,12 +39,37 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     folder: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
     merge: Annotated[bool, typer.Option("--merge", help="Fold adapters into the weights.")] = False,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOOLS",
+            help="Compare its rewards in transformers, pipeline, sentence-transformers, trl "
+            "(with commas) with ours; more than 1e-4 apart is an error.",
+        ),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub.")
+    ] = None,
 ) -> None:
-    """Write a run's model as a plain Hugging Face sequence-classification folder."""
-    from scpo_ray.commands.exporting import export_model
+    """Write a run's model as a plain Hugging Face folder, with a card that says what it is."""
+    from scpo_ray.commands.exporting import check_export, export_model
+    from scpo_ray.models.elsewhere import TOLERANCE, read_tools
+    from scpo_ray.models.hub import push_folder
 
-    export_model(run, folder, merge=merge)
+    tools = [] if check is None else read_tools(check)
+    model = export_model(run, folder, merge=merge, push=push)
     say(f"model: {folder}")
+    checks = check_export(model, run, folder, tools) if tools else []
+    for found in checks:
+        said = found.note
+        if found.difference is not None:
+            said = f"differs by at most {found.difference:.1e} on {found.note}"
+        say(f"{found.tool}: {said}")
+    if any(found.failed for found in checks):
+        say(f"not every tool gives the rewards that are given here (up to {TOLERANCE:g})")
+        raise typer.Exit(2)
+    if push is not None:
+        say(f"hub: {push_folder(folder, push)}")
 
 
 @models_app.callback()

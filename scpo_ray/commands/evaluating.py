@@ -86,9 +86,10 @@ def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
     inputs = load_inputs(config, run_dir)
     task = task_of(config, inputs, worker)
     section = model_section(model_dir, config.model)
-    folder = resolve_model_dir(section, run_dir.stores.converted)
+    cache = run_dir.stores.converted
+    folder = resolve_model_dir(section, cache)
     renderer = load_renderer(folder, section)
-    model = load_reward_model(folder, section, renderer, device=worker.device, seed=0)
+    model = load_reward_model(folder, section, renderer, device=worker.device, seed=0, cache=cache)
     model = replace(model, precision=config.train.precision)
     tokens = tokenize(renderer, task.data.texts, run_dir.stores.tokens)
     # Another tokenizer than the global model's may not tell other pairs apart.

@@ -12,8 +12,8 @@ from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.task import PreparedRun
 from scpo_ray.models.shapes import network_shape
+from scpo_ray.records import MemoryEstimate
 from scpo_ray.report.overviews import PlannedRun, SweepCost
-from scpo_ray.results import MemoryEstimate
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
@@ -126,7 +126,14 @@ def _memory(config: RunConfig, prepared: PreparedRun) -> MemoryEstimate | None:
     )
     texts, width = max(passes, key=lambda rows_width: rows_width[0] * rows_width[1])
     autocast = config.train.precision == "bf16"
-    shape = network_shape(base.model_dir, base.config, texts=texts, width=width, autocast=autocast)
+    shape = network_shape(
+        base.model_dir,
+        base.config,
+        texts=texts,
+        width=width,
+        autocast=autocast,
+        cache=base.stores.converted,
+    )
     device = prepared.task.worker.device
     return estimate_memory(shape, config.train, num_workers=config.train.min_workers, device=device)
 

@@ -57,6 +57,8 @@ class OpinionsConfig(DataSection):
 
     holds_opinions: ClassVar[bool] = True
 
+    licence: ClassVar[str] = "CC-BY-NC-SA-4.0"
+
     path: str = "Anthropic/llm_global_opinions"
     """A CSV file (plain or .gz) with the columns question, selections, options and source, or a
     hub data set."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from scpo_ray.data.files import check_files, file_source, hub_source
 from scpo_ray.data.rows import (
@@ -27,6 +27,8 @@ NO_COUNTRY = "interaction of a user without country"
 
 
 class PrismConfig(DataSection):
+    licence: ClassVar[str] = "CC-BY-4.0 for what people wrote, CC-BY-NC-4.0 for what models wrote"
+
     source: Literal["prism"] = "prism"
     """PRISM: people from 75 countries scored the replies of language models."""
 

@@ -9,7 +9,7 @@ noise, and a score grows with taste . features: what a word-level model can lear
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ SCORE_MEAN, SCORE_SPREAD = 50.5, 16.0
 
 
 class SyntheticConfig(DataSection):
+    licence: ClassVar[str] = "none needed: its texts are generated"
+
     source: Literal["synthetic"]
     """Generated PRISM-shaped interactions whose best possible accuracy is known."""
 

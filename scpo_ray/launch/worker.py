@@ -160,6 +160,7 @@ def _has_ended(config: RunConfig, inputs: RunInputs, run_dir: RunDir, sweep: Swe
     run_dir.save_config(config.model_dump(mode="json"), run_fingerprints(config, inputs))
     if ended_result(config, inputs.fingerprints["data"], run_dir) is None:
         return False
+    run_dir.settle()
     if has_unsent(run_dir.path):
         log.info("%s: has ended before; tracking it, which failed then", run_dir.path)
         send_unsent(config, run_dir, sweep, patient=sweep is not None)

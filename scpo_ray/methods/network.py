@@ -117,7 +117,14 @@ def _check_room(task: Task) -> None:
     # To look closely takes a second, and most models are far from the limit.
     if at_most * _MOST_PER_WEIGHT < free:
         return
-    shape = network_shape(base.model_dir, base.config, texts=0, width=0, autocast=False)
+    shape = network_shape(
+        base.model_dir,
+        base.config,
+        texts=0,
+        width=0,
+        autocast=False,
+        cache=base.stores.converted,
+    )
     workers = task.worker.world_size
     check_room(estimate_memory(shape, train, num_workers=workers, device=device), free, device)
 

@@ -85,12 +85,20 @@ def check_adapters(folder: Path, config: ModelConfig) -> None:
 
 
 def load_adapters(
-    network: Any, folder: Path, config: ModelConfig, final: str, name: str = DEFAULT
+    network: Any,
+    folder: Path,
+    config: ModelConfig,
+    final: str,
+    name: str = DEFAULT,
+    *,
+    converted: bool,
 ) -> Any:
     """The network under saved adapters, the adapters and the head trainable.
 
     Args:
         name: what the adapters are called in the network, which may have others already.
+        converted: the network's own weights are read from what was made of pickles. Adapters that
+            are saved from it name that copy, which loads without reading a pickle again.
 
     Raises: InputError if some adapters are missing from the file or more are there.
     """
@@ -100,6 +108,9 @@ def load_adapters(
         settings = peft.PeftConfig.from_pretrained(str(folder))
         settings.task_type = peft.TaskType.SEQ_CLS
         settings.inference_mode = False
+        if converted:
+            settings.base_model_name_or_path = network.name_or_path
+            settings.revision = None
         with _quiet_peft():
             if isinstance(network, peft.PeftModel):
                 network.add_adapter(name, settings)
@@ -115,6 +126,14 @@ def load_adapters(
         raise InputError(
             f"model.path = {config.path}: the adapters cannot be loaded", reasons(error)
         ) from None
+    _check_all_there(network, folder, config, expected, name, final)
+    return network
+
+
+def _check_all_there(
+    network: Any, folder: Path, config: ModelConfig, expected: Any, name: str, final: str
+) -> None:
+    """Raises: InputError if the adapters called `name` are not all in the file, or more are."""
     found = set(weight_shapes(folder))
     # A head that the base model has and the adapters leave as it is.
     part = f"{_PREFIX}{final.partition('.')[0]}."
@@ -134,7 +153,6 @@ def load_adapters(
                 f"model.path = {config.path}: adapters {said} {folder.name}",
                 [shown, f"{ADAPTER_CONFIG} says which layers have adapters"],
             )
-    return network
 
 
 def _is_above(name: str, num_layers: int) -> bool:

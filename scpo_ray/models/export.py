@@ -1,13 +1,14 @@
 """A trained model as a Hugging Face folder, and back."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scpo_ray.models.compatible import padding_of, write_compatible
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
     BASE_FINGERPRINT,
@@ -33,7 +34,7 @@ def save_reward_model(
 ) -> None:
     """Writes a Hugging Face folder: safetensors weights (or adapters), tokenizer, renderer.
 
-    Older versions of transformers read it too (4.45 was tried).
+    Other tools read the same reward from it; see `compatible`.
 
     Args:
         weights: the weights to write, by name, where the network itself holds but a part; none
@@ -42,9 +43,7 @@ def save_reward_model(
     model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     # Of the template's two places the older one is read by every version.
     model.renderer.tokenizer.save_pretrained(folder, save_jinja_files=False)
-    _rewrite(folder / "tokenizer_config.json", _tokenizer_settings)
-    _rewrite(folder / "tokenizer.json", lambda d: d | {"truncation": None, "padding": None})
-    _rewrite(folder / "config.json", _with_older_names)
+    write_compatible(folder, model.renderer, padding_of(model.renderer, model.scored.plain))
     settings: Any = model.network.config
     document = {
         "renderer": model.renderer.style,
@@ -92,46 +91,6 @@ def write_weights(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
         text = json.dumps(index, indent=2)
         (folder / "model.safetensors.index.json").write_text(text + "\n")
-
-
-def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    if file.is_file():
-        document = change(json.loads(file.read_text(encoding="utf-8")))
-        text = json.dumps(document, indent=2, ensure_ascii=False)
-        file.write_text(text + "\n", encoding="utf-8")
-
-
-def _tokenizer_settings(document: dict[str, Any]) -> dict[str, Any]:
-    """Without what only the newest transformers knows, and without how this copy was loaded."""
-    settings = {k: v for k, v in document.items() if k not in ("is_local", "local_files_only")}
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(settings.get("extra_special_tokens"), list):
-        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    return settings
-
-
-def _with_older_names(document: dict[str, Any]) -> dict[str, Any]:
-    """With the names that versions before 5 read rotary positions and the dtype from."""
-    older: dict[str, Any] = {}
-    if "dtype" in document:
-        older["torch_dtype"] = document["dtype"]
-    rope = document.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        kind = rope.get("rope_type", "default")
-        scaling = {
-            k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")
-        }
-        older |= {
-            "rope_theta": rope["rope_theta"],
-            "rope_scaling": None if kind == "default" else scaling,
-        }
-        if "partial_rotary_factor" in rope:
-            older["partial_rotary_factor"] = rope["partial_rotary_factor"]
-        if document.get("model_type") == "gpt_neox":
-            older["rotary_emb_base"] = rope["rope_theta"]
-            older["rotary_pct"] = rope.get("partial_rotary_factor", 0.25)
-    return {**document, **{name: value for name, value in older.items() if name not in document}}
 
 
 def save_temperatures(folder: Path, calibration: Mapping[str, Calibration]) -> None:
@@ -183,7 +142,7 @@ def model_section(model: Path, config: ModelConfig) -> ModelConfig:
     and style.
     """
     if (model / MODEL_FILE).is_file():
-        machine = ("trust_remote_code", "attention", "inference_batch_tokens")
+        machine = ("trust_remote_code", "convert_pickle", "attention", "inference_batch_tokens")
         kept = {name: getattr(config, name) for name in machine}
         return exported_config(model).model_copy(update=kept)
     other = {"path": str(model), "revision": None, "num_layers": None}

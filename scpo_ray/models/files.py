@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from scpo_ray.models.pickles import converted, pickle_files
+from scpo_ray.models.pickles import conversion_record, converted, pickle_files
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
-from scpo_ray.storage.disk import MANIFEST, check_folder, file_digest
+from scpo_ray.storage.disk import MANIFEST, check_folder, digest_once
 
 MODEL_FILE = "scpo_model.json"
 CALIBRATION_FILE = "scpo_calibration.json"
@@ -129,16 +128,19 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def model_fingerprint(folder: Path, config: ModelConfig) -> str:
+def model_fingerprint(folder: Path, config: ModelConfig, cache: Path | None = None) -> str:
     """Hash of what decides the rewards besides the renderer and the dtype.
 
     That is the weight files wherever an index points, config.json, the layers kept and, of
     adapters, their own files and their base model's fingerprint.
+
+    Args:
+        cache: as in `resolve_model_dir`.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return str(_files_digest(folder, config).hexdigest())
-    base = adapter_base(folder, config)
-    return adapters_fingerprint(folder, config, model_fingerprint(resolve_model_dir(base), base))
+    base = model_fingerprint(*resolved_base(folder, config, cache), cache)
+    return adapters_fingerprint(folder, config, base)
 
 
 def adapters_fingerprint(folder: Path, config: ModelConfig, base: str) -> str:
@@ -153,9 +155,8 @@ def _files_digest(folder: Path, config: ModelConfig) -> Any:
     digest = hashlib.sha256(json.dumps(decided).encode())
     settings = [path for path in (folder / CONFIG, folder / ADAPTER_CONFIG) if path.is_file()]
     for path in [*settings, *weight_files(folder)]:
-        state = path.stat()
         digest.update(str(path.relative_to(folder)).encode())
-        digest.update(_file_digest(path, state.st_size, state.st_mtime_ns))
+        digest.update(bytes.fromhex(digest_once(path)))
     return digest
 
 
@@ -174,10 +175,22 @@ def known_base_fingerprint(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-@lru_cache(maxsize=64)
-def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
-    """SHA-256 of a file; read once in this process while its size and time stay."""
-    return bytes.fromhex(file_digest(path))
+def conversion_of(folder: Path, config: ModelConfig, cache: Path | None) -> dict[str, str]:
+    """As `conversion_record`, of the model or, if it is adapters, of the model they belong to."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        folder, _ = resolved_base(folder, config, cache)
+    return conversion_record(folder)
+
+
+def resolved_base(
+    folder: Path, config: ModelConfig, cache: Path | None
+) -> tuple[Path, ModelConfig]:
+    """Folder and settings of the model that saved adapters belong to.
+
+    Raises: InputError if none is named, or as `resolve_model_dir`.
+    """
+    base = adapter_base(folder, config)
+    return resolve_model_dir(base, cache), base
 
 
 def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:

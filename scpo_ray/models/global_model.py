@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.files import conversion_of, model_fingerprint, resolve_model_dir
 from scpo_ray.models.loading import Divided, load_reward_model
 from scpo_ray.models.precision import with_dtype
 from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer
@@ -62,7 +62,12 @@ class GlobalModel:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of what decides the rewards besides the renderer and the dtype."""
-        return model_fingerprint(self.model_dir, self.config)
+        return model_fingerprint(self.model_dir, self.config, self.stores.converted)
+
+    @cached_property
+    def conversion(self) -> dict[str, str]:
+        """Of weights that were pickles: the hash of what they were and of what was made of them."""
+        return conversion_of(self.model_dir, self.config, self.stores.converted)
 
     @cached_property
     def score_key(self) -> str:
@@ -127,9 +132,14 @@ class GlobalModel:
         return self._loaded(self.config, seed=seed, divided=divided)
 
     def _loaded(self, config: ModelConfig, *, seed: int, divided: Divided = None) -> RewardModel:
-        folder, device = self.model_dir, self.worker.device
         model = load_reward_model(
-            folder, config, self.renderer, device=device, seed=seed, divided=divided
+            self.model_dir,
+            config,
+            self.renderer,
+            device=self.worker.device,
+            seed=seed,
+            divided=divided,
+            cache=self.stores.converted,
         )
         return replace(model, precision=self.precision)
 

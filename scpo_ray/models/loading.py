@@ -19,8 +19,8 @@ from scpo_ray.models.adapters import (
 )
 from scpo_ray.models.files import (
     ADAPTER_CONFIG,
-    adapter_base,
     resolve_model_dir,
+    resolved_base,
     weight_shapes,
 )
 from scpo_ray.models.heads import (
@@ -32,6 +32,7 @@ from scpo_ray.models.heads import (
     renamed_head,
 )
 from scpo_ray.models.packing import fit_for_rows
+from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.precision import DTYPES, check_bfloat16, keep_exact, with_dtype
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
@@ -54,12 +55,14 @@ def load_reward_model(
     device: str,
     seed: int,
     divided: Divided = None,
+    cache: Path | None = None,
 ) -> RewardModel:
     """The network in `folder` with its score head, in evaluation mode.
 
     Its weights are of `config.dtype`, adapters and the score head float32. With `config.lora`
     these two are what can be trained. `seed` decides a new head's and new adapters' first
     weights; torch's own random stream is left as it was.
+    `cache` is as in `resolve_model_dir`, for the model that saved adapters belong to.
 
     Args:
         divided: DeepSpeed's settings with ZeRO 3, whose workers are already joined and all call
@@ -76,8 +79,9 @@ def load_reward_model(
     with drawn_by(seed):
         missing: list[str] = []
         if (folder / ADAPTER_CONFIG).is_file():
-            base = adapter_base(folder, config)
-            network = _load_with_adapters({DEFAULT: (folder, config)}, base, device, divided)
+            base_dir, base = resolved_base(folder, config, cache)
+            adapters = {DEFAULT: (folder, config)}
+            network = _load_with_adapters(adapters, base_dir, base, device, divided)
         else:
             outline = _outline(folder, config)
             network, missing = _load_network(folder, config, outline, device, divided)
@@ -103,7 +107,7 @@ def load_adapted_models(
     base = with_dtype(base, device)
     _check_device(base, device)
     with drawn_by(0):
-        network = _load_with_adapters(saved, base, device, None)
+        network = _load_with_adapters(saved, resolve_model_dir(base), base, device, None)
     _check_positions(network, base)
     return _checked(network, base, renderer, device)
 
@@ -161,11 +165,10 @@ def _check_device(config: ModelConfig, device: str) -> None:
         )
 
 
-def check_recomputes(folder: Path, config: ModelConfig) -> None:
+def check_recomputes(folder: Path, config: ModelConfig, cache: Path | None = None) -> None:
     """Raises: InputError if the model cannot compute activations again in the backward pass."""
     if (folder / ADAPTER_CONFIG).is_file():
-        config = adapter_base(folder, config)
-        folder = resolve_model_dir(config)
+        folder, config = resolved_base(folder, config, cache)
     outline = _outline(folder, config)
     try:
         outline.activation_checkpointing_enable()
@@ -225,16 +228,18 @@ def _without_weights(settings: Any, config: ModelConfig, **how: Any) -> Any:
         )
 
 
-def network_without_weights(folder: Path, config: ModelConfig) -> Any:
+def network_without_weights(folder: Path, config: ModelConfig, cache: Path | None = None) -> Any:
     """The network as it would be loaded and trained, on torch's meta device: sizes and no values.
+
+    `cache` is as in `resolve_model_dir`, for the model that saved adapters belong to.
 
     Raises: InputError if config.json or the attention cannot be used.
     """
     if (folder / ADAPTER_CONFIG).is_file():
-        base = adapter_base(folder, config)
-        base_dir = resolve_model_dir(base)
+        base_dir, base = resolved_base(folder, config, cache)
         network = network_without_weights(base_dir, base)
-        return load_adapters(network, folder, config, head_of(network).final, DEFAULT)
+        final, converted = head_of(network).final, bool(conversion_record(base_dir))
+        return load_adapters(network, folder, config, final, DEFAULT, converted=converted)
     settings = _outline(folder, config).config
     if config.num_layers is not None:
         settings.get_text_config().num_hidden_layers = config.num_layers
@@ -325,7 +330,11 @@ def _read(
 
 
 def _load_with_adapters(
-    saved: Mapping[str, SavedAdapters], base: ModelConfig, device: str, divided: Divided
+    saved: Mapping[str, SavedAdapters],
+    base_dir: Path,
+    base: ModelConfig,
+    device: str,
+    divided: Divided,
 ) -> Any:
     """A base model under saved adapters, the adapters and the head trainable.
 
@@ -334,7 +343,6 @@ def _load_with_adapters(
     """
     for adapters in saved.values():
         check_adapters(*adapters)
-    base_dir = resolve_model_dir(base)
     outline = _outline(base_dir, base)
     final = head_of(outline).final
     # What one of them does not bring is the base model's, and must be in its files.
@@ -347,8 +355,9 @@ def _load_with_adapters(
             ["merge the adapters into the base model; model.new_head trains a new head on that"],
         )
     network, _ = _load_network(base_dir, base, outline, device, divided, brought)
+    converted = bool(conversion_record(base_dir))
     for name, (folder, config) in saved.items():
-        network = load_adapters(network, folder, config, final, name)
+        network = load_adapters(network, folder, config, final, name, converted=converted)
     return network
 
 

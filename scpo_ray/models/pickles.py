@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scpo_ray.records import InputError
-from scpo_ray.storage.disk import file_digest, whole_folder
+from scpo_ray.storage.disk import digest_once, file_digest, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def converted(folder: Path, pickles: list[Path], cache: Path, *, with_code: bool
         for path in folder.glob(pattern)
         if path.is_file() and not path.name.endswith(".index.json")
     )
-    hashes = {path.name: file_digest(path) for path in weights}
-    rest = {path.name: file_digest(path) for path in small}
+    hashes = {path.name: digest_once(path) for path in weights}
+    rest = {path.name: digest_once(path) for path in small}
     key = hashlib.sha256(json.dumps([hashes, rest], sort_keys=True).encode()).hexdigest()[:32]
     place = cache / key
     if _is_whole(place, hashes):
@@ -94,7 +94,7 @@ def _is_whole(place: Path, hashes: dict[str, str]) -> bool:
         return False
     try:
         record = json.loads((place / _RECORD).read_text())
-        if record == {"pickles": hashes, "safetensors": file_digest(place / _WEIGHTS)}:
+        if record == {"pickles": hashes, "safetensors": digest_once(place / _WEIGHTS)}:
             return True
     except (OSError, ValueError):
         pass

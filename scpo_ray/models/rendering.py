@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from scpo_ray.models.templates import ChatTemplate, TemplateRefusal, load_template
 from scpo_ray.models.tokenization import (
     TextReader,
-    follow_file,
-    has_rust_backend,
+    backend_document,
     text_reader,
     tokenizer_state,
 )
@@ -288,10 +287,8 @@ def load_renderer(folder: Path, config: ModelConfig) -> Renderer:
         raise InputError(
             f"model.renderer = chat: the tokenizer of {config.path} has no chat template"
         )
-    follow_file(tokenizer, folder, config.path)
-    reader = None
-    if has_rust_backend(tokenizer):
-        reader = text_reader(tokenizer, only_text=style == "pair")
+    backend = backend_document(tokenizer, folder, config.path)
+    reader = None if backend is None else text_reader(backend, only_text=style == "pair")
     template = None
     if style == "chat":
         if reader is None:
@@ -302,7 +299,7 @@ def load_renderer(folder: Path, config: ModelConfig) -> Renderer:
         template = load_template(tokenizer, reader, config.path)
     document = {
         "rules": RENDERING_RULES,
-        "tokenizer": tokenizer_state(tokenizer, folder),
+        "tokenizer": tokenizer_state(tokenizer, folder, backend),
         "template": None if template is None else template.source,
         "style": style,
         "max_length": config.max_length,

@@ -35,7 +35,13 @@ class NetworkShape:
 
 
 def network_shape(
-    folder: Path, config: ModelConfig, *, texts: int, width: int, autocast: bool
+    folder: Path,
+    config: ModelConfig,
+    *,
+    texts: int,
+    width: int,
+    autocast: bool,
+    cache: Path | None = None,
 ) -> NetworkShape:
     """The shape of a network, and of a pass over `texts` texts padded to `width` tokens.
 
@@ -44,12 +50,13 @@ def network_shape(
     Args:
         config: its `dtype` is decided.
         autocast: whether the pass is in bf16 over float32 weights.
+        cache: as in `resolve_model_dir`, for the model that saved adapters belong to.
 
     Raises: InputError if config.json or the attention cannot be used.
     """
     from torch._subclasses import FakeTensorMode
 
-    network = network_without_weights(folder, config)
+    network = network_without_weights(folder, config, cache)
     with FakeTensorMode():
         _as_on_a_cpu(network)
         kept = _kept_bytes(network, texts, width, autocast=autocast) if texts else 0

@@ -105,7 +105,8 @@ def load_template(tokenizer: Any, reader: TextReader, name: str) -> ChatTemplate
             name,
             THE_DAY.strftime("%d %b %Y"),
         )
-        source = _day_macro() + source
+        # A folder that was saved here has it already.
+        source = _day_macro() + source.removeprefix(_day_macro())
     template = ChatTemplate(tokenizer, reader, source)
     try:
         tokenizer.apply_chat_template(

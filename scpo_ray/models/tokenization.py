@@ -18,26 +18,42 @@ log = logging.getLogger(__name__)
 _PIPELINE = ("normalizer", "pre_tokenizer", "model", "post_processor")
 
 
-def follow_file(tokenizer: Any, folder: Path, name: str) -> None:
-    """Makes a tokenizer do what the `tokenizer.json` beside it says.
+def backend_document(tokenizer: Any, folder: Path, name: str) -> dict[str, Any] | None:
+    """Makes a tokenizer do what the `tokenizer.json` beside it says; its Rust backend as JSON.
 
     The classes of transformers build parts of it from their own defaults; some differ from the
     file (DebertaV2Tokenizer and the normalizer). A class that came with the model's code, or a
-    folder without the file, decides itself. `name` is the model's, for the log.
+    folder without the file, decides itself. A large vocabulary takes long to write down, so
+    this is done here, once, for all who ask.
+
+    Args:
+        name: the model's, for the log.
+
+    Returns: None where the backend alone does not decide the tokens, so that it cannot be called
+        without its class.
     """
     from transformers import PreTrainedTokenizerFast
 
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    own_way = type(tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus
+    if own_way and not _is_plain(tokenizer):
+        return None
+    try:
+        done = tokenizer.backend_tokenizer.to_str()
+    except Exception:  # parts written in Python cannot be written down; the library says it so
+        return None
+    document: dict[str, Any] = json.loads(done)
     generic = type(tokenizer) is PreTrainedTokenizerFast
     if generic or not (folder / "tokenizer.json").is_file() or not _is_plain(tokenizer):
-        return
+        return document
     # The library's generic class takes the pipeline from the file, and from tokenizer_config.json
     # the special tokens and whether a text begins and ends with one.
     said = PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
-    done = tokenizer.backend_tokenizer
-    said_document, done_document = json.loads(said.to_str()), json.loads(done.to_str())
-    differing = [part for part in _PIPELINE if said_document[part] != done_document[part]]
+    said_document = json.loads(said.to_str())
+    differing = [part for part in _PIPELINE if said_document[part] != document[part]]
     if not differing:
-        return
+        return document
     log.warning(
         "%s: %s of transformers does not do what tokenizer.json says (%s): the file is followed",
         name,
@@ -45,25 +61,11 @@ def follow_file(tokenizer: Any, folder: Path, name: str) -> None:
         ", ".join(differing),
     )
     known = {token.content for token in said.get_added_tokens_decoder().values() if token.special}
-    added = sorted(done.get_added_tokens_decoder().items())
+    added = sorted(tokenizer.backend_tokenizer.get_added_tokens_decoder().items())
     said.add_special_tokens([t for _, t in added if t.special and t.content not in known])
     tokenizer._tokenizer = said
-
-
-def has_rust_backend(tokenizer: Any) -> bool:
-    """Whether the backend alone decides the tokens, so that it can be called without its class."""
-    from transformers import PreTrainedTokenizerFast
-
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return False
-    own_way = type(tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus
-    if own_way and not _is_plain(tokenizer):
-        return False
-    try:
-        tokenizer.backend_tokenizer.to_str()
-    except Exception:  # parts written in Python cannot be written down; the library says it so
-        return False
-    return True
+    followed: dict[str, Any] = json.loads(said.to_str())
+    return followed
 
 
 def _is_plain(tokenizer: Any) -> bool:
@@ -71,10 +73,13 @@ def _is_plain(tokenizer: Any) -> bool:
     return tokenizer.is_fast and type(tokenizer).__module__.startswith("transformers.")
 
 
-def tokenizer_state(tokenizer: Any, folder: Path) -> dict[str, Any]:
+def tokenizer_state(
+    tokenizer: Any, folder: Path, document: dict[str, Any] | None
+) -> dict[str, Any]:
     """All of a tokenizer that decides tokens, padding or cutting, as a JSON document.
 
-    The same for a copy elsewhere and for what `save_pretrained` writes.
+    The same for a copy elsewhere and for what `save_pretrained` writes. `document` is as from
+    `backend_document`.
     """
     state: dict[str, Any] = {
         "special_tokens": {name: str(t) for name, t in tokenizer.special_tokens_map.items()},
@@ -82,11 +87,10 @@ def tokenizer_state(tokenizer: Any, folder: Path) -> dict[str, Any]:
         "truncation_side": tokenizer.truncation_side,
         "padding_side": tokenizer.padding_side,
     }
-    if has_rust_backend(tokenizer):
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    if document is not None:
         # Left by whoever cut or padded last; here neither is the backend's business.
-        del backend["truncation"], backend["padding"]
-        return state | {"backend": backend}
+        left = ("truncation", "padding")
+        return state | {"backend": {k: v for k, v in document.items() if k not in left}}
     settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items()}
     for key in (*tokenizer.vocab_files_names, "name_or_path", "tokenizer_file"):
         settings.pop(key, None)
@@ -130,12 +134,11 @@ class TextReader:
         return self.backend.encode(*one)
 
 
-def text_reader(tokenizer: Any, *, only_text: bool) -> TextReader:
-    """The tokenizer's backend as a `TextReader`; the tokenizer is left as it is.
+def text_reader(document: Mapping[str, Any], *, only_text: bool) -> TextReader:
+    """A tokenizer's backend, from its `backend_document`, as a `TextReader`.
 
     `only_text`: what it will read are people's texts, without control tokens between them.
     """
-    document = json.loads(tokenizer.backend_tokenizer.to_str())
     # A special token of one character ("!" to pad with) is an ordinary letter of many texts.
     contents = [
         token["content"]
@@ -145,13 +148,19 @@ def text_reader(tokenizer: Any, *, only_text: bool) -> TextReader:
     # Nobody can write a name that is drawn anew each time; letters pass every normalizer.
     nonce = "".join(secrets.choice(ascii_lowercase) for _ in range(24))
     names = {content: nonce + _letters(number) for number, content in enumerate(contents)}
-    for token in document["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    document["truncation"] = document["padding"] = None
-    document["model"] = _renamed_model(document["model"], names)
+    renamed = {
+        **document,
+        "added_tokens": [
+            token | {"content": names.get(token["content"], token["content"])}
+            for token in document["added_tokens"]
+        ],
+        "truncation": None,
+        "padding": None,
+        "model": _renamed_model(document["model"], names),
+    }
     longest_first = sorted(names, key=len, reverse=True)
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
-    backend = Tokenizer.from_str(json.dumps(document))
+    backend = Tokenizer.from_str(json.dumps(renamed))
     backend.encode_special_tokens = only_text
     return TextReader(backend, names, re.compile(pattern))
 

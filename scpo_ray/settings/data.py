@@ -70,6 +70,9 @@ class DataSection(Section):
     holds_opinions: ClassVar[bool] = False
     """Whether responses are a survey question's options and scores a country's shares of them."""
 
+    licence: ClassVar[str | None] = None
+    """What its publishers allow, in their words; None: not known here."""
+
     source: str
     """The source's name."""
 

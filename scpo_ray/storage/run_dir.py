@@ -122,9 +122,16 @@ class RunDir:
         write_json(path, {"config": config, "fingerprints": fingerprints})
 
     def remove_checkpoints(self) -> None:
-        shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
         if self.remote is not None:
             self.remote.remove(self.checkpoints_dir.name)
+        # Last: where it stands beside a result, a kill came before this was done.
+        shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
+
+    def settle(self) -> None:
+        """What comes after an ended run's result, where a kill left it undone."""
+        if self.checkpoints_dir.is_dir():
+            self.keep()
+            self.remove_checkpoints()
 
     def fetch(self) -> None:
         """Takes what `remote` has of the run, but its checkpoints, where this machine has not.

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,12 @@ from scpo_ray.records import InputError
 from scpo_ray.results import RunResult
 from scpo_ray.settings.data import DataSection
 from scpo_ray.settings.documents import write_yaml
-from scpo_ray.settings.naming import config_params, model_name, printable, version_tags
+from scpo_ray.settings.naming import (
+    config_params,
+    model_name,
+    printable,
+    version_tags,
+)
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import read_json, write_json
 from scpo_ray.storage.run_dir import DEV_PAIRS_FILE, TEST_PAIRS_FILE
@@ -23,6 +27,7 @@ from scpo_ray.tracking.opening import (
     scheme_of,
     store_errors,
 )
+from scpo_ray.tracking.pyfunc import save_pyfunc
 
 CANDIDATE = "candidate"
 NOTE_FILE = "mlflow_run.json"
@@ -34,10 +39,6 @@ _MAX_SOURCE = 60_000
 _EVALUATION = "scpo.evaluation_id"
 _KIND = "mlflow.experimentKind"
 """What MLflow's pages open an experiment as: runs and their metrics, not an agent's traces."""
-# What the logged code imports; deepspeed, ray and the like have no part in giving rewards.
-_MODEL_PACKAGES = (
-    "filelock mlflow numpy pandas peft pyarrow pydantic pyyaml safetensors torch tqdm transformers"
-).split()
 
 
 def open_run(
@@ -357,53 +358,17 @@ def _send_model(
         experiment_id, model_name(result), run_id, tags=version_tags(result)
     )
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        # Named as what a killed writer leaves, so that the run's next holder removes it.
+        beside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mlflow-", suffix=".part")
+        with beside as temporary:
             written = Path(temporary) / "model"
-            _save_pyfunc(written, folder, run_id, model)
+            save_pyfunc(written, folder, run_id, model, result)
             client.log_model_artifacts(model.model_id, str(written))
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, result.num_steps)])
     except BaseException:
         client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
         raise
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-
-
-def _save_pyfunc(path: Path, folder: Path, run_id: str, model: Any) -> None:
-    """Writes the MLflow model: weights, this package's code, signature, exact requirements.
-
-    Not `mlflow.pyfunc.log_model`: it needs MLflow's global state, puts the model into the
-    default experiment where no run is active, and loads the weights a second time to check them.
-    """
-    import mlflow
-    import pandas as pd
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    package = Path(__file__).parents[1]
-    prompt, response = ColSpec(DataType.string, "prompt"), ColSpec(DataType.string, "response")
-    mlflow.pyfunc.save_model(
-        path=str(path),
-        python_model=str(Path(__file__).with_name("mlflow_model.py")),
-        artifacts={"model": str(folder)},
-        code_paths=[str(package)],
-        signature=ModelSignature(
-            inputs=Schema([prompt, response]),
-            outputs=Schema([ColSpec(DataType.float, "reward")]),
-        ),
-        input_example=pd.DataFrame(
-            {"prompt": ["What should I cook tonight?"], "response": ["A pot of lentil soup."]}
-        ),
-        # "+cpu" and the like name a build that package indexes do not have.
-        pip_requirements=[
-            f"{name}=={metadata.version(name).partition('+')[0]}" for name in _MODEL_PACKAGES
-        ],
-        mlflow_model=Model(
-            artifact_path=model.artifact_location,
-            model_uuid=model.model_id,
-            run_id=run_id,
-            model_id=model.model_id,
-        ),
-    )
 
 
 def _register(client: Any, run_id: str, model: Any, result: RunResult) -> Any:

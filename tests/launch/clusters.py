@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -12,6 +13,14 @@ from typing import Any
 
 from tests.test_cli import Outcome, start_process, write_yaml
 from tests.tiny import tiny_document
+
+# Before Ray is imported, which reads them once. A head listens on every interface of the machine;
+# one started by hand asks for no token unless told to, and a node that does cannot talk to one
+# that does not.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+# By default Ray's workers yield to all others (niceness 15): beside other tests they would starve.
+os.environ["RAY_worker_niceness"] = "0"
 
 # A few seconds of steps, with dropout: what must be equal to the bit afterwards.
 LONG = {"max_steps": 300, "checkpoint_every": 30, "log_every": 10, "keep_checkpoints": 3}

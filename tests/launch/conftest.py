@@ -1,7 +1,5 @@
 """Ray as the tests start it, in this process and below it: nobody else gets in."""
 
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +7,6 @@ import pytest
 
 from tests.launch.clusters import end_all_started
 from tests.tiny import tiny_config
-
-# Before Ray is imported, which reads them once. A head listens on every interface of the machine;
-# one started by hand asks for no token unless told to, and a node that does cannot talk to one
-# that does not.
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-# By default Ray's workers yield to all others (niceness 15): beside other tests they would starve.
-os.environ["RAY_worker_niceness"] = "0"
 
 
 @pytest.fixture(autouse=True)

@@ -112,3 +112,18 @@ def test_a_run_that_diverges_exits_with_2_and_says_where(scpo, tiny_reward_model
     assert "pairs of the step: " in outcome.err
     assert "last good checkpoint: none yet" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_checkpoints_that_a_kill_left_beside_a_result_go_with_the_next_command(
+    scpo, tiny_reward_model, tmp_path, caplog
+):
+    config = write_yaml(tmp_path / "run.yaml", tiny_document(tiny_reward_model, tmp_path / "runs"))
+    assert scpo("train", config).code == 0
+    left = run_folder(tmp_path / "runs") / "checkpoints" / "step-000005"
+    left.mkdir(parents=True)
+
+    again = scpo("train", config)
+
+    assert again.code == 0, again.err
+    assert "has ended before, nothing to do" in caplog.text
+    assert not left.parent.exists()

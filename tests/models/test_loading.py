@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scpo_ray.models.export import load_exported
 from scpo_ray.models.files import model_fingerprint, resolve_model_dir
+from scpo_ray.models.global_model import open_global_model
 from scpo_ray.models.loading import (
     check_recomputes,
     check_weights_fit,
@@ -24,6 +26,7 @@ from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.scoring import score_texts
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import LoraConfig, ModelConfig
+from scpo_ray.storage.stores import Stores
 from tests.models.test_reading import DECODERS, ENCODERS, ROWS, SPECIAL, T5, USUAL
 from tests.models.test_rendering import CHAT_TEMPLATE
 from tests.models.test_reward_model import (
@@ -34,6 +37,7 @@ from tests.models.test_reward_model import (
     save_tiny,
     saved,
     tiny_llama_config,
+    train_a_little,
 )
 
 WEIGHTS = "model.safetensors"
@@ -376,6 +380,48 @@ def test_a_pickle_is_read_once_and_anew_when_the_copy_is_damaged(
 
     assert (folder / WEIGHTS).read_bytes() == whole
     assert "the converted weights are damaged; they are made anew" in caplog.text
+
+
+@pytest.fixture
+def adapters_on_a_pickle(tiny_reward_model, tmp_path, monkeypatch) -> tuple[Path, Any]:
+    """Adapters whose base is a model of the hub, which its cache holds as a pickle alone; and
+    their rewards."""
+    import huggingface_hub.constants
+
+    model = loaded(tiny_reward_model, lora=LoraConfig(rank=2))
+    train_a_little(model)
+    folder, hub = saved(model, tmp_path / "adapters"), tmp_path / "hub" / "models--a--base"
+    (folder / "scpo_model.json").unlink()
+    pickled(tiny_reward_model, hub)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub.parent))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "a/base"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder, score_texts(model, TEXTS)
+
+
+def test_the_base_of_adapters_may_be_a_pickle_where_that_is_asked_for(
+    adapters_on_a_pickle, tmp_path
+):
+    folder, rewards = adapters_on_a_pickle
+    config = ModelConfig(path=str(folder), max_length=48)
+    with pytest.raises(InputError, match="model.path = a/base: .* found only pickle files"):
+        _ = open_global_model(config, Stores(tmp_path / "cache")).fingerprint
+    config = config.model_copy(update={"convert_pickle": True})
+    stores = Stores(tmp_path / "cache")
+
+    base = open_global_model(config, stores)
+
+    check_recomputes(base.model_dir, config, stores.converted)
+    model = base.frozen()
+    assert_close(score_texts(model, TEXTS), rewards, 1e-6)
+    assert base.conversion.keys() == {"pickle", "safetensors"}
+    assert len(base.fingerprint) == 64
+    # What is trained from it names the converted base, which needs no leave to be read.
+    again = load_exported(saved(model, tmp_path / "trained"), device="cpu")
+    assert_close(score_texts(again, TEXTS), rewards, 1e-6)
 
 
 class Runs:

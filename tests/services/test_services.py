@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.clusters import ended, wait_until
+from tests.launch.clusters import ended, two_nodes, wait_until
 from tests.services.servers import (
     AWS,
     Server,
@@ -237,3 +237,47 @@ def test_a_bucket_that_is_away_for_a_while_costs_a_run_that_while(
 
     assert outcome.code == 0, outcome.err
     assert_same(result(tmp_path / "here"), undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:::ray")
+def test_a_sweep_from_two_nodes_has_each_trial_once_though_the_bucket_was_away_for_a_minute(
+    tmp_path, monkeypatch, tiny_reward_model, store, bucket
+):
+    """The bucket holds the artifacts of the MLflow server, which goes on answering."""
+    set_environment(
+        monkeypatch, {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    )
+    run = {
+        "experiment": "sweep-of-eight",
+        "train": {"max_steps": 30, "checkpoint_every": 10, "log_every": 5},
+        "tracking": {"tracker": "mlflow", "uri": store.url},
+    }
+    document = tiny_document(tiny_reward_model, tmp_path / "runs", **run)
+    document.pop("culture_weights")
+    space = {"culture": {"grid": ["North", "South"]}, "method": {"grid": ["finetune", "scpo"]}}
+    file = write_yaml(
+        tmp_path / "eight.yaml", {"run": document, "space": space, "repeat": {"seeds": [0, 1]}}
+    )
+    with two_nodes() as cluster:
+        process = start_process("sweep", file, "--set", f"run.launch.address={cluster.address}")
+        results = tmp_path / "runs" / "sweep-of-eight"
+        wait_until(lambda: list(results.glob("*/result.json")), process, "a trial's end")
+        bucket.signal(signal.SIGSTOP)
+        time.sleep(60)
+        bucket.signal(signal.SIGCONT)
+        outcome = ended(process)
+
+    assert outcome.code == 0, outcome.err
+    from mlflow import MlflowClient
+
+    mlflow = MlflowClient(store.url)
+    experiment = mlflow.get_experiment_by_name("sweep-of-eight")
+    runs = mlflow.search_runs([experiment.experiment_id])
+    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert (len(runs), len(trials)) == (9, 8)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in trials:
+        history = mlflow.get_metric_history(run.info.run_id, "train/loss")
+        assert [point.step for point in history] == list(range(5, 31, 5))
+        assert "result.json" in {file.path for file in mlflow.list_artifacts(run.info.run_id)}
