@@ -441,29 +441,3 @@ class ComparisonResult:
     summaries: list[MethodSummary]
     opinions: list[OpinionSummary] = field(default_factory=list)
     """Empty where the data holds no distributions."""
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that one worker needs on its device, and beside it.
-
-    Attributes:
-        weights: what stays of them on this worker.
-        gradients, optimizer: as far as they stay between two passes.
-        buffers: weights gathered for a pass, gradients on their way to other workers.
-        activations: what the widest pass keeps; None where only real texts would tell.
-        host: the CPU's memory of a worker on a GPU, without libraries and data; on a CPU 0.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    buffers: int
-    activations: int | None
-    host: int
-
-    @property
-    def total(self) -> int:
-        """On the device, at the peak. Activations are gone when the last gradients are sent."""
-        stays = self.weights + self.gradients + self.optimizer
-        return stays + max(self.buffers, self.activations or 0)

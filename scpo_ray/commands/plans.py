@@ -12,8 +12,8 @@ from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.task import PreparedRun
 from scpo_ray.models.shapes import network_shape
+from scpo_ray.records import MemoryEstimate
 from scpo_ray.report.overviews import PlannedRun, SweepCost
-from scpo_ray.results import MemoryEstimate
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig

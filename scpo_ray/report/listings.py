@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
-from scpo_ray.records import LAYERS, CultureCounts
+from scpo_ray.records import LAYERS, CultureCounts, MemoryEstimate
 from scpo_ray.report.overviews import (
     DataHealth,
     FileScores,
@@ -16,7 +16,6 @@ from scpo_ray.report.overviews import (
     SweepCost,
 )
 from scpo_ray.report.terminal import add_row, points, size, titled
-from scpo_ray.results import MemoryEstimate
 from scpo_ray.settings.shown import duration, plain
 from scpo_ray.storage.inventory import Inventory
 from scpo_ray.tracking.trackers import RegisteredModel

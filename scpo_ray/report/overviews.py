@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scpo_ray.records import CultureCounts
-from scpo_ray.results import MarginLook, MemoryEstimate
+from scpo_ray.records import CultureCounts, MemoryEstimate
+from scpo_ray.results import MarginLook
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scpo_ray.models.shapes import NetworkShape
-from scpo_ray.records import InputError
-from scpo_ray.results import MemoryEstimate
+from scpo_ray.records import InputError, MemoryEstimate
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
 
