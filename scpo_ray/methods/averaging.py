@@ -2,16 +2,16 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
 from scpo_ray.models.adapters import merged_adapters
 from scpo_ray.models.export import load_exported, save_reward_model
+from scpo_ray.models.merging import summed_model
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError
@@ -54,27 +54,26 @@ def fit_mean(prepared: PreparedRun, context: FitContext, folders: Sequence[Path]
     return Fitted(lambda texts: rewards[texts], summary, (told,))
 
 
-@torch.no_grad()
 def mean_model(folders: Sequence[Path], *, device: str, config: ModelConfig) -> RewardModel:
     """A model whose every weight is the mean of the folders' models'. Raises: as `fit_mean`."""
-    first = _whole(folders[0], device, config)
-    sums = {name: w.double() for name, w in first.network.state_dict().items()}
-    for folder in folders[1:]:
-        model = _whole(folder, device, config)
-        weights = model.network.state_dict()
-        shapes = {name: tuple(w.shape) for name, w in weights.items()}
-        if shapes != {name: tuple(w.shape) for name, w in sums.items()}:
-            raise InputError(f"{folder}: has other weights than {folders[0]}: no mean of the two")
-        if model.renderer.fingerprint != first.renderer.fingerprint:
-            raise InputError(f"{folder}: renders texts in another way than {folders[0]}")
-        for name, weight in weights.items():
-            sums[name] += weight.double()
-    own = first.network.state_dict()
-    for name, total in sums.items():
-        # Buffers of whole numbers (positions) are alike in all.
-        own[name].copy_((total / len(folders)).to(own[name].dtype))
+    renderer: str | None = None
+
+    def read() -> Iterator[tuple[RewardModel, float]]:
+        nonlocal renderer
+        for folder in folders:
+            model = _whole(folder, device, config)
+            if renderer not in (None, model.renderer.fingerprint):
+                raise InputError(f"{folder}: renders texts in another way than {folders[0]}")
+            renderer = model.renderer.fingerprint
+            yield model, 1 / len(folders)
+
+    try:
+        mean = summed_model(read())
+    except ValueError as error:
+        named = ", ".join(map(str, folders))
+        raise InputError("methods.soup.models: no mean of these", [str(error), named]) from None
     log.info("the mean of %d models: %s", len(folders), ", ".join(map(str, folders)))
-    return first
+    return mean
 
 
 def _whole(folder: Path, device: str, config: ModelConfig) -> RewardModel:

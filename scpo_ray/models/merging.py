@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scpo_ray.models.export import load_exported, save_reward_model
 from scpo_ray.models.files import ADAPTER_CONFIG, MODEL_FILE, adapter_settings, weight_files
+from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError
 
 Weighted = Sequence[tuple[Path, float]]
@@ -59,12 +60,7 @@ def summed(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> dict[str, Ten
     """Weighted sums, in float32, by name. Raises: ValueError if names or shapes differ."""
     first = parts[0][0]
     for tensors, _ in parts[1:]:
-        differing = first.keys() ^ tensors.keys()
-        differing |= {
-            n for n in first.keys() & tensors.keys() if first[n].shape != tensors[n].shape
-        }
-        if differing:
-            raise ValueError(f"weights differ in name or shape: {', '.join(sorted(differing)[:3])}")
+        _check_alike(first, tensors)
     return {
         name: torch.stack([weight * tensors[name].float() for tensors, weight in parts]).sum(dim=0)
         for name in first
@@ -92,19 +88,46 @@ def joined(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> dict[str, Ten
     }
 
 
+@torch.no_grad()
+def summed_model(models: Iterable[tuple[RewardModel, float]]) -> RewardModel:
+    """The first model with the weighted sum of all models' weights; two are in memory at a time.
+
+    Raises: ValueError if weights differ in name or shape.
+    """
+    first: RewardModel | None = None
+    total: dict[str, Tensor] = {}
+    for model, weight in models:
+        weights = {name: weight * w.double() for name, w in model.network.state_dict().items()}
+        if first is None:
+            first, total = model, weights
+            continue
+        _check_alike(total, weights)
+        for name, part in weights.items():
+            total[name] += part
+    if first is None:
+        raise ValueError("no model to sum")
+    own = first.network.state_dict()
+    for name, weights_of_all in total.items():
+        # What is counted and not weighed (places of tokens) is the same in all.
+        if own[name].is_floating_point():
+            own[name].copy_(weights_of_all.to(own[name].dtype))
+    return first
+
+
+def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    differing = one.keys() ^ other.keys()
+    differing |= {n for n in one.keys() & other.keys() if one[n].shape != other[n].shape}
+    if differing:
+        raise ValueError(f"weights differ in name or shape: {', '.join(sorted(differing)[:3])}")
+
+
 def _merge_whole(models: Weighted, folder: Path) -> None:
-    loaded = [(load_exported(path, device="cpu"), weight) for path, weight in models]
-    first = loaded[0][0]
+    loaded = ((load_exported(path, device="cpu"), weight) for path, weight in models)
     try:
-        total = summed([(model.network.state_dict(), weight) for model, weight in loaded])
+        merged = summed_model(loaded)
     except ValueError as error:
         raise _not_alike(models, error) from None
-    own = first.network.state_dict()
-    # What is counted and not weighed (places of tokens) is the same in all.
-    first.network.load_state_dict(
-        {n: total[n].to(own[n]) if own[n].is_floating_point() else own[n] for n in own}
-    )
-    save_reward_model(first, folder)
+    save_reward_model(merged, folder)
 
 
 def _merge_adapters(models: Weighted, folder: Path) -> None:

@@ -84,7 +84,7 @@ run:
         ("data: prism", "data = prism: must be a section of settings"),
         ("experiment: a/b", "experiment: 'a/b' must be a folder's name: letters, digits"),
         ("experiment: ..", "experiment: '..' must be a folder's name: letters, digits"),
-        ("method: scop", "method: there is no method 'scop'; nearest: 'scpo'"),
+        ("method: scop", "method: there is no method 'scop'; nearest: 'soup', 'scpo'"),
         ("culture_weights: {Chile: -1}", "culture_weights.Chile = -1: must be greater than or"),
         ("culture_weights: {Chile: 0}", "culture_weights: at least one must be above 0"),
         (
@@ -389,7 +389,8 @@ def test_every_sweep_file_loads_and_says_what_it_is_for(path):
         check_space(sweep, path)
         settings = [] if sweep.search.is_adaptive else planned_settings(sweep)
         assert load_header(path).endswith("?")
-        assert len(trials_of(sweep, settings, sweep.run.data.cultures)) >= len(settings)
+        known = sweep.run.data.cultures or sweep.space["culture"].grid
+        assert len(trials_of(sweep, settings, known)) >= len(settings)
     elif "run" in document:
         assert load_comparison(path).space.method
     else:

@@ -57,7 +57,7 @@ search: {by: random, num_draws: 2}
         "  space.selection.filter_treshold = 0.6: no such setting; "
         "nearest: selection.filter_threshold\n"
         "  space.train.batch_size = 0: must be greater than or equal to 1\n"
-        "  space.arm.theirs: method: there is no method 'scop'; nearest: 'scpo'\n"
+        "  space.arm.theirs: method: there is no method 'scop'; nearest: 'soup', 'scpo'\n"
         "  space.arm.theirs: train.max_stps = 3: no such setting; nearest: train.max_steps"
     )
 
