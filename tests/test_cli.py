@@ -134,7 +134,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         (["train"], "Missing argument 'config'"),
         (["nonsense"], "No such command 'nonsense'"),
         (["train", "a.yaml", "--nonsense"], "No such option"),
-        (["evaluate", "a"], "Missing argument 'config'"),
+        (["evaluate", "a"], "name a model and a config, or give --scores A B"),
         (["export", "a"], "Missing argument 'folder'"),
     ],
 )

@@ -44,7 +44,7 @@ def export_model(run: Path, folder: Path, *, merge: bool, push: str | None = Non
     Raises: InputError if the run has not ended or has no model, `folder` exists, or there is
         nothing to merge.
     """
-    result, model_dir = load_result(run), trained_model_dir(run)
+    model_dir, result = trained_model_dir(run), load_result(run)
     if folder.exists():
         raise InputError(f"{folder}: exists; name a new folder")
     scale = load_scale(model_dir)

@@ -80,7 +80,8 @@ def write_report(
     size = write_page(path, "report.html.jinja", drawn, num_cultures=num_cultures, values=values)
     if pictures_dir is not None:
         save_pictures(drawn, pictures_dir)
-    log.info("%s: report of %d runs, %.1f MB", path, len(results), size / 1e6)
+    # The commands say where it is.
+    log.debug("%s: %d runs, %.1f MB", path, len(results), size / 1e6)
     return path
 
 

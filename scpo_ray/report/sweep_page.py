@@ -84,11 +84,7 @@ def write_sweep_report(
     if pictures_dir is not None:
         save_pictures(drawn, pictures_dir)
     settings, trials = len(result.settings), len(result.trials)
-    log.log(
-        logging.INFO if running is None else logging.DEBUG,
-        "%s: report of %d settings, %d trials, %.1f MB",
-        *(path, settings, trials, size / 1e6),
-    )
+    log.debug("%s: %d settings, %d trials, %.1f MB", path, settings, trials, size / 1e6)
     return path
 
 

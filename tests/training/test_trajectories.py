@@ -147,7 +147,7 @@ def assert_same(ours: Trajectory, theirs: Trajectory) -> None:
     np.testing.assert_allclose(ours.loss, theirs.loss, rtol=1e-4, err_msg=ours.engine)
     # In reward units for those near 0; here they are spread over some three.
     np.testing.assert_allclose(
-        ours.rewards, theirs.rewards, rtol=1e-4, atol=1e-4, err_msg=ours.engine
+        ours.rewards, theirs.rewards, rtol=3e-4, atol=3e-4, err_msg=ours.engine
     )
 
 
