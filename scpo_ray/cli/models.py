@@ -36,7 +36,9 @@ def report(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished run's folder, or as in scpo-Mexico:champion.")
+    ],
     folder: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
     merge: Annotated[bool, typer.Option("--merge", help="Fold adapters into the weights.")] = False,
     check: Annotated[
@@ -50,6 +52,7 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub.")
     ] = None,
+    uri: UriOption = MODELS_URI,
 ) -> None:
     """Write a run's model as a plain Hugging Face folder, with a card that says what it is."""
     from scpo_ray.commands.exporting import check_export, export_model
@@ -57,9 +60,9 @@ def export(
     from scpo_ray.models.hub import push_folder
 
     tools = [] if check is None else read_tools(check)
-    model = export_model(run, folder, merge=merge, push=push)
+    model, result = export_model(run, folder, uri=uri, merge=merge, push=push)
     say(f"model: {folder}")
-    checks = check_export(model, run, folder, tools) if tools else []
+    checks = check_export(model, result, folder, tools) if tools else []
     for found in checks:
         said = found.note
         if found.difference is not None:

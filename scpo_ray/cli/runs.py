@@ -106,8 +106,10 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[
-        Path | None,
-        typer.Argument(help="A run's folder, or any reward model: a folder or a hub name."),
+        str | None,
+        typer.Argument(
+            help="A run's folder, scpo-Mexico:champion, or any reward model: a folder, a hub name."
+        ),
     ] = None,
     config: Annotated[str | None, typer.Argument(help=CONFIG_HELP)] = None,
     scores: Annotated[

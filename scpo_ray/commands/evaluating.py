@@ -1,5 +1,6 @@
 """A trained model on the test pairs of a config; two files of scores of anybody's models."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.statistics.intervals import macro_difference
 from scpo_ray.storage.run_dir import trained_model_dir
+from scpo_ray.tracking.registry import fetch_model, registered_name
 
 
 def compare_scores(first: Path, second: Path) -> ScoreComparison:
@@ -74,14 +76,25 @@ def _macro_differences(scored: ScoredPairs) -> dict[str, Difference]:
     return found
 
 
-def evaluate_model(path: Path, config: RunConfig) -> Evaluated:
+def evaluate_model(model: str, config: RunConfig) -> Evaluated:
     """A trained model on the config's test pairs and opinions, beside the config's global model.
 
     Args:
-        path: a run's folder, that of any reward model, or a reward model's name on the hub.
+        model: a run's folder, that of any reward model, a reward model's name on the hub, or a
+            registered version in the config's MLflow store, as in "scpo-Chile:champion".
         config: its `culture_weights` say which countries count as trained on.
     """
-    model_dir = trained_model_dir(path) if (path / "model").exists() else path
+    path = Path(model)
+    registered = None if path.exists() else registered_name(model)
+    with tempfile.TemporaryDirectory() as downloads:
+        if registered is not None:
+            _, path = fetch_model(config.mlflow_uri, registered, Path(downloads))
+        elif (path / "model").exists():
+            path = trained_model_dir(path)
+        return _evaluated(path, config)
+
+
+def _evaluated(model_dir: Path, config: RunConfig) -> Evaluated:
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs = load_inputs(config, run_dir)
     task = task_of(config, inputs, worker)

@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from scpo_ray.results import RunResult
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.storage.run_dir import load_result, trained_model_dir
 from scpo_ray.storage.scale_file import SCALE_FILE, load_scale
+from scpo_ray.tracking.registry import fetch_run, registered_name
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +36,37 @@ _PROBES = (
 _MOST_PROBES = 24
 
 
-def export_model(run: Path, folder: Path, *, merge: bool, push: str | None = None) -> RewardModel:
+def export_model(
+    run: str, folder: Path, *, uri: str, merge: bool, push: str | None = None
+) -> tuple[RewardModel, RunResult]:
     """Writes a run's model as a plain Hugging Face folder, with a card that says what it is.
 
     Args:
+        run: an ended run's folder, or a registered version, as in "scpo-Chile:champion".
+        uri: MLflow store of registered versions.
         push: where on the hub it will go: what nobody else could load is refused first.
 
-    Returns: the model, as it scores here.
+    Returns: the model, as it scores here, and the result of its run.
     Raises: InputError if the run has not ended or has no model, `folder` exists, or there is
         nothing to merge.
     """
-    model_dir, result = trained_model_dir(run), load_result(run)
     if folder.exists():
         raise InputError(f"{folder}: exists; name a new folder")
+    with tempfile.TemporaryDirectory() as downloads:
+        model_dir, result = _ended(run, uri, Path(downloads))
+        return _export(model_dir, result, folder, merge=merge, push=push), result
+
+
+def _ended(run: str, uri: str, downloads: Path) -> tuple[Path, RunResult]:
+    registered = None if Path(run).exists() else registered_name(run)
+    if registered is not None:
+        return fetch_run(uri, registered, downloads)
+    return trained_model_dir(Path(run)), load_result(Path(run))
+
+
+def _export(
+    model_dir: Path, result: RunResult, folder: Path, *, merge: bool, push: str | None
+) -> RewardModel:
     scale = load_scale(model_dir)
     model = load_exported(model_dir, device="cpu")
     if merge:
@@ -100,14 +120,14 @@ def _warn_of_readers(model: RewardModel, folder: Path) -> None:
 
 
 def check_export(
-    model: RewardModel, run: Path, folder: Path, tools: Sequence[Tool]
+    model: RewardModel, result: RunResult, folder: Path, tools: Sequence[Tool]
 ) -> list[ToolCheck]:
     """An exported folder with other tools, on texts of the run and some of no run.
 
     Args:
-        model: as `export_model` returned it.
+        model, result: as `export_model` returned them.
     """
-    return check_tools(model, folder, _probe_texts(load_result(run)), tools)
+    return check_tools(model, folder, _probe_texts(result), tools)
 
 
 def _probe_texts(result: RunResult) -> list[Text]:

@@ -1,16 +1,12 @@
 """Where a culture's model is: a run's folder, an exported folder, or a registered version."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from scpo_ray.models.files import MODEL_FILE
 from scpo_ray.records import InputError
 from scpo_ray.storage.run_dir import trained_model_dir
-from scpo_ray.tracking.registry import fetch_model
-
-# A version by its number or alias; names of models are letters, digits and what parts them.
-_REGISTERED = re.compile(r"(?P<name>[\w.-]+)[@:](?P<version>[\w.-]+)")
+from scpo_ray.tracking.registry import fetch_model, registered_name
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ def find_model(asked: str, tracking_uri: str | None, downloads: Path) -> ModelSo
         return ModelSource(asked, folder, None)
     if folder.is_dir():
         return ModelSource(asked, trained_model_dir(folder), None)
-    registered = _REGISTERED.fullmatch(asked)
-    if registered is None:
+    wanted = registered_name(asked)
+    if wanted is None:
         raise InputError(
             f"{asked}: no such folder",
             ["name a run's folder, an exported one, or a registered model: scpo-Chile@champion"],
@@ -49,6 +45,5 @@ def find_model(asked: str, tracking_uri: str | None, downloads: Path) -> ModelSo
             f"{asked}: no such folder, and no MLflow store to look it up in",
             ["give the store's URI for a registered model"],
         )
-    wanted = f"{registered['name']}:{registered['version']}"
     version, model_dir = fetch_model(tracking_uri, wanted, downloads)
     return ModelSource(asked, model_dir, version)

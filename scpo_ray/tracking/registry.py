@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from scpo_ray.settings.naming import MODEL_PREFIX, trained_cultures
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.run_dir import (
     DEV_PAIRS_FILE,
+    RESULT_FILE,
     TEST_PAIRS_FILE,
     load_dev_pairs,
     load_result,
@@ -38,6 +40,9 @@ from scpo_ray.tracking.trackers import start_tracker
 log = logging.getLogger(__name__)
 
 _Content = TypeVar("_Content")
+
+# A version by its number or alias; names of models are letters, digits and what parts them.
+_REGISTERED = re.compile(r"(?P<name>[\w.-]+)[@:](?P<version>[\w.-]+)")
 
 _PAIRS: dict[HeldOut, tuple[str, Callable[[Path], dict[str, Any]]]] = {
     "dev": (DEV_PAIRS_FILE, load_dev_pairs),
@@ -130,6 +135,24 @@ def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     if not judgement.contests:
         raise InputError(f"{judgement.model} and {judgement.champion}: {judgement.reason}")
     return judgement
+
+
+def registered_name(asked: str) -> str | None:
+    """A version as in "scpo-Chile@champion" or "scpo-Chile:3", with a colon; None if it is none."""
+    named = _REGISTERED.fullmatch(asked)
+    return None if named is None else f"{named['name']}:{named['version']}"
+
+
+def fetch_run(uri: str, model: str, downloads: Path) -> tuple[Path, RunResult]:
+    """The exported folder in a registered version, and the result of the run that made it.
+
+    Args and errors as for `fetch_model`; InputError too if the version's MLflow run has no result.
+    """
+    client, aliases = open_models(uri, MODEL_PREFIX)
+    version = _version(client, uri, aliases, model)
+    result = _read(client, uri, version, RESULT_FILE, load_result)
+    with store_errors(uri), slow_uploads():
+        return model_folder(version, uri, downloads), result
 
 
 def fetch_model(uri: str, model: str, downloads: Path) -> tuple[str, Path]:
@@ -323,7 +346,7 @@ def _version(client: Any, uri: str, aliases: Mapping[str, Mapping[str, int]], mo
 
 
 def _tested(client: Any, uri: str, version: Any) -> _Tested:
-    result = _read(client, uri, version, "result.json", load_result)
+    result = _read(client, uri, version, RESULT_FILE, load_result)
     return _Tested(result, _outcomes(client, uri, version, result.chosen_on))
 
 

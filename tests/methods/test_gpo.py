@@ -233,7 +233,7 @@ def test_a_run_predicts_its_countrys_shares_and_leaves_no_model(tiny_reward_mode
     assert (result.num_steps, result.num_pairs_seen) == (3, 0)
     assert result.model_dir == str(tiny_reward_model)
     with pytest.raises(InputError, match="has no trained model"):
-        export_model(folder, tmp_path / "exported", merge=False)
+        export_model(str(folder), tmp_path / "exported", uri="", merge=False)
 
 
 @pytest.mark.parametrize(("damaged", "num_learned"), [(False, 1), (True, 2)])
