@@ -144,7 +144,7 @@ def _save(engine: Engine, path: Path, worker: Worker) -> None:
                     held = dict(weights)
                 elif folder is not None:
                     with disk_errors(path):
-                        write_weights(folder, weights)
+                        write_weights(model.network, folder, weights)
             except InputError as error:
                 fault = error
             # To the end, whatever became of it: the others wait for every part.

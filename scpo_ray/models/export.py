@@ -37,10 +37,11 @@ def save_reward_model(
     Other tools read the same reward from it; see `compatible`.
 
     Args:
-        weights: the weights to write, by name, where the network itself holds but a part; none
+        weights: the weights to write, by name, where the network itself holds but a part; empty
             where `write_weights` has put them there.
     """
-    model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    if weights is None or weights:
+        model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     # Of the template's two places the older one is read by every version.
     model.renderer.tokenizer.save_pretrained(folder, save_jinja_files=False)
     write_compatible(folder, model.renderer, padding_of(model.renderer, model.scored.plain))
@@ -57,12 +58,18 @@ def save_reward_model(
 
 
 def write_weights(
-    folder: Path, weights: Iterable[tuple[str, Tensor]], *, shard_bytes: int = SHARD_BYTES
+    network: Any,
+    folder: Path,
+    weights: Iterable[tuple[str, Tensor]],
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes weights as they come, so that no more than a file of them is held at a time.
+    """Writes a network's settings, and weights as they come: of these no more than a file is held.
 
     A model of one file has no index, as transformers writes it.
     """
+    # First: transformers clears a folder of weight files that it has not written itself.
+    network.save_pretrained(folder, state_dict={})
     held: dict[str, Tensor] = {}
     parts: list[list[str]] = []
     size = total = 0

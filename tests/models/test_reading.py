@@ -333,8 +333,7 @@ def export_from_zero_3(worker: Worker, folder: str) -> list[str]:
     config = TrainConfig(engine="deepspeed", zero_stage=3)
     engine = DeepSpeedEngine(RewardModel(network, None, "cpu", 99), config, worker)
     weights = dict(engine.divided_weights())
-    write_weights(Path(folder), weights.items(), shard_bytes=2_000)
-    network.save_pretrained(folder, state_dict={})
+    write_weights(network, Path(folder), weights.items(), shard_bytes=2_000)
     return list(weights)
 
 
