@@ -55,6 +55,8 @@ def run_server(served: Served, device: str, listener: socket.socket, parent: Con
     # Between here and the server's own handlers, and after it has stopped in order.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    # Ready is who is not refused: connections wait here until the loop takes them.
+    listener.listen(server.config.backlog)
     parent.send("ready")
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     server.run(sockets=[listener])
