@@ -5,7 +5,6 @@ runs, each tested on every culture (USERS people of each, 30 pairs each), in mem
 them as `scpo compare` does, and writes the page of up to 1,000 of them. Every number is drawn.
 """
 
-import pickle
 import resource
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from scpo_ray.evaluation.comparable import (
     ComparedRun,
@@ -37,6 +37,7 @@ from scpo_ray.results import (
 from scpo_ray.settings.evaluation import EvaluationConfig
 
 PAIRS_OF_A_USER = 30
+EVALUATIONS: TypeAdapter[dict[str, CultureEvaluation]] = TypeAdapter(dict[str, CultureEvaluation])
 
 
 def columns(num_cultures: int, users: int) -> dict[str, np.ndarray]:
@@ -53,15 +54,12 @@ def columns(num_cultures: int, users: int) -> dict[str, np.ndarray]:
 
 
 def evaluation(known: dict[str, np.ndarray]) -> bytes:
-    """What a result says of every culture, as bytes to be read anew for each run."""
+    """What a result says of every culture, as JSON that is read anew for each run, as files are."""
     one, margin = Estimate(0.6, 0.5, 0.7, 300, 10), Difference(0.1, 0.0, 0.2, 0.1, 0.2, 300, 10)
     layers, changes = dict.fromkeys(LAYERS, one), dict.fromkeys(LAYERS, margin)
     controls = dict.fromkeys(("random", "longer", "global_noise"), layers)
     found = CultureEvaluation(layers, layers, changes, controls, changes, 1.0)
-    # Copied: in files no two numbers are one object.
-    return pickle.dumps(
-        {str(c): pickle.loads(pickle.dumps(found)) for c in dict.fromkeys(known["culture"])}
-    )
+    return EVALUATIONS.dump_json({str(c): found for c in dict.fromkeys(known["culture"])})
 
 
 def stand_in(method: str, culture: str, seed: int, run_id: str, of_cultures: bytes) -> RunResult:
@@ -85,7 +83,7 @@ def stand_in(method: str, culture: str, seed: int, run_id: str, of_cultures: byt
         num_pairs_seen=0,
         train_seconds=0.0,
         curve=TrainingCurve(),
-        evaluation=pickle.loads(of_cultures),
+        evaluation=EVALUATIONS.validate_json(of_cultures),
         dev={},
         model_dir="",
         device="cpu",

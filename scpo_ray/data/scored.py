@@ -13,7 +13,7 @@ from scpo_ray.data.files import check_files, file_source
 from scpo_ray.data.messages import messages, messages_read
 from scpo_ray.data.pairing import make_pairs
 from scpo_ray.data.preferences import list_field
-from scpo_ray.data.rows import BadField, MissingColumns, Notes, Place, finite_number, name_field
+from scpo_ray.data.rows import BadField, MissingColumns, Notes, finite_number, name_field
 from scpo_ray.records import InputError, Pairs
 
 NEEDED = ("prompt", "responses", "scores")
@@ -91,13 +91,13 @@ def _read(path: Path, notes: Notes) -> list[_Row]:
     rows = []
     for place, row in file_source(path, path.name, NEEDED, OPTIONAL).read(notes):
         try:
-            rows.append(_row(row, place))
+            rows.append(_row(row))
         except BadField as error:
             notes.problem(place, error)
     return rows
 
 
-def _row(row: dict[str, Any], place: Place) -> _Row:
+def _row(row: dict[str, Any]) -> _Row:
     missing = [name for name in NEEDED if name not in row]
     if missing:
         raise MissingColumns(missing, row)

@@ -47,7 +47,7 @@ def comparison_answer(comparison: ComparisonResult, unit: str) -> tuple[Table, l
     rows = [
         answer_row(r.culture or MACRO_MEAN, "" if r.culture else "macro", r, unit) for r in found
     ]
-    columns = _columns(unit, has_finetune="finetune" in comparison.methods)
+    columns = _columns(has_finetune="finetune" in comparison.methods)
     table = without_empty(Table("Which method for whom", f"culture (pairs, {unit})", columns, rows))
     return table, advice({r.culture or MACRO_MEAN: r for r in found if r.culture}, unit)
 
@@ -61,11 +61,11 @@ def run_answer(results: Sequence[RunResult], unit: str) -> tuple[Table, list[str
             rows.append(answer_row(name, "", found, unit))
             named[run_name(r)] = found
     title = "The trained model or the global one" if rows else ""
-    table = without_empty(Table(title, f"run (pairs, {unit})", _columns(unit), rows))
+    table = without_empty(Table(title, f"run (pairs, {unit})", _columns(), rows))
     return table, advice(named, unit)
 
 
-def _columns(unit: str, *, has_finetune: bool = True) -> list[tuple[str, str]]:
+def _columns(*, has_finetune: bool = True) -> list[tuple[str, str]]:
     return [
         ("recommended", "and % ranked right"),
         ("sure?", "is the best better than global"),

@@ -129,12 +129,12 @@ def test_a_served_model_gives_its_own_rewards(folders):
 def test_a_server_is_patient_loses_a_process_and_ends_in_order():
     with running("tests.serve.letter_server") as server:
         server.wait_ready(2)
-        slow_head_and_body(server)
-        lost_process(server)
-        stopped(server)
+        assert_slow_callers_are_cut_off(server)
+        assert_a_lost_process_is_replaced(server)
+        assert_it_ends_in_order(server)
 
 
-def slow_head_and_body(server):
+def assert_slow_callers_are_cut_off(server):
     """A head that does not end is closed, a body that does not come gets 408."""
     with server.connect() as head, server.connect() as body:
         head.sendall(b"GET /health HTTP/1.1\r\nhost: x")
@@ -149,7 +149,7 @@ def slow_head_and_body(server):
         assert broken.recv(1_000).startswith(b"HTTP/1.1 400 ")
 
 
-def lost_process(server):
+def assert_a_lost_process_is_replaced(server):
     """Where one process is killed the other answers, and a new one takes its place."""
     killed = server.ready()[0]["pid"]
     os.kill(killed, signal.SIGKILL)
@@ -166,7 +166,7 @@ def lost_process(server):
     assert [line["exit_code"] for line in died] == [-signal.SIGKILL]
 
 
-def stopped(server):
+def assert_it_ends_in_order(server):
     """SIGTERM: what was taken is answered; then all processes end and the address is free."""
     many = {"items": items("Chile") * 50}
     with ThreadPoolExecutor(4) as threads:
