@@ -240,6 +240,27 @@ def test_of_many_cultures_the_pictures_stand_beside_the_page(tmp_path, monkeypat
     assert "prefers-color-scheme:dark" in drawn and "--ink:" in drawn
 
 
+def test_of_much_the_tables_stand_beside_the_page_and_the_answer_on_it(
+    compared, tmp_path, monkeypatch
+):
+    results, summary = comparison()
+    monkeypatch.setattr(page_module, "MAX_PAGE_CHARACTERS", 10_000)
+    monkeypatch.setattr(page_module, "MAX_TOPIC_CHARACTERS", 10_000)
+
+    path = write_report(results, summary, tmp_path / "my page.html")
+
+    whole, parts = compared.read_text(), sorted(tmp_path.glob("my page_*.html"))
+    assert len(path.read_text()) < len(whole) and tmp_path / "my page_differences.html" in parts
+    tables = Counter(re.findall(r"<caption>[^<]*", whole))
+    apart = [part.read_text() for part in parts]
+    assert Counter(re.findall(r"<caption>[^<]*", "".join([path.read_text(), *apart]))) == tables
+    answer = whole[whole.index('<section id="answer">') : whole.index("</section>")]
+    assert answer in path.read_text()
+    linked = [unquote(link) for link in Page(path).values("href") if link[0] != "#"]
+    assert {*linked} >= {part.name for part in parts}
+    assert all("my page.html" in map(unquote, Page(part).values("href")) for part in parts)
+
+
 def test_the_script_is_small():
     assert len(Path(page_module.__file__).with_name("page.js").read_bytes()) < 15_000
 
