@@ -240,14 +240,17 @@ def test_of_many_cultures_the_pictures_stand_beside_the_page(tmp_path, monkeypat
     assert "prefers-color-scheme:dark" in drawn and "--ink:" in drawn
 
 
-def test_of_much_the_tables_stand_beside_the_page_and_the_answer_on_it(
-    compared, tmp_path, monkeypatch
-):
+@pytest.fixture
+def of_much(tmp_path, monkeypatch):
+    """A page that is taken for a large one."""
     results, summary = comparison()
     monkeypatch.setattr(page_module, "MAX_PAGE_CHARACTERS", 10_000)
     monkeypatch.setattr(page_module, "MAX_TOPIC_CHARACTERS", 10_000)
+    return write_report(results, summary, tmp_path / "my page.html")
 
-    path = write_report(results, summary, tmp_path / "my page.html")
+
+def test_of_much_the_tables_stand_beside_the_page_and_the_answer_on_it(compared, of_much):
+    path, tmp_path = of_much, of_much.parent
 
     whole, parts = compared.read_text(), sorted(tmp_path.glob("my page_*.html"))
     assert len(path.read_text()) < len(whole) and tmp_path / "my page_differences.html" in parts
@@ -454,8 +457,12 @@ def test_labels_are_short_and_on_one_line(text, longest):
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
-    assert_shown_without_a_complaint(compared, tmp_path, SECTIONS)
+def test_a_browser_shows_the_page_without_a_complaint(compared, of_much, tmp_path):
+    assert_shown_without_a_complaint(compared, tmp_path / "profile", SECTIONS)
+    on_page = [section for section in SECTIONS if section != "tradeoff"]
+    assert_shown_without_a_complaint(of_much, tmp_path / "profile", on_page)
+    beside = of_much.with_name("my page_accuracy.html")
+    assert_shown_without_a_complaint(beside, tmp_path / "profile", ["tradeoff"])
 
 
 @pytest.mark.slow
