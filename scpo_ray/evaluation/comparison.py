@@ -332,7 +332,7 @@ def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | No
 def _other_cultures(grid: _Grid) -> dict[tuple[str, str], tuple[Estimate, Difference | None]]:
     """Method and culture (or macro) -> its models' accuracy on the others' pairs, and minus the
     global model's there."""
-    found = {}
+    found: dict[tuple[str, str], tuple[Estimate, Difference | None]] = {}
     number = len(grid.methods)
     # Over all models trained for another culture, a sum: one array in place of one a culture.
     sums = {name: np.zeros((len(of.rows), number)) for name, of in grid.tested.items()}
