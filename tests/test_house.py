@@ -180,6 +180,7 @@ ROOMS: dict[str, list[str]] = {
         "relay",
         "ray_score",
         "ray_train",
+        "status",
         "runs",
         "sweep_trial",
         "ray_tune",
