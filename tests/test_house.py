@@ -153,6 +153,7 @@ ROOMS: dict[str, list[str]] = {
     "report": [
         "overviews",
         "order",
+        "labels",
         "pictures",
         "cells",
         "terminal",

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from scpo_ray.evaluation.comparable import ComparedRun, for_comparison, pair_out
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
-from scpo_ray.launch.status import status_line, status_text
+from scpo_ray.launch.status import status_line, status_text, time_left
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, HeldOut, InputError
 from scpo_ray.report.page import write_report
@@ -148,12 +149,14 @@ def _all_runs(
     # A method that pools is one run for all of its cultures: read once.
     known: dict[str, ComparedRun] = {}
     failures: dict[str, str] = {}
-    started = time.monotonic()
+    took: dict[str, list[float]] = defaultdict(list)
     with status_line() as show_status:
         for done, trial in enumerate(trials):
-            name = run_name(trial.config)
-            seconds = (time.monotonic() - started) / max(1, done) * (len(trials) - done)
-            left = f"about {duration(seconds)}" if done else None
+            name, started = run_name(trial.config), time.monotonic()
+            to_come = {t.config.run_id: t.config.method for t in trials[done:]}
+            others = [method for run_id, method in to_come.items() if run_id not in known]
+            seconds = time_left(took, others)
+            left = None if seconds is None else f"about {duration(seconds)}"
             show_status(status_text("runs", done, len(trials), [name], left))
             said = f"; {left} left" if left else ""
             log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
@@ -170,6 +173,7 @@ def _all_runs(
                     like = first.result if first else None
                     slim = for_comparison(result, is_shown=is_shown, like=like)
                     known[run_id] = replace(found, result=slim)
+                    took[trial.config.method].append(time.monotonic() - started)
                 compared.append(replace(known[run_id], culture=trial.culture))
             except InputError as error:
                 log.error("%s: %s", name, error)

@@ -1,7 +1,7 @@
 """One line at the bottom of a terminal while many runs go on: done, to come, time left, running."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -24,6 +24,18 @@ def status_text(what: str, done: int, total: int, running: Sequence[str], left: 
     parts = [f"{done} of {total} {what} done", f"{to_come} to come"]
     parts += [f"{left} left"] if left else []
     return ", ".join(parts) + (f"; running: {', '.join(running)}" if running else "")
+
+
+def time_left(took: Mapping[str, Sequence[float]], to_come: Sequence[str]) -> float | None:
+    """Seconds, by the mean of each kind of run; None where one to come has no run before it.
+
+    Args:
+        took: kind -> seconds of the runs that have ended.
+        to_come: the kinds of the others.
+    """
+    if not all(took.get(kind) for kind in to_come):
+        return None
+    return sum(sum(took[kind]) / len(took[kind]) for kind in to_come)
 
 
 @contextmanager

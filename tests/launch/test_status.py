@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from scpo_ray.cli.main import _AboveBars
-from scpo_ray.launch.status import status_line, status_text
+from scpo_ray.launch.status import status_line, status_text, time_left
 from tests.test_cli import write_yaml
 from tests.tiny import tiny_document
 
@@ -60,6 +60,18 @@ def screen(written: str) -> list[str]:
 )
 def test_the_status_says_what_is_done_to_come_and_running(running, left, text):
     assert status_text("runs", 2, 9, running, left) == text
+
+
+@pytest.mark.parametrize(
+    ("took", "to_come", "left"),
+    [
+        ({"global": [1.0], "scpo": [30.0, 50.0]}, ["global", "scpo", "scpo"], 81.0),
+        ({"global": [1.0]}, ["global", "scpo"], None),
+        ({}, [], 0.0),
+    ],
+)
+def test_the_time_left_goes_by_what_runs_of_the_same_method_took(took, to_come, left):
+    assert time_left(took, to_come) == left
 
 
 def test_lines_scroll_above_the_status_and_it_goes_in_the_end(monkeypatch):
