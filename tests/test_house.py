@@ -153,6 +153,7 @@ ROOMS: dict[str, list[str]] = {
     "report": [
         "overviews",
         "order",
+        "labels",
         "pictures",
         "cells",
         "terminal",
@@ -180,6 +181,7 @@ ROOMS: dict[str, list[str]] = {
         "relay",
         "ray_score",
         "ray_train",
+        "status",
         "runs",
         "sweep_trial",
         "ray_tune",
