@@ -14,8 +14,9 @@ app = typer.Typer()
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="CULTURE=MODEL...",
-        help="A run's folder, an exported one or scpo-Chile@champion, for each culture.",
+        metavar="CULTURE=MODEL[,MODEL]...",
+        help="A run's folder, an exported one or scpo-Chile@champion, for each culture; "
+        "several (seeds) give their mean, with an interval.",
     ),
 ]
 FileArgument = Annotated[Path, typer.Argument(help="A .jsonl, .csv or .parquet file.")]

@@ -38,8 +38,8 @@ class Where:
     uri: str
 
     @property
-    def by_culture(self) -> dict[str, str]:
-        """Culture -> model. Raises: InputError for what is not CULTURE=MODEL, or named twice."""
+    def by_culture(self) -> dict[str, tuple[str, ...]]:
+        """Culture -> its models. Raises: InputError as `read_models`."""
         return read_models(self.models)
 
     @property

@@ -125,8 +125,8 @@ class Batcher:
         with self._changed:
             while not self._jobs and not self._stopping:
                 self._changed.wait()
-            # Whoever was answered together comes back together, a moment apart. A lone caller has
-            # nobody to wait for, and a batch that found fewer is followed by one that expects fewer.
+            # Whoever was answered together comes back together, a moment apart; a lone caller has
+            # nobody to wait for. A batch that found fewer is followed by one that expects fewer.
             end = time.monotonic() + self._config.gather_ms / 1_000
             while (
                 len(self._jobs) < self._expected

@@ -14,7 +14,7 @@ from scpo_ray.records import InputError
 from scpo_ray.report.overviews import FileScores
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.parts import Parts, join, parts_of, read_rows, split, write_scored
-from scpo_ray.serve.rewardbench import TIES, by_subset
+from scpo_ray.serve.rewardbench import TIES, TiesPrompt, by_subset, ties_prompt, ties_score
 from scpo_ray.serve.rows import Asks, candidates, new_columns
 from scpo_ray.storage.disk import file_digest
 
@@ -95,16 +95,27 @@ def _split(file: Path, parts: Parts, asks: Asks, cultures: Sequence[str]) -> int
 def _counted(
     parts: Parts, num_parts: int, asks: Asks
 ) -> tuple[int, dict[str, dict[str, tuple[float, int]]]]:
+    """The number of rows; of RewardBench 2, column -> subset -> its score and number of prompts."""
     num_rows = 0
     shares: dict[str, list[tuple[str, float]]] = {}
+    ties: dict[str, list[TiesPrompt]] = {}
     for number in range(num_parts):
         rows = read_rows(parts.scored_file(number))
         num_rows += len(rows)
-        if asks.form == "rewardbench2":
-            for suffix, _ in asks.targets:
-                column = f"right{suffix}"
-                of_rows = [(str(row.get("subset", "all")), row[column]) for row in rows]
-                shares.setdefault(column, []).extend(of_rows)
-    if any(subset == TIES for of in shares.values() for subset, _ in of):
-        log.warning("the benchmark has a rule of its own for its subset %s: not computed", TIES)
-    return num_rows, {column: by_subset(rows) for column, rows in shares.items()}
+        if asks.form != "rewardbench2":
+            continue
+        for suffix, _ in asks.targets:
+            column = f"right{suffix}"
+            of_shares, of_ties = shares.setdefault(column, []), ties.setdefault(column, [])
+            for row in rows:
+                subset = str(row.get("subset", "all"))
+                if subset == TIES:
+                    scores = row[f"score{suffix}"]
+                    of_ties.append(ties_prompt(str(row["id"]), scores, int(row["num_correct"])))
+                else:
+                    of_shares.append((subset, row[column]))
+    found = {column: by_subset(rows) for column, rows in shares.items()}
+    for column, prompts in ties.items():
+        if prompts:
+            found[column][TIES] = (ties_score(prompts), len(prompts))
+    return num_rows, found

@@ -15,7 +15,7 @@ from scpo_ray.serve.items import (
     checked_mix,
     mix_name,
 )
-from scpo_ray.serve.rewardbench import right_share
+from scpo_ray.serve.rewardbench import TIES, right_share, ties_prompt
 
 Form = Literal["rows", "rewardbench2"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -103,7 +103,10 @@ def candidates(row: Row, asks: Asks, known: Sequence[str]) -> Candidates:
     turns = prompt_turns("prompt", get_field(row, "prompt"))
     if asks.form == "rewardbench2":
         fields = [(n, v) for n in ("chosen", "rejected") for v in list_field(row, n)]
-        right_share([0.0] * len(fields), int(get_field(row, "num_correct")))
+        num_correct = int(get_field(row, "num_correct"))
+        right_share([0.0] * len(fields), num_correct)
+        if row.get("subset") == TIES:
+            ties_prompt(str(get_field(row, "id")), [0.0] * len(fields), num_correct)
         is_list = True
     else:
         is_list = row.get("responses") is not None
