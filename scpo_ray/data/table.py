@@ -426,6 +426,13 @@ def text_hashes(interaction: Interaction) -> list[int]:
     return hashes
 
 
+def text_hash(text: Text) -> int:
+    """That of the same text in any data."""
+    nobody = ("", "", None, None)  # id, culture, user, question
+    [found] = text_hashes(Interaction(*nobody, text.prompt, (text.response,), (0.0,), text.history))
+    return found
+
+
 def _numbered(names: Iterable[str]) -> dict[str, int]:
     codes: dict[str, int] = {}
     for name in names:

@@ -71,7 +71,7 @@ def read(file):
 
 
 def ask(where, file, output=None, **asked):
-    given = {"cultures": [], "mixes": [], "how": "linear", "form": "rows", "on_ray": False}
+    given = {"cultures": [], "mixes": [], "how": "linear", "form": "rows", "on_ray": None}
     return reward_file(where, file, output, **{**given, **asked})
 
 
