@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scpo_ray.data.table import text_hash
+from scpo_ray.data.hashes import text_hash
 from scpo_ray.records import PreferenceData, Text
 from scpo_ray.results import Scale
 

@@ -7,7 +7,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.table import text_hash
+from scpo_ray.data.hashes import text_hash
 from scpo_ray.methods.task import Fitted, Task
 from scpo_ray.records import Text, TextSource
 from scpo_ray.training.loop import nothing_trained
