@@ -90,6 +90,7 @@ def reward_file(
         how,
         cast(Form, form),
         has_cultures=any("culture" in row for row in first_rows(file, 1, Notes())),
+        has_seeds=any(len(named) > 1 for named in where.by_culture.values()),
     )
 
     def score_parts(files: Sequence[Path]) -> Iterable[tuple[int, Gained]]:

@@ -77,7 +77,7 @@ def file_texts(file: Path) -> list[Text]:
     """The responses of a file's rows under their prompts. Raises: InputError naming the rows at
     fault."""
     check_files([file], "file")
-    notes, texts, asks = Notes(), list[Text](), Asks((), (), "rows")
+    notes, texts, asks = Notes(), list[Text](), Asks((), (), "rows", False)
     for place, row in file_source(file, file.name, ("prompt",), ()).read(notes):
         try:
             found = candidates(row, asks, ())

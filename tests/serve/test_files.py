@@ -236,6 +236,21 @@ def test_a_model_is_named_by_its_culture(named, said):
         Where(tuple(named), None, None, "float32", "").by_culture  # noqa: B018
 
 
+def test_several_models_of_a_culture_give_their_mean_and_its_interval(tmp_path, models):
+    chile, mexico = (str(models[True][culture]) for culture in ("Chile", "Mexico"))
+    where = Where((f"Chile={chile},{mexico}",), None, "cpu", "float32", "sqlite:///none.db")
+
+    found = ask(where, written(tmp_path, ".jsonl", ROWS), cultures=["Chile"])
+
+    core = CultureRewards.load({"Chile": [chile, mexico]}, device="cpu")
+    items = [RewardItem(row["response"], row["prompt"]) for row in ROWS]
+    assert found.columns[-2:] == ["low.Chile", "high.Chile"]
+    for row, reward in zip(read(tmp_path / "rows.rewards.jsonl"), core.rewards(items), strict=True):
+        values = [row[f"{name}.Chile"] for name in ("reward", "low", "high")]
+        assert values == pytest.approx([reward.value, reward.low, reward.high], abs=1e-4)
+        assert values[1] < values[0] < values[2]
+
+
 def test_rewardbench_rows_gain_scores_and_whether_the_best_is_right(tmp_path, where, one):
     rows = [
         {
