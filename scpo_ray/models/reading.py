@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scpo_ray.models.rows import Row, computing, forward_names
+from scpo_ray.models.rows import Row, computing, parameter_names
 from scpo_ray.records import InputError, Tokens
 
 # Decoders that score every token and keep the last one's; all others call that layer `score`.
@@ -128,7 +128,7 @@ def _places(config: Any, layers: tuple[str, ...], input_ids: Tensor, mask: Tenso
 
 
 def _takes(module: nn.Module, name: str) -> bool:
-    return name in forward_names(type(module))
+    return name in parameter_names(type(module).forward)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

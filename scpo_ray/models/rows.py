@@ -170,7 +170,7 @@ def _in_row(
 ) -> dict[str, Any]:
     """What the backbone is given instead of a padded batch. Raises: ValueError if that is more than
     tokens and their types."""
-    names = forward_names(type(backbone))
+    names = parameter_names(type(backbone).forward)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     given = {name: value for name, value in given.items() if value is not None}
     tensors = {name for name, value in given.items() if isinstance(value, Tensor)}
@@ -185,9 +185,9 @@ def _in_row(
 
 
 @cache
-def forward_names(kind: type[nn.Module]) -> tuple[str, ...]:
-    """What the forward pass of such a module takes, in order. Looking takes longer than a layer."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """What a class's forward pass takes, in order. Looking takes longer than a small layer."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _positions(backbone: nn.Module, input_ids: Tensor) -> Tensor:
