@@ -47,6 +47,7 @@ ROOMS: dict[str, list[str]] = {
     "data": [
         "rows",
         "files",
+        "hashes",
         "table",
         "messages",
         "prism",
