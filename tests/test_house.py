@@ -47,6 +47,7 @@ ROOMS: dict[str, list[str]] = {
     "data": [
         "rows",
         "files",
+        "hashes",
         "table",
         "messages",
         "prism",
@@ -153,6 +154,7 @@ ROOMS: dict[str, list[str]] = {
     "report": [
         "overviews",
         "order",
+        "labels",
         "pictures",
         "cells",
         "terminal",
@@ -180,6 +182,7 @@ ROOMS: dict[str, list[str]] = {
         "relay",
         "ray_score",
         "ray_train",
+        "status",
         "runs",
         "sweep_trial",
         "ray_tune",

@@ -66,14 +66,9 @@ def compare_runs(
     seeds = sorted({run.result.seed for run in runs})
     methods = sorted({method for method, _ in runs_of}, key=method_order)
     cultures = list(dict.fromkeys(run.culture for run in runs))
-    grid = _Grid(
-        runs_of,
-        methods,
-        cultures,
-        culture_pairs(runs[0].outcomes, evaluation_settings(runs[0])),
-        evaluation_settings(runs[0]),
-        seeds[0],
-    )
+    settings = evaluation_settings(runs[0])
+    tested = culture_pairs(runs[0].outcomes, settings)
+    grid = _Grid(runs_of, methods, cultures, tested, settings, seeds[0])
     behind = {c: _behind_best([c] if c else cultures, grid) for c in (MACRO, *cultures)}
     others = _other_cultures(grid)
     return ComparisonResult(
