@@ -344,8 +344,7 @@ def to_svg(figure: Figure, *, title: str, key: str) -> str:
     stream = StringIO()
     with _drawing({"svg.hashsalt": key}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        layout = figure.get_layout_engine()
-        if layout is not None:
+        if layout := figure.get_layout_engine():
             # By hand: `savefig` would lay out, draw all without a trace, and draw again.
             layout.execute(figure)
             figure.set_layout_engine(None)
