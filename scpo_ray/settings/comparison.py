@@ -21,6 +21,10 @@ class SpaceConfig(Section):
     seed: list[Annotated[int, Field(ge=0, lt=2**63)]] = [0]
     """Each method and culture is run with each seed."""
 
+    equal_compute: bool = True
+    """A method that pools makes as many steps for its one model as the others make for all of
+    theirs: `train.max_steps` times the number of cultures. false: `train.max_steps`."""
+
     @model_validator(mode="after")
     def values_are_named_once(self) -> Self:
         for name in ("method", "culture", "seed"):

@@ -59,7 +59,8 @@ class PlannedTrial:
 def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str]) -> list[Trial]:
     """Every culture x method x seed of the space, in that order.
 
-    A method that pools has one run for all cultures: their trials have one config.
+    A method that pools has one run for all cultures: their trials have one config, with the steps
+    of all of theirs where `space.equal_compute` says so.
 
     Args:
         known_cultures: the data's cultures, taken where the space names none.
@@ -69,12 +70,16 @@ def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str
     if comparison.space.culture is not None:
         check_culture_names(comparison.space.culture, known_cultures, "space.culture")
     cultures = comparison.space.culture or list(known_cultures)
+    run = comparison.run
+    times = len(cultures) if comparison.space.equal_compute else 1
+    more_steps = run.train.model_copy(update={"max_steps": times * run.train.max_steps})
     return [
         Trial(
             culture,
-            comparison.run.model_copy(
+            run.model_copy(
                 update={
                     "culture_weights": None if METHODS[method].pools else {culture: 1.0},
+                    "train": more_steps if METHODS[method].pools else run.train,
                     "method": method,
                     "seed": seed,
                 }

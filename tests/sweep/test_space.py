@@ -77,6 +77,16 @@ def test_a_method_that_pools_has_one_run_for_all_cultures_of_the_data():
     assert trials[0].config.culture_weights is None
 
 
+@pytest.mark.parametrize(("equal_compute", "steps"), [(True, 15), (False, 5)])
+def test_one_model_for_all_takes_the_steps_of_all_models_it_stands_beside(equal_compute, steps):
+    trials = comparison_trials(
+        comparison(method=["finetune", "pooled"], equal_compute=equal_compute), KNOWN
+    )
+
+    taken = {(trial.config.method, trial.config.train.max_steps) for trial in trials}
+    assert taken == {("finetune", 5), ("pooled", steps)}
+
+
 def test_a_sweeps_trials_of_a_method_that_pools_share_a_run():
     document = {
         "run": {"data": {"source": "prism", "cultures": KNOWN}},
