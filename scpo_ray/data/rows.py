@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,3 +233,24 @@ def usable(interaction: Interaction, notes: Notes) -> Interaction | None:
         option_numbers=tuple(interaction.option_numbers[i] for i in keep if interaction.refusals),
         refusals=tuple(interaction.refusals[i] for i in keep if interaction.refusals),
     )
+
+
+def text_hashes(interaction: Interaction) -> list[int]:
+    """One 64-bit hash per response, of history, prompt and response; the same on any machine."""
+    prefix = blake2b(digest_size=8)
+    for part in _parts(interaction):
+        # The length before each part keeps ("ab", "c") and ("a", "bc") apart.
+        prefix.update(len(part).to_bytes(8, "little") + part)
+    hashes = []
+    for response in interaction.responses:
+        whole = prefix.copy()
+        whole.update(response.encode())
+        hashes.append(int.from_bytes(whole.digest(), "little"))
+    return hashes
+
+
+def _parts(interaction: Interaction) -> Iterator[bytes]:
+    for role, text in interaction.history:
+        yield role.encode()
+        yield text.encode()
+    yield interaction.prompt.encode()

@@ -3,7 +3,7 @@
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from scpo_ray.data.rows import Notes, Place, shown, usable
+from scpo_ray.data.rows import Notes, Place, shown, text_hashes, usable
 from scpo_ray.records import InputError, Interaction, Text, TextSource
 from scpo_ray.settings.spelling import plain_name, same_but_for_case
 from scpo_ray.storage.disk import LEFT_BEHIND_S, clear_leftovers, remove, sign, signed_content, sync
@@ -437,32 +437,11 @@ class _Writer:
         self.num_characters = 0
 
 
-def text_hashes(interaction: Interaction) -> list[int]:
-    """One 64-bit hash per response, of history, prompt and response; the same on any machine."""
-    prefix = blake2b(digest_size=8)
-    for part in _parts(interaction):
-        # The length before each part keeps ("ab", "c") and ("a", "bc") apart.
-        prefix.update(len(part).to_bytes(8, "little") + part)
-    hashes = []
-    for response in interaction.responses:
-        whole = prefix.copy()
-        whole.update(response.encode())
-        hashes.append(int.from_bytes(whole.digest(), "little"))
-    return hashes
-
-
 def _numbered(names: Iterable[str]) -> dict[str, int]:
     codes: dict[str, int] = {}
     for name in names:
         codes.setdefault(plain_name(name), len(codes))
     return codes
-
-
-def _parts(interaction: Interaction) -> Iterator[bytes]:
-    for role, text in interaction.history:
-        yield role.encode()
-        yield text.encode()
-    yield interaction.prompt.encode()
 
 
 def _flat(columns: dict[str, Any], name: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.table import text_hashes
+from scpo_ray.data.rows import text_hashes
 from scpo_ray.methods.task import Fitted, Task
 from scpo_ray.records import Interaction, Text, TextSource
 from scpo_ray.training.loop import nothing_trained

@@ -10,13 +10,12 @@ import pytest
 
 from scpo_ray.data.loading import load_preferences, read_preferences
 from scpo_ray.data.preferences import PreferencesConfig
-from scpo_ray.data.rows import Notes, Place
+from scpo_ray.data.rows import Notes, Place, text_hashes
 from scpo_ray.data.synthetic import SyntheticConfig
 from scpo_ray.data.table import (
     SPLIT_LABELS,
     CorruptTableError,
     open_table,
-    text_hashes,
     write_table,
 )
 from scpo_ray.records import InputError, Interaction
