@@ -65,6 +65,7 @@ ROOMS: dict[str, list[str]] = {
         "tokenization",
         "templates",
         "rendering",
+        "tokenizing",
         "same_tokens",
         "rows",
         "reading",
@@ -259,6 +260,7 @@ HOMES = {
     "sentence_transformers": {"models.elsewhere"},
     "trl": {"models.elsewhere"},
     "tokenizers": {"models.tokenization", "models.tiny"},
+    "joblib": {"models.tokenizing"},
     "peft": {"models.adapters", "models.adapted"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {
