@@ -251,12 +251,14 @@ HOMES = {
     "huggingface_hub": {"models.files", "models.hub", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "rows", "loading", "tiny")),
+        "models.precision",
         "models.elsewhere",
     },
     "sentence_transformers": {"models.elsewhere"},
     "trl": {"models.elsewhere"},
     "tokenizers": {"models.tokenization", "models.tiny"},
     "peft": {"models.adapters", "models.adapted"},
+    "bitsandbytes": {"models.precision"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {
         "tracking.opening",
