@@ -86,8 +86,8 @@ def known_model(source: ModelSource, *, base: str | None, batch_tokens: int | No
     if base is not None:
         named = named.model_copy(update={"path": base, "revision": None})
     base_found = _base_of(folder, source, named)
-    network = ("adapters", base_found, str(section.num_layers), section.dtype)
-    network = (*network, renderer.fingerprint)
+    kept = str(section.num_layers), section.dtype
+    network = ("adapters", base_found, *kept, renderer.fingerprint)
     fingerprint = adapters_fingerprint(folder, section, base_found)
     return KnownModel(source, section, named, renderer, scale, temperatures, network, fingerprint)
 
