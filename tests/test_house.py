@@ -255,6 +255,7 @@ HOMES = {
     "huggingface_hub": {"models.files", "models.hub", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "rows", "loading", "tiny")),
+        "models.precision",
         "models.elsewhere",
     },
     "sentence_transformers": {"models.elsewhere"},
@@ -262,6 +263,7 @@ HOMES = {
     "tokenizers": {"models.tokenization", "models.tiny"},
     "joblib": {"models.tokenizing"},
     "peft": {"models.adapters", "models.adapted"},
+    "bitsandbytes": {"models.precision"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {
         "tracking.opening",
