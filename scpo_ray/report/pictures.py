@@ -344,7 +344,13 @@ def to_svg(figure: Figure, *, title: str, key: str) -> str:
     stream = StringIO()
     with _drawing({"svg.hashsalt": key}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            # By hand: `savefig` would lay out, draw all without a trace, and draw again.
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(stream, format="svg", metadata=nothing)
+        figure.set_layout_engine(layout)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
@@ -421,6 +427,8 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
     # A change that is printed as 0 has no colour.
     printed = 0.0 if change is None else round(100 * (change.value or 0.0), 1)
     strong = found in ("better", "worse") and printed != 0
+    # The text of a cell lies within the axes: the layout need not measure thousands of them.
+    within: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}
     if change is not None and change.value is not None:
         if strong and isfinite(change.value):
             ink = INKS[found][0]
@@ -428,9 +436,9 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
             axes.add_patch(Rectangle(corner, 0.94, 0.92, color=ink, alpha=alpha, lw=0))
         points = f"{100 * change.value:+z.1f}".replace("-", "−")
         color = INKS["ink" if strong else "soft"][0]
-        axes.text(column, row + 0.22, points, ha="center", va="center", fontsize=6.5, color=color)
+        axes.text(column, row + 0.22, points, fontsize=6.5, color=color, **within)
     ink = INKS["ink"][0]
-    axes.text(column, row - 0.16, shown, ha="center", va="center", fontsize=8, color=ink)
+    axes.text(column, row - 0.16, shown, fontsize=8, color=ink, **within)
     if own:
         axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=ink, lw=1.0))
 
