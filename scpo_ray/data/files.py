@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -61,10 +62,11 @@ def first_rows(path: Path, count: int, notes: Notes) -> list[Row]:
 
 def check_files(paths: Sequence[Path], setting: str) -> None:
     """Raises: InputError naming each of `paths` that is no file."""
+    # Unlike Path's, these take what is too long for a path for no file.
     problems = [
-        f"{setting}: {path}: {'is not a file' if path.exists() else 'no such file'}"
+        f"{setting}: {path}: {'is not a file' if os.path.exists(path) else 'no such file'}"
         for path in paths
-        if not path.is_file()
+        if not os.path.isfile(path)
     ]
     if problems:
         raise InputError("files cannot be read", problems)
