@@ -35,7 +35,7 @@ class Section(BaseModel):
     def booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """`filter_threshold: true` would be a threshold of 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        given = value.values() if isinstance(value, dict) else [value]
+        given = list(value.values()) if isinstance(value, dict) else [value]
         if any(isinstance(v, bool) for v in given) and _is_of_numbers(annotation):
             raise ValueError("must be a number, not true or false")
         return value
