@@ -1,9 +1,9 @@
 """How often the 95 % interval holds the truth, and a test raises a false alarm.
 
-`python benchmarks/interval_coverage.py [CULTURES]` simulates that many cultures per line: users
-with different numbers of pairs and a taste of their own, so a user's pairs are correlated. Beside
-the interval that the package uses stands t with the same degrees of freedom and standard error,
-cut at 0 and 100 %.
+`python benchmarks/interval_coverage.py [CULTURES [PART ...]]` simulates that many cultures per line
+of these parts, or of all (coverage, paired, macro, ...): users with different numbers of pairs and
+a taste of their own, so a user's pairs are correlated. Beside the interval that the package uses
+stands t with the same degrees of freedom and standard error, cut at 0 and 100 %.
 """
 
 import sys
@@ -262,11 +262,16 @@ def power(number: int) -> None:
             print(f"| {num_users}, {100 * differing:.0f} % | {cells} |", flush=True)
 
 
-def main(number: int) -> None:
+PARTS = {
+    part.__name__: part for part in (coverage, paired, macro, seeds, best_of_many, lowest, power)
+}
+
+
+def main(number: int, names: list[str]) -> None:
     print(f"{number:,} simulated cultures (or sets of seven) per line, in %\n")
-    for part in (coverage, paired, macro, seeds, best_of_many, lowest, power):
-        part(number)
+    for name in names or PARTS:
+        PARTS[name](number)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) == 2 else 2_000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2_000, sys.argv[2:])

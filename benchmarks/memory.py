@@ -1,10 +1,11 @@
-"""What a training needs of memory, estimated and measured: `python benchmarks/memory.py`.
+"""What a training needs of memory, estimated and measured: `python benchmarks/memory.py [ROW ...]`.
 
 Models of some 40 million weights, drawn and saved in a temporary folder, are trained for two steps
 of two passes by every engine on two CPU workers, each run in fresh processes.
 
-training: the estimate that `scpo train --dry-run` shows, part by part, beside the most anonymous
-memory that a worker held above what it had when everything was imported.
+The estimate that `scpo train --dry-run` shows stands, part by part, beside the most anonymous
+memory that a worker held above what it had when everything was imported. ROW is a part of rows'
+names, such as "llama" or "ZeRO 3"; without any, all are measured.
 """
 
 import os
@@ -22,7 +23,20 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 WORKERS, WORDS, TEXTS, WIDTH = 2, 4_000, 4, 64
-ENGINES = [("torch", 0), *(("deepspeed", stage) for stage in range(4))]
+ENGINES = [("torch", None), *((f"DeepSpeed ZeRO {stage}", stage) for stage in range(4))]
+# What is set beside the engine: in `model` and in `train`.
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "": ({}, {}),
+    ", bf16": ({}, {"precision": "bf16"}),
+    ", LoRA": ({"lora": {}}, {}),
+    ", LoRA over bfloat16": ({"lora": {}, "dtype": "bfloat16"}, {}),
+}
+ROWS = [
+    (f"{engine}{name}", stage, settings)
+    for name, settings in SETTINGS.items()
+    for engine, stage in ENGINES
+    if not name or stage in (None, 2)
+]
 MB = 2**20
 SIZES = {
     "bert": {"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 12}
@@ -71,7 +85,13 @@ class Peak:
         return self.bytes
 
 
-def train_twice(rank: int, folder: Path, engine: str, stage: int, answers: "Queue[Any]") -> None:
+def train_twice(
+    rank: int,
+    folder: Path,
+    stage: int | None,
+    settings: tuple[dict[str, Any], dict[str, Any]],
+    answers: "Queue[Any]",
+) -> None:
     """One worker's two steps; its peak goes into `answers`."""
     import torch
 
@@ -92,10 +112,14 @@ def train_twice(rank: int, folder: Path, engine: str, stage: int, answers: "Queu
     join_group(worker)
     # Before anything is measured: what is imported is no part of a model.
     divided_reading(TrainConfig(engine="deepspeed"), worker)
-    config = ModelConfig(path=str(folder), max_length=WIDTH, renderer="pair", dtype="float32")
-    train = TrainConfig(engine=engine, zero_stage=stage)
+    of_model, of_training = settings
+    of_model = {"dtype": "float32", **of_model}
+    config = ModelConfig(path=str(folder), max_length=WIDTH, renderer="pair", **of_model)
+    engine = {} if stage is None else {"engine": "deepspeed", "zero_stage": stage}
+    train = TrainConfig(**engine, **of_training)
     renderer = load_renderer(folder, config)
-    shape = network_shape(folder, config, texts=TEXTS, width=WIDTH, autocast=False)
+    autocast = train.precision == "bf16"
+    shape = network_shape(folder, config, texts=TEXTS, width=WIDTH, autocast=autocast)
     estimate = estimate_memory(shape, train, num_workers=WORKERS, device="cpu")
     torch.ones(1, requires_grad=True).sum().backward()
     peak = Peak()
@@ -130,14 +154,16 @@ def on_workers(task: Callable[..., None], *arguments: Any) -> list[Any]:
     return found
 
 
-def table(folder: Path, kinds: list[str]) -> None:
+def table(folder: Path, wanted: list[str]) -> None:
     print("\n| model | engine | weights | gradients | optimizer | activations | buffers", end="")
     print(" | estimate, MB | peak, MB | differs | while loading |\n|" + "---|" * 11)
-    for kind in kinds:
+    for kind in SIZES:
         model = make_model(kind, folder / kind)
         size = (model / "model.safetensors").stat().st_size / MB
-        for engine, stage in ENGINES:
-            found = on_workers(train_twice, model, engine, stage)
+        for name, stage, settings in ROWS:
+            if wanted and not any(part in f"{kind}, {name}" for part in wanted):
+                continue
+            found = on_workers(train_twice, model, stage, settings)
             peak, estimate = max(row[2] for row in found), found[0][3]
             parts = (
                 estimate.weights,
@@ -148,7 +174,6 @@ def table(folder: Path, kinds: list[str]) -> None:
                 estimate.total,
                 peak,
             )
-            name = engine if engine == "torch" else f"DeepSpeed ZeRO {stage}"
             cells = " | ".join(f"{part / MB:.0f}" for part in parts)
             loading = max(row[1] for row in found) / MB
             print(
@@ -161,7 +186,7 @@ def table(folder: Path, kinds: list[str]) -> None:
 def main() -> None:
     print(f"{os.cpu_count()} CPU cores, Python {platform.python_version()}, {WORKERS} workers")
     with tempfile.TemporaryDirectory() as folder:
-        table(Path(folder), sys.argv[1:] or list(SIZES))
+        table(Path(folder), sys.argv[1:])
 
 
 if __name__ == "__main__":

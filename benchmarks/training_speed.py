@@ -20,7 +20,7 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.engine import TorchEngine
 from scpo_ray.training.loop import TrainingData, step_loss
 from scpo_ray.training.pair_weights import FixedWeights
-from scpo_ray.training.plan import plan_steps
+from scpo_ray.training.plan import Step, plan_steps
 
 # Every twentieth of PRISM's texts is at most so long: tokens of prompt and response.
 QUANTILES = [8, 31, 48, 59, 66, 72, 77, 83, 90, 97]
@@ -135,6 +135,77 @@ def plain_network(folder: Path) -> Any:
     )
 
 
+def training_steps(
+    model: RewardModel, config: TrainConfig, data: Data, tokens: Tokens, *, whole: bool = False
+) -> Iterator[Callable[[], NDArray[np.int64]]]:
+    """Our training on the data, each of its steps as a call that gives the rows of its pairs."""
+    plan = plan_steps(
+        data.pairs,
+        data.lengths,
+        batch_size=config.batch_size,
+        num_steps=config.max_steps,
+        micro_batch_tokens=config.pass_tokens(model.device, 2 * LONGEST),
+        num_workers=1,
+        seed=0,
+        groups=data.groups if whole else None,
+    )
+    plan = replace(plan, in_rows=model.in_rows)
+    weights = FixedWeights(np.ones(len(data.pairs), np.float32))
+    training = TrainingData(tokens, weights, lambda rows: [])
+    engine = TorchEngine(model, config, ALONE)
+
+    def step_of(step: Step) -> NDArray[np.int64]:
+        step_loss(engine, step, training, ALONE, normalize_weights=False)
+        engine.step()
+        return step.rows
+
+    for step in plan.steps_from(0):
+        yield partial(step_of, step)
+
+
+def train_with_trl(
+    network: Any, tokenizer: Path, data: Data, tell: Callable[[int], None], **settings: Any
+) -> None:
+    """One epoch over the data's pairs by TRL's trainer.
+
+    Args:
+        tell: called when training begins, with 0, and after each step, with their number.
+        settings: of its `RewardConfig`, beside those for which all contenders have one value.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import RewardConfig, RewardTrainer
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *given: Any, **more: Any) -> None:
+            tell(0)
+
+        def on_step_end(self, args: Any, state: Any, *given: Any, **more: Any) -> None:
+            tell(state.global_step)
+
+    ids = [[7] * length for length in data.lengths]
+    rows = [{"chosen_ids": ids[a], "rejected_ids": ids[b]} for a, b in data.pairs]
+    with tempfile.TemporaryDirectory() as output:
+        config = RewardConfig(
+            output_dir=output,
+            num_train_epochs=1,
+            max_length=LONGEST,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=10**6,
+            disable_tqdm=True,
+            learning_rate=LEARNING_RATE,
+            **settings,
+        )
+        RewardTrainer(
+            model=network,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(tokenizer),
+            callbacks=[Clock()],
+        ).train()
+
+
 class Training:
     """One epoch over the same pairs by every contender: CPU seconds, and pairs computed."""
 
@@ -176,45 +247,24 @@ class Training:
 
     def trl(self, *, by_length: bool = False) -> tuple[float, float]:
         """`by_length`: its batches of near-equal length, which come in the order they are given."""
-        from datasets import Dataset
-        from transformers import AutoTokenizer, TrainerCallback
-        from trl import RewardConfig, RewardTrainer
-
+        data = self.grouped() if by_length else self.data
         clock: dict[str, float] = {}
 
-        class Clock(TrainerCallback):  # type: ignore[misc]
-            def on_train_begin(self, *given: Any, **more: Any) -> None:
-                clock["begin"] = time.process_time()
+        def tell(steps: int) -> None:
+            clock["end"] = time.process_time()
+            clock.setdefault("begin", clock["end"])
 
-            def on_train_end(self, *given: Any, **more: Any) -> None:
-                clock["end"] = time.process_time()
-
-        data = self.grouped() if by_length else self.data
-        ids = [[7] * length for length in data.lengths]
-        rows = [{"chosen_ids": ids[a], "rejected_ids": ids[b]} for a, b in data.pairs]
-        with tempfile.TemporaryDirectory() as output:
-            config = RewardConfig(
-                output_dir=output,
-                per_device_train_batch_size=BATCH,
-                num_train_epochs=1,
-                max_length=LONGEST,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                logging_steps=10**6,
-                disable_tqdm=True,
-                learning_rate=LEARNING_RATE,
-                train_sampling_strategy="sequential" if by_length else "random",
-            )
-            RewardTrainer(
-                model=plain_network(self.folder),
-                args=config,
-                train_dataset=Dataset.from_list(rows),
-                processing_class=AutoTokenizer.from_pretrained(self.folder),
-                callbacks=[Clock()],
-            ).train()
+        train_with_trl(
+            plain_network(self.folder),
+            self.folder,
+            data,
+            tell,
+            per_device_train_batch_size=BATCH,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            train_sampling_strategy="sequential" if by_length else "random",
+        )
         # Pairs of the usual length: these batches' are a little longer or shorter.
         number = len(data.pairs) * data.tokens_per_pair / self.data.tokens_per_pair
         return clock["end"] - clock["begin"], number
@@ -230,25 +280,11 @@ class Training:
         config = TrainConfig(max_steps=num_steps, **settings)
         model = reward_model(self.folder)
         model = replace(model, in_rows=model.in_rows and not padded)
-        plan = plan_steps(
-            drawn.pairs,
-            drawn.lengths,
-            batch_size=config.batch_size,
-            num_steps=config.max_steps,
-            micro_batch_tokens=config.pass_tokens("cpu", 2 * LONGEST),
-            num_workers=1,
-            seed=0,
-            groups=drawn.groups if whole else None,
-        )
-        plan = replace(plan, in_rows=model.in_rows)
-        weights = FixedWeights(np.ones(len(self.pairs), np.float32))
         tokens = tokens_of(drawn.lengths, self.num_ids) if whole else self.tokens
-        data = TrainingData(tokens, weights, lambda rows: [])
-        engine = TorchEngine(model, config, ALONE)
-        started = time.process_time()
-        for step in plan.steps_from(0):
-            step_loss(engine, step, data, ALONE, normalize_weights=False)
-            engine.step()
+        started, steps = 0.0, training_steps(model, config, drawn, tokens, whole=whole)
+        for step in steps:
+            started = started or time.process_time()
+            step()
         return time.process_time() - started, len(self.pairs)
 
     def useful(self) -> float:

@@ -9,6 +9,7 @@ GROUPS = {
     "tests/cluster/": "ray",
     "tests/launch/": "ray",
     "tests/services/": "ray",
+    "tests/serve/test_files_on_ray.py": "ray",
     "tests/serve/test_ray_app.py": "ray",
     "tests/launch/test_bad_places.py": "bad places",
     "tests/launch/test_stopped_runs.py": "stopped runs",

@@ -46,6 +46,7 @@ COMMANDS = (
     "reward",
     "steer",
     "merge",
+    "scale",
 )
 
 

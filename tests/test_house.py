@@ -47,6 +47,7 @@ ROOMS: dict[str, list[str]] = {
     "data": [
         "rows",
         "files",
+        "hashes",
         "table",
         "messages",
         "prism",
@@ -64,6 +65,7 @@ ROOMS: dict[str, list[str]] = {
         "tokenization",
         "templates",
         "rendering",
+        "tokenizing",
         "same_tokens",
         "rows",
         "reading",
@@ -153,6 +155,7 @@ ROOMS: dict[str, list[str]] = {
     "report": [
         "overviews",
         "order",
+        "labels",
         "pictures",
         "cells",
         "terminal",
@@ -180,6 +183,7 @@ ROOMS: dict[str, list[str]] = {
         "relay",
         "ray_score",
         "ray_train",
+        "status",
         "runs",
         "sweep_trial",
         "ray_tune",
@@ -251,12 +255,15 @@ HOMES = {
     "huggingface_hub": {"models.files", "models.hub", "data.files"},
     "transformers": {
         *(f"models.{file}" for file in ("tokenization", "rendering", "rows", "loading", "tiny")),
+        "models.precision",
         "models.elsewhere",
     },
     "sentence_transformers": {"models.elsewhere"},
     "trl": {"models.elsewhere"},
     "tokenizers": {"models.tokenization", "models.tiny"},
+    "joblib": {"models.tokenizing"},
     "peft": {"models.adapters", "models.adapted"},
+    "bitsandbytes": {"models.precision"},
     "deepspeed": {"training.deepspeed_engine"},
     "mlflow": {
         "tracking.opening",

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -54,9 +54,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # The libraries' own lines: quiet unless the user asks otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_PlainLines("%(message)s"))
+    lines = _AboveBars(sys.stderr)
+    lines.setFormatter(_PlainLines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("scpo_ray").setLevel(logging.INFO if is_first() else logging.WARNING)
     # DeepSpeed (imported by transformers) logs to standard output, where the JSON goes.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -79,3 +79,13 @@ class _PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return plain(super().format(record))
+
+
+class _AboveBars(logging.StreamHandler[TextIO]):
+    """Log lines that scroll above the bars which are drawn at the bottom of a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)

@@ -16,8 +16,9 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="CULTURE=MODEL...",
-            help="A culture's model: a run's folder, an exported one, or scpo-Chile@champion.",
+            metavar="CULTURE=MODEL[,MODEL]...",
+            help="A culture's model: a run's folder, an exported one, or scpo-Chile@champion; "
+            "several (seeds) give their mean, with an interval.",
         ),
     ],
     base: Annotated[str | None, typer.Option(help="The base model of adapters.")] = None,

@@ -14,8 +14,9 @@ app = typer.Typer()
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="CULTURE=MODEL...",
-        help="A run's folder, an exported one or scpo-Chile@champion, for each culture.",
+        metavar="CULTURE=MODEL[,MODEL]...",
+        help="A run's folder, an exported one or scpo-Chile@champion, for each culture; "
+        "several (seeds) give their mean, with an interval.",
     ),
 ]
 FileArgument = Annotated[Path, typer.Argument(help="A .jsonl, .csv or .parquet file.")]
@@ -55,8 +56,9 @@ def reward(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     uri: UriOption = MODELS_URI,
     on_ray: Annotated[
-        bool, typer.Option("--ray", help="Compute them on all machines of a Ray cluster.")
-    ] = False,
+        bool | None,
+        typer.Option("--ray/--no-ray", help="Ray Data or this process; else by the rows' number."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The rewards of a file's responses, every column kept; the same command goes on if stopped.
@@ -121,3 +123,21 @@ def merge(
 
     merge_by_weight(weighted, folder, uri)
     say(f"model: {folder}")
+
+
+@app.command()
+def scale(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Exported or merged models.")
+    ],
+    file: FileArgument,
+    device: DeviceOption = None,
+) -> None:
+    """Puts models' rewards on one scale, that of a file's responses: for merged and older models.
+
+    Mixtures are of standardised rewards: scale all models of a mixture with one file.
+    """
+    from scpo_ray.commands.rewards import scale_models
+
+    for folder, made in zip(folders, scale_models(folders, file, device), strict=True):
+        say(f"{folder}: mean {made.mean:.4g}, spread {made.spread:.4g}, {made.num_texts} texts")

@@ -21,11 +21,11 @@ from scpo_ray.experiment import (
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.models.export import model_section, saved_temperatures
 from scpo_ray.models.files import resolve_model_dir
-from scpo_ray.models.global_model import tokenize
 from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
+from scpo_ray.models.tokenizing import tokenize
 from scpo_ray.results import Difference, ScoreComparison
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.run import RunConfig

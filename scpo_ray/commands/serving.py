@@ -37,7 +37,7 @@ def serve(
     """Serves until it is told to stop.
 
     Args:
-        models: "CULTURE=MODEL" each.
+        models: "CULTURE=MODEL" or "CULTURE=MODEL,MODEL" each.
         devices: one process for each; none: all GPUs, or else the CPU.
         overrides: "setting=value" of `ServeConfig`.
 
@@ -59,7 +59,11 @@ def serve(
 
 
 def _source(
-    models: Mapping[str, str], base: str | None, uri: str, config: ServeConfig, device: str
+    models: Mapping[str, Sequence[str]],
+    base: str | None,
+    uri: str,
+    config: ServeConfig,
+    device: str,
 ) -> "Source":
     """In a process that has a device: the first to load what computes."""
     from scpo_ray.serve.champions import culture_source

@@ -41,29 +41,33 @@ def count_cultures(
         sides: the pairs of train, dev and test.
     """
     responses = Responses(table.offsets, table.response_lengths, table.format_marks)
-    cluster_codes = table.cluster_codes
     counts = {}
     for code, culture in enumerate(sides[0].cultures):
-        table_code = table.cultures.index(culture)
-        mine = table.culture_codes[rows] == table_code
+        mine = np.flatnonzero(table.culture_codes[rows] == table.cultures.index(culture))
         my_rows = rows[mine]
-        my_sides = [pairs.take(pairs.culture_codes == code) for pairs in sides]
-        my_train, my_dev, my_test = my_sides
+        my_pairs = [np.flatnonzero(pairs.culture_codes == code) for pairs in sides]
+        train_users, dev_users, test_users = (
+            len(np.unique(pairs.cluster_codes[numbers]))
+            for pairs, numbers in zip(sides, my_pairs, strict=True)
+        )
+        longer_chosen_share, format_differences = _chosen_against_rejected(
+            *_flat_responses(sides, my_pairs, table.offsets), responses
+        )
         counts[culture] = CultureCounts(
-            users=len(np.unique(cluster_codes[my_rows])),
-            train_users=len(np.unique(my_train.cluster_codes)),
-            dev_users=len(np.unique(my_dev.cluster_codes)),
-            test_users=len(np.unique(my_test.cluster_codes)),
+            users=len(np.unique(table.cluster_codes[my_rows])),
+            train_users=train_users,
+            dev_users=dev_users,
+            test_users=test_users,
             interactions=len(my_rows),
             responses=int((table.offsets[my_rows + 1] - table.offsets[my_rows]).sum()),
-            train_pairs=len(my_train),
-            dev_pairs=len(my_dev),
-            test_pairs=len(my_test),
+            train_pairs=len(my_pairs[0]),
+            dev_pairs=len(my_pairs[1]),
+            test_pairs=len(my_pairs[2]),
             ties=int(indices.ties[mine].sum()),
             equal_texts=int(indices.equal_texts[mine].sum()),
-            longer_chosen_share=_longer_chosen_share(my_sides, responses),
-            train_test_texts=len(np.intersect1d(_texts(my_train), _texts(my_test))),
-            format_differences=_format_differences(my_sides, responses),
+            longer_chosen_share=longer_chosen_share,
+            train_test_texts=_num_shared_texts(sides, my_pairs),
+            format_differences=format_differences,
             skipped=table.skipped.get(culture, {}),
         )
     unplaced = table.skipped.get("")
@@ -110,33 +114,36 @@ def find_name_warnings(alike: dict[str, list[list[str]]]) -> list[str]:
     return warnings
 
 
-def _texts(pairs: Pairs) -> NDArray[np.int64]:
-    return np.unique(np.concatenate([pairs.chosen, pairs.rejected]))
+def _num_shared_texts(sides: tuple[Pairs, Pairs, Pairs], mine: Sequence[NDArray[np.int64]]) -> int:
+    """Distinct texts that stand in both train and test pairs, of the pairs at `mine`."""
+    train, test = (
+        np.unique(np.concatenate([sides[i].chosen[mine[i]], sides[i].rejected[mine[i]]]))
+        for i in (0, 2)
+    )
+    return int(np.isin(test, train, assume_unique=True).sum())
 
 
 def _flat_responses(
-    sides: Sequence[Pairs], offsets: NDArray[np.int64]
+    sides: Sequence[Pairs], mine: Sequence[NDArray[np.int64]], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of all pairs, the chosen and the rejected response's number among all R."""
-    starts = offsets[np.concatenate([pairs.interactions for pairs in sides])]
-    return (
-        starts + np.concatenate([pairs.chosen_responses for pairs in sides]),
-        starts + np.concatenate([pairs.rejected_responses for pairs in sides]),
-    )
+    """Of the pairs at `mine`, the chosen and the rejected response's number among all R."""
+    chosen, rejected = [], []
+    for pairs, rows in zip(sides, mine, strict=True):
+        starts = offsets[pairs.interactions[rows]]
+        chosen.append(starts + pairs.chosen_responses[rows])
+        rejected.append(starts + pairs.rejected_responses[rows])
+    return np.concatenate(chosen), np.concatenate(rejected)
 
 
-def _longer_chosen_share(sides: Sequence[Pairs], responses: Responses) -> float | None:
-    chosen, rejected = _flat_responses(sides, responses.offsets)
+def _chosen_against_rejected(
+    chosen: NDArray[np.int64], rejected: NDArray[np.int64], responses: Responses
+) -> tuple[float | None, dict[str, float]]:
+    """Of pairs of responses: the share whose chosen one is longer; each format mark's share of
+    the chosen minus that of the rejected."""
     if not len(chosen):
-        return None
-    return float(np.mean(responses.lengths[chosen] > responses.lengths[rejected]))
-
-
-def _format_differences(sides: Sequence[Pairs], responses: Responses) -> dict[str, float]:
-    chosen, rejected = _flat_responses(sides, responses.offsets)
-    if not len(chosen):
-        return {}
-    return {
+        return None, {}
+    longer = float(np.mean(responses.lengths[chosen] > responses.lengths[rejected]))
+    return longer, {
         mark: float(
             np.mean(responses.format_marks[chosen] >> bit & 1)
             - np.mean(responses.format_marks[rejected] >> bit & 1)

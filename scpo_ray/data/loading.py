@@ -70,21 +70,13 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
 
     rows = np.flatnonzero(culture_codes[table.culture_codes] >= 0)
     indices = _paired(table, rows, config.min_score_gap)
-    used = sides[indices.interactions] != UNUSED
     # An option in no pair has a share all the same.
-    opinion_rows = rows[sides[rows] != UNUSED] if config.holds_opinions else rows[:0]
-    pairs, positions, numbers = _number_texts(
-        table, indices, used, opinion_rows, cultures, culture_codes
-    )
-    train, dev, test = (
-        pairs.take(sides[pairs.interactions] == side) for side in (TRAIN, DEV, TEST)
+    opinion_rows = rows[sides[rows] != UNUSED] if config.holds_opinions else None
+    train, dev, test, texts, opinions = _numbered(
+        table, indices, sides, opinion_rows, cultures, culture_codes
     )
     refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test))]
 
-    texts = TableTexts(table, positions)
-    opinions = None
-    if config.holds_opinions:
-        opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
     counts = count_cultures(table, rows, indices, (train, dev, test))
     warnings = [
         *find_name_warnings(table.alike),
@@ -110,7 +102,9 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
         cultures=cultures,
         counts=counts,
         warnings=tuple(warnings),
-        fingerprint=_fingerprint((train, dev, test), texts, opinions),
+        fingerprint=_fingerprint(
+            (train, dev, test), texts, opinions if config.holds_opinions else None
+        ),
         opinions=opinions,
         scores_are_votes=config.scores_are_votes,
         refusals=tuple(refusals),
@@ -240,46 +234,85 @@ def _drawn_test(
     return unit_codes, held_out
 
 
-def _number_texts(
+def _numbered(
     table: InteractionTable,
     indices: IndexPairs,
-    used: NDArray[np.bool_],
-    whole_rows: NDArray[np.int64],
+    sides: NDArray[np.int8],
+    opinion_rows: NDArray[np.int64] | None,
     cultures: tuple[str, ...],
     culture_codes: NDArray[np.int32],
-) -> tuple[Pairs, NDArray[np.int64], NDArray[np.int64]]:
-    """The used pairs; (T,) where in the table the texts they number from 0 stand; (R,) the number
-    of each of the table's responses, -1 where it is not used.
+) -> tuple[Pairs, Pairs, Pairs, TableTexts, Opinions | None]:
+    """The pairs of train, dev and test, the texts that they number from 0, and the opinions of
+    `opinion_rows`, whose responses are all numbered, whether in a pair or not."""
+    used = np.flatnonzero(sides[indices.interactions] != UNUSED)
+    is_used = np.zeros(int(table.offsets[-1]), dtype=np.bool_)
+    starts = table.offsets[indices.interactions[used]]
+    for responses in (indices.chosen_responses, indices.rejected_responses):
+        is_used[starts + responses[used]] = True
+    del used, starts
+    if opinion_rows is not None:
+        is_used[_response_places(table, opinion_rows)] = True
+    positions, numbers = _number_texts(table.text_hashes, np.flatnonzero(is_used))
+    train, dev, test = (
+        _pairs(table, indices, sides == side, numbers, cultures, culture_codes)
+        for side in (TRAIN, DEV, TEST)
+    )
+    opinions = None
+    if opinion_rows is not None:
+        opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
+    return train, dev, test, TableTexts(table, positions), opinions
 
-    `whole_rows`: interactions whose responses are all numbered, whether in a pair or not.
+
+def _number_texts(
+    text_hashes: NDArray[np.uint64], places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(T,) the first of `places` where each distinct text stands; (R,) the number of each
+    response's text, -1 where it is at none of the places.
+
+    Texts are numbered by hash, so the numbering depends on the texts alone. As `np.unique` does
+    it, in half the memory.
     """
-    interactions = indices.interactions[used]
-    chosen_responses = indices.chosen_responses[used]
-    rejected_responses = indices.rejected_responses[used]
-    starts = table.offsets[interactions]
-    # First the distinct places, then the distinct texts among them; np.unique sorts by hash, so
-    # the numbering depends on the texts alone.
+    hashes = text_hashes[places]
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    is_first = np.ones(len(hashes), dtype=np.bool_)
+    np.not_equal(hashes[1:], hashes[:-1], out=is_first[1:])
+    del hashes
+    places = places[order]
+    del order
+    numbers = np.full(len(text_hashes), -1, dtype=np.int32)
+    numbers[places] = np.cumsum(is_first, dtype=np.int32) - 1
+    return places[is_first], numbers
+
+
+def _pairs(
+    table: InteractionTable,
+    indices: IndexPairs,
+    is_mine: NDArray[np.bool_],
+    numbers: NDArray[np.int32],
+    cultures: tuple[str, ...],
+    culture_codes: NDArray[np.int32],
+) -> Pairs:
+    """The pairs of the interactions where `is_mine`; `numbers` are those of the responses."""
+    mine = np.flatnonzero(is_mine[indices.interactions])
+    interactions = indices.interactions[mine]
+    chosen_responses = indices.chosen_responses[mine]
+    rejected_responses = indices.rejected_responses[mine]
+    del mine
+    starts, scores = table.offsets[interactions], table.human_scores
     chosen_places, rejected_places = starts + chosen_responses, starts + rejected_responses
-    is_used = np.zeros(len(table.text_hashes), dtype=np.bool_)
-    is_used[chosen_places] = is_used[rejected_places] = True
-    is_used[_response_places(table, whole_rows)] = True
-    places = np.flatnonzero(is_used)
-    _, first, inverse = np.unique(table.text_hashes[places], return_index=True, return_inverse=True)
-    numbers = np.full(len(is_used), -1, dtype=np.int64)
-    numbers[places] = inverse
-    pairs = Pairs(
+    return Pairs(
         interactions=interactions,
-        chosen=numbers[chosen_places],
-        rejected=numbers[rejected_places],
+        chosen=numbers[chosen_places].astype(np.int64),
+        rejected=numbers[rejected_places].astype(np.int64),
         chosen_responses=chosen_responses,
         rejected_responses=rejected_responses,
-        chosen_scores=table.human_scores[chosen_places].astype(np.float32),
-        rejected_scores=table.human_scores[rejected_places].astype(np.float32),
+        chosen_scores=scores[chosen_places].astype(np.float32),
+        rejected_scores=scores[rejected_places].astype(np.float32),
         culture_codes=culture_codes[table.culture_codes[interactions]],
         cluster_codes=table.cluster_codes[interactions],
         cultures=cultures,
     )
-    return pairs, places[first], numbers
 
 
 def _response_places(table: InteractionTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -292,7 +325,7 @@ def _response_places(table: InteractionTable, rows: NDArray[np.int64]) -> NDArra
 def _opinions(
     table: InteractionTable,
     rows: NDArray[np.int64],
-    numbers: NDArray[np.int64],
+    numbers: NDArray[np.int32],
     sides: NDArray[np.int8],
     cultures: tuple[str, ...],
     culture_codes: NDArray[np.int32],
@@ -304,7 +337,7 @@ def _opinions(
     is_first_order = table.option_numbers[table.offsets[rows]] == 0
     return Opinions(
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        texts=numbers[places],
+        texts=numbers[places].astype(np.int64),
         shares=table.human_scores[places],
         option_numbers=table.option_numbers[places],
         refusals=table.refusals[places],
@@ -345,10 +378,11 @@ def _fingerprint(sides: Sequence[Pairs], texts: TableTexts, opinions: Opinions |
     for pairs in sides:
         _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)
         for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, clusters):
-            digest.update(len(column).to_bytes(8, "little") + column.astype("<i8").tobytes())
+            digest.update(len(column).to_bytes(8, "little"))
+            digest.update(column.astype("<i8", copy=False).data)
         for scores in (pairs.chosen_scores, pairs.rejected_scores):
-            digest.update(scores.astype("<f4").tobytes())
-    digest.update(texts.hashes.astype("<u8").tobytes())
+            digest.update(scores.astype("<f4", copy=False).data)
+    digest.update(texts.hashes.astype("<u8", copy=False).data)
     if opinions is not None:
         digest.update(opinions.shares.astype("<f8").tobytes())
         flags = opinions.is_train, opinions.is_test

@@ -17,15 +17,15 @@ class IndexPairs:
     Attributes:
         interactions: (P,) int64, row of the interaction in its table.
         chosen_responses, rejected_responses: (P,) int16, number within the interaction.
-        ties, equal_texts: (len(rows),) int64, response pairs with scores no further apart than
+        ties, equal_texts: (len(rows),) int32, response pairs with scores no further apart than
             the smallest gap, with equal texts; one with both is in both.
     """
 
     interactions: NDArray[np.int64]
     chosen_responses: NDArray[np.int16]
     rejected_responses: NDArray[np.int16]
-    ties: NDArray[np.int64]
-    equal_texts: NDArray[np.int64]
+    ties: NDArray[np.int32]
+    equal_texts: NDArray[np.int32]
 
 
 def make_pairs(
@@ -73,8 +73,8 @@ def _pair_chunk(
     min_gap: float,
 ) -> IndexPairs:
     sizes = offsets[rows + 1] - offsets[rows]
-    ties = np.zeros(len(rows), dtype=np.int64)
-    equal_texts = np.zeros(len(rows), dtype=np.int64)
+    ties = np.zeros(len(rows), dtype=np.int32)
+    equal_texts = np.zeros(len(rows), dtype=np.int32)
     members, chosen, rejected = [], [], []
     # Interactions of one size are one matrix, so the loop runs over sizes, not interactions.
     for size in np.unique(sizes):

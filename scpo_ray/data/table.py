@@ -3,7 +3,7 @@
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from scpo_ray.data.hashes import text_hashes
 from scpo_ray.data.rows import Notes, Place, shown, usable
 from scpo_ray.records import InputError, Interaction, Text, TextSource
 from scpo_ray.settings.spelling import looking_alike, plain_name
@@ -66,7 +67,10 @@ class CorruptTableError(Exception):
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """N interactions with R responses in all; texts stay on disk.
+    """N interactions with R responses in all, on disk.
+
+    What is a property below is read anew each time, so that nobody holds what one of many uses
+    needed.
 
     Attributes:
         cultures, users, questions: names, in the order of the codes. `users` are those of the
@@ -75,12 +79,7 @@ class InteractionTable:
         skipped: culture -> reason -> rows left out.
         alike: "cultures", "users", "questions" -> some of the names that look alike.
         files: name and unit ("line") of what was read; the rows' places are columns.
-        culture_codes: (N,) int32.
-        user_codes, question_codes: (N,) int64, -1 where there is none.
-        split_labels: (N,) int8, index into SPLIT_LABELS, -1 where the source says nothing.
         offsets: (N + 1,) int64; interaction i has the responses offsets[i] to offsets[i + 1].
-        human_scores: (R,) float64.
-        text_hashes: (R,) uint64, of history, prompt and response: equal hashes are equal texts.
         columns: name -> memory-mapped Arrow column.
     """
 
@@ -90,25 +89,54 @@ class InteractionTable:
     skipped: dict[str, dict[str, int]]
     alike: dict[str, list[list[str]]]
     files: tuple[tuple[str, str], ...]
-    culture_codes: NDArray[np.int32]
-    user_codes: NDArray[np.int64]
-    question_codes: NDArray[np.int64]
-    split_labels: NDArray[np.int8]
     offsets: NDArray[np.int64]
-    human_scores: NDArray[np.float64]
-    text_hashes: NDArray[np.uint64]
     columns: dict[str, Any]
 
     def __len__(self) -> int:
-        return len(self.culture_codes)
+        return len(self.offsets) - 1
+
+    @property
+    def culture_codes(self) -> NDArray[np.int32]:
+        """(N,) int32."""
+        return self._numbers("culture_code")
+
+    @property
+    def user_codes(self) -> NDArray[np.int64]:
+        """(N,) int64, -1 where there is none."""
+        return self._numbers("user_code")
+
+    @property
+    def question_codes(self) -> NDArray[np.int64]:
+        """(N,) int64, -1 where there is none."""
+        return self._numbers("question_code")
+
+    @property
+    def split_labels(self) -> NDArray[np.int8]:
+        """(N,) int8, index into SPLIT_LABELS, -1 where the source says nothing."""
+        return self._numbers("split_label")
 
     @property
     def cluster_codes(self) -> NDArray[np.int64]:
         """(N,) int64: the user, else the question, else the interaction itself; never shared."""
-        users, questions = len(self.users), len(self.questions)
-        own = np.arange(len(self), dtype=np.int64) + users + questions
-        by_question = np.where(self.question_codes >= 0, self.question_codes + users, own)
-        return np.where(self.user_codes >= 0, self.user_codes, by_question)
+        codes = self.user_codes
+        nameless = np.flatnonzero(codes < 0)
+        if len(nameless):
+            questions = self.question_codes[nameless]
+            codes = codes.copy()
+            codes[nameless] = len(self.users) + np.where(
+                questions >= 0, questions, len(self.questions) + nameless
+            )
+        return codes
+
+    @property
+    def human_scores(self) -> NDArray[np.float64]:
+        """(R,) float64."""
+        return _flat(self.columns, "human_scores")
+
+    @property
+    def text_hashes(self) -> NDArray[np.uint64]:
+        """(R,) uint64, of history, prompt and response: equal hashes are equal texts."""
+        return _flat(self.columns, "text_hashes")
 
     @property
     def option_numbers(self) -> NDArray[np.int64]:
@@ -141,6 +169,10 @@ class InteractionTable:
         """Where the row was read; its file by name alone, for it may have been moved since."""
         name, unit = self.files[self.columns["file_code"][row].as_py()]
         return Place(name, self.columns["file_number"][row].as_py(), unit)
+
+    def _numbers(self, name: str) -> NDArray[Any]:
+        numbers: NDArray[Any] = self.columns[name].to_numpy()
+        return numbers
 
     def _history(self, row: int) -> tuple[tuple[str, str], ...]:
         turns = self.columns["history"][row].as_py()
@@ -257,13 +289,7 @@ def open_table(path: Path) -> InteractionTable:
             skipped=summary["skipped"],
             alike=summary["alike"],
             files=tuple((name, unit) for name, unit in summary["files"]),
-            culture_codes=columns["culture_code"].to_numpy(),
-            user_codes=columns["user_code"].to_numpy(),
-            question_codes=columns["question_code"].to_numpy(),
-            split_labels=columns["split_label"].to_numpy(),
             offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-            human_scores=_flat(columns, "human_scores"),
-            text_hashes=_flat(columns, "text_hashes"),
             columns=columns,
         )
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
@@ -412,32 +438,11 @@ class _Writer:
         self.num_characters = 0
 
 
-def text_hashes(interaction: Interaction) -> list[int]:
-    """One 64-bit hash per response, of history, prompt and response; the same on any machine."""
-    prefix = blake2b(digest_size=8)
-    for part in _parts(interaction):
-        # The length before each part keeps ("ab", "c") and ("a", "bc") apart.
-        prefix.update(len(part).to_bytes(8, "little") + part)
-    hashes = []
-    for response in interaction.responses:
-        whole = prefix.copy()
-        whole.update(response.encode())
-        hashes.append(int.from_bytes(whole.digest(), "little"))
-    return hashes
-
-
 def _numbered(names: Iterable[str]) -> dict[str, int]:
     codes: dict[str, int] = {}
     for name in names:
         codes.setdefault(plain_name(name), len(codes))
     return codes
-
-
-def _parts(interaction: Interaction) -> Iterator[bytes]:
-    for role, text in interaction.history:
-        yield role.encode()
-        yield text.encode()
-    yield interaction.prompt.encode()
 
 
 def _flat(columns: dict[str, Any], name: str) -> NDArray[Any]:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import expit
 
 from scpo_ray.evaluation.distributions import MAX_TEMPERATURE, MIN_TEMPERATURE
@@ -67,6 +66,9 @@ def fit_win_temperature(margins: NDArray[Any]) -> float | None:
         return MAX_TEMPERATURE
     if surplus(highest) >= 0:
         return MIN_TEMPERATURE
+    # A fifth of a second to import, which most commands do without.
+    from scipy.optimize import brentq
+
     return 1 / float(brentq(surplus, lowest, highest, xtol=1e-12, rtol=1e-10))
 
 

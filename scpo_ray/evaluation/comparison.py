@@ -1,9 +1,8 @@
 """Methods side by side on the same test pairs: seeds averaged, differences paired, Holm applied."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +21,8 @@ from scpo_ray.results import ComparisonResult, Difference, Estimate, MethodSumma
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.methods import method_order
 from scpo_ray.statistics.cluster_variance import macro_seed_variance
-from scpo_ray.statistics.intervals import (
-    macro_difference,
-    macro_mean,
-    paired_difference,
-    stream,
-    with_holm,
-)
-from scpo_ray.statistics.joint_scores import Seeds, measured
+from scpo_ray.statistics.intervals import stream, with_holm
+from scpo_ray.statistics.joint_scores import Measured, Seeds, measured
 
 MACRO = ""
 """The culture of the rows that hold the macro mean."""
@@ -73,14 +66,11 @@ def compare_runs(
     seeds = sorted({run.result.seed for run in runs})
     methods = sorted({method for method, _ in runs_of}, key=method_order)
     cultures = list(dict.fromkeys(run.culture for run in runs))
-    grid = _Grid(
-        runs_of,
-        cultures,
-        culture_pairs(runs[0].outcomes, evaluation_settings(runs[0])),
-        evaluation_settings(runs[0]),
-        seeds[0],
-    )
-    behind = {c: _behind_best(methods, [c] if c else cultures, grid) for c in (MACRO, *cultures)}
+    settings = evaluation_settings(runs[0])
+    tested = culture_pairs(runs[0].outcomes, settings)
+    grid = _Grid(runs_of, methods, cultures, tested, settings, seeds[0])
+    behind = {c: _behind_best([c] if c else cultures, grid) for c in (MACRO, *cultures)}
+    others = _other_cultures(grid)
     return ComparisonResult(
         experiment=experiment,
         methods=methods,
@@ -91,7 +81,7 @@ def compare_runs(
         summaries=[
             row
             for method in methods
-            for row in _summaries(method, {c: of[method] for c, of in behind.items()}, grid)
+            for row in _summaries(method, {c: of[method] for c, of in behind.items()}, others, grid)
         ],
     )
 
@@ -118,101 +108,121 @@ def is_one_training(cells: Mapping[tuple[str, str], Sequence[ComparedRun]], meth
 
 
 @dataclass(frozen=True)
+class _Models:
+    """All that stands side by side on one culture's test pairs: a column each.
+
+    First the methods, then noise as large as the change of each, then the global model.
+
+    Attributes:
+        outcomes: (P_c, 2 M + 1) seeds averaged; NaN where there is no run or no global model.
+        by_seed: method -> (P_c, K) of its K seeds.
+        seeds: layer -> per column what other seeds would add to its mean.
+    """
+
+    outcomes: NDArray[np.float64]
+    by_seed: dict[str, NDArray[np.bool_]]
+    seeds: dict[Layer, list[Seeds]]
+
+
+@dataclass(frozen=True)
 class _Grid:
     """All that the summaries are made from: runs by (method, trained culture), and their pairs."""
 
     runs: dict[tuple[str, str], list[ComparedRun]]
+    methods: list[str]
     cultures: list[str]
     tested: dict[str, CulturePairs]
     settings: EvaluationConfig
     seed: int
 
-    def reached(self, method: str, trained: str, tested: str) -> NDArray[np.bool_]:
-        """(P_c, K) whether each of K seeds' models, trained for one culture, ranks a pair of
-        another right. Looked up anew each time: all of them at once are gigabytes."""
-        rows = self.tested[tested].rows
-        runs = self.runs[method, trained]
-        return np.stack([right(run.outcomes.margin[rows]) for run in runs], axis=1)
-
-    @cached_property
-    def on_own(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
-        """(method, culture) -> its models' outcomes on the culture that they were trained for."""
-        return {(m, culture): self.reached(m, culture, culture) for m, culture in self.runs}
-
     @property
     def layers(self) -> list[Layer]:
         return list(next(iter(self.tested.values())).masks)
 
-    def own(self, method: str, culture: str, layer: Layer) -> NDArray[Any]:
-        """(B, K) the method's outcomes on the culture it was trained for; empty without a run."""
-        if (method, culture) not in self.runs:
-            return np.empty(0)
-        return self.on_own[method, culture][self.tested[culture].masks[layer]]
+    def column(self, method: str) -> int:
+        """Of `models`; the noise of the method is `len(methods)` places behind it."""
+        return self.methods.index(method)
 
-    def clusters(self, method: str, culture: str, layer: Layer) -> NDArray[np.int64]:
-        """The clusters of `own`."""
-        if (method, culture) not in self.runs:
-            return np.empty(0, dtype=np.int64)
-        tested = self.tested[culture]
-        return tested.clusters[tested.masks[layer]]
+    def is_there(self, culture: str, column: int) -> bool:
+        return not np.isnan(self.models[culture].outcomes[:, column]).any()
 
-    def noise(self, method: str, culture: str, layer: Layer) -> NDArray[np.float64]:
-        """(B, K) what noise as large as each seed's change would do on the pairs of `own`."""
-        tested = self.tested[culture]
-        columns = []
-        for run in self.runs.get((method, culture), ()):
-            ref_margins = run.outcomes.ref_margin
-            if ref_margins is None:
-                return np.empty(0)
-            margins = run.outcomes.margin[tested.rows]
-            columns.append(noise_outcomes(ref_margins[tested.rows], margins)[tested.masks[layer]])
-        return np.stack(columns, axis=1) if columns else np.empty(0)
+    def over(self, culture: str) -> list[str]:
+        """What a row is the mean of."""
+        return self.cultures if culture == MACRO else [culture]
 
-    def rival(self, method: str, rival: str, culture: str, layer: Layer) -> NDArray[Any] | None:
-        """What a method is set against on the pairs of `own`: the global model, "noise", or a
-        method; None where there is none."""
-        tested = self.tested[culture]
-        if rival == "noise":
-            known = tested.ref_outcomes is not None and method != "global"
-            return self.noise(method, culture, layer) if known else None
-        if rival != "global":
-            return self.own(rival, culture, layer) if (rival, culture) in self.runs else None
-        return None if tested.ref_outcomes is None else tested.ref_outcomes[tested.masks[layer]]
+    @cached_property
+    def models(self) -> dict[str, _Models]:
+        """Culture -> the models on it, each method's trained for it."""
+        return {culture: self._models(culture) for culture in self.cultures}
+
+    def _models(self, culture: str) -> _Models:
+        tested, number = self.tested[culture], len(self.methods)
+        outcomes = np.full((len(tested.rows), 2 * number + 1), np.nan)
+        if tested.ref_outcomes is not None:
+            outcomes[:, -1] = tested.ref_outcomes
+        seeds: dict[Layer, list[Seeds]] = {
+            layer: [{} for _ in range(2 * number + 1)] for layer in tested.masks
+        }
+        by_seed = {}
+        for column, method in enumerate(self.methods):
+            runs = self.runs.get((method, culture), [])
+            if not runs:
+                continue
+            by_seed[method] = np.stack([right(r.outcomes.margin[tested.rows]) for r in runs], 1)
+            columns: dict[int, NDArray[np.bool_] | NDArray[np.float64]] = {column: by_seed[method]}
+            of_noise = [
+                noise_outcomes(ref_margin[tested.rows], run.outcomes.margin[tested.rows])
+                for run in runs
+                if (ref_margin := run.outcomes.ref_margin) is not None
+            ]
+            if of_noise and method != "global":
+                columns[number + column] = np.stack(of_noise, axis=1)
+            # By the runs: one that stands in several cultures' cells is one training.
+            training = " ".join(run.result.run_id for run in runs)
+            for place, of_seeds in columns.items():
+                outcomes[:, place] = of_seeds.mean(axis=1)
+                for layer, mask in tested.masks.items():
+                    variance = macro_seed_variance([of_seeds[mask]], [tested.clusters[mask]])
+                    seeds[layer][place] = {training: variance}
+        return _Models(outcomes, by_seed, seeds)
+
+    @cached_property
+    def rows(self) -> dict[tuple[str, Layer], Measured]:
+        """Culture or macro mean, and layer -> the columns of `models`, measured at once: all
+        differences between them are differences of what each cluster moves them by."""
+        return {
+            (row, layer): measured(
+                [self.models[c].outcomes[self.tested[c].masks[layer]] for c in self.over(row)],
+                [self.tested[c].clusters[self.tested[c].masks[layer]] for c in self.over(row)],
+                [self.models[c].seeds[layer] for c in self.over(row)],
+            )
+            for row in (MACRO, *self.cultures)
+            for layer in self.layers
+        }
 
     def stream(self, *names: str) -> np.random.Generator:
         return stream(self.seed, "comparison", *names)
 
 
-def _behind_best(
-    methods: Sequence[str], cultures: Sequence[str], grid: _Grid
-) -> dict[str, Difference | None]:
+def _behind_best(cultures: Sequence[str], grid: _Grid) -> dict[str, Difference | None]:
     """How far each method's mean over `cultures` is behind the best on `all`, as settings are in a
     sweep."""
-    clusters = [grid.tested[culture].clusters for culture in cultures]
-    outcomes, seeds = [], []
-    for culture, labels in zip(cultures, clusters, strict=True):
-        columns = np.full((len(labels), len(methods)), np.nan)
-        of_methods: list[Seeds] = []
-        for column, method in enumerate(methods):
-            of_methods.append({})
-            if (method, culture) in grid.runs:
-                own = grid.own(method, culture, "all")
-                columns[:, column] = own.mean(axis=1)
-                # By the runs: one that stands in several cultures' cells is one training.
-                training = " ".join(run.result.run_id for run in grid.runs[method, culture])
-                of_methods[column] = {training: macro_seed_variance([own], [labels])}
-        outcomes.append(columns)
-        seeds.append(of_methods)
+    number = len(grid.methods)
     # The macro mean's stream has no name beside its own: its numbers stay those of before.
     names = cultures if cultures != grid.cultures else []
-    behind = measured(outcomes, clusters, seeds).behind_best(
-        "max", samples=grid.settings.bootstrap_samples, rng=grid.stream("best", *names)
-    )
-    return dict(zip(methods, behind, strict=True))
+    behind = measured(
+        [grid.models[culture].outcomes[:, :number] for culture in cultures],
+        [grid.tested[culture].clusters for culture in cultures],
+        [grid.models[culture].seeds["all"][:number] for culture in cultures],
+    ).behind_best("max", samples=grid.settings.bootstrap_samples, rng=grid.stream("best", *names))
+    return dict(zip(grid.methods, behind, strict=True))
 
 
 def _summaries(
-    method: str, behind: Mapping[str, Difference | None], grid: _Grid
+    method: str,
+    behind: Mapping[str, Difference | None],
+    others: Mapping[tuple[str, str], tuple[Estimate, Difference | None]],
+    grid: _Grid,
 ) -> list[MethodSummary]:
     minus_global = _differences(method, "global", grid)
     minus_finetune = _differences(method, "finetune", grid)
@@ -222,22 +232,24 @@ def _summaries(
         for culture in grid.cultures
         if (method, culture) in grid.runs
     }
+    column, number = grid.column(method), len(grid.methods)
     summaries = []
     macro_share = float(np.mean(list(kept_shares.values())))
     for culture, kept_share in ((MACRO, macro_share), *kept_shares.items()):
-        others, others_minus_global = _other_cultures(method, culture, grid)
+        noise = _accuracies(culture, number + column, grid) if minus_noise else {}
+        reached, reached_minus_global = others[method, culture]
         summary = MethodSummary(
             method=method,
             culture=culture,
-            accuracy=_accuracies(method, culture, grid, grid.own),
+            accuracy=_accuracies(culture, column, grid),
             minus_global=minus_global.get(culture, {}),
             minus_finetune=minus_finetune.get(culture, {}),
             seed_sd={layer: _seed_sd(method, culture, layer, grid) for layer in grid.layers},
             kept_share=kept_share,
-            other_cultures=others,
-            noise=_accuracies(method, culture, grid, grid.noise) if minus_noise else {},
+            other_cultures=reached,
+            noise=noise,
             minus_noise=minus_noise.get(culture, {}),
-            others_minus_global=others_minus_global,
+            others_minus_global=reached_minus_global,
             minus_best=behind[culture],
             scale=_scale(method, culture, grid),
         )
@@ -253,63 +265,30 @@ def _kept_share(run: ComparedRun) -> float:
     return run.result.selection[run.culture].kept_share
 
 
-def _accuracies(
-    method: str,
-    culture: str,
-    grid: _Grid,
-    outcomes: Callable[[str, str, Layer], NDArray[Any]],
-) -> dict[str, Estimate]:
-    cultures = grid.cultures if culture == MACRO else [culture]
-    return {
-        layer: macro_mean(
-            [outcomes(method, c, layer) for c in cultures],
-            [grid.clusters(method, c, layer) for c in cultures],
-            one_training=is_one_training(grid.runs, method),
-        )
-        for layer in grid.layers
-    }
+def _accuracies(culture: str, column: int, grid: _Grid) -> dict[str, Estimate]:
+    return {layer: grid.rows[culture, layer].estimate(column) for layer in grid.layers}
 
 
 def _differences(method: str, rival: str, grid: _Grid) -> dict[str, dict[str, Difference]]:
-    """Culture (and macro) -> layer -> the method minus `rival`; empty where one was not run, and
-    for finetune against itself: its seeds would count as two independent sets."""
-    if method == rival == "finetune":
+    """Culture (and macro) -> layer -> the method minus `rival`: the global model, the method's
+    "noise", or a method. Empty where one was not run, and for finetune against itself: its seeds
+    would count as two independent sets."""
+    if method == rival == "finetune" or rival not in ("global", "noise", *grid.methods):
         return {}
-    cultures = [
-        culture
-        for culture in grid.cultures
-        if (method, culture) in grid.runs and grid.rival(method, rival, culture, "all") is not None
-    ]
+    place, number = grid.column(method), len(grid.methods)
+    # What the runs carry of the global model, and not the method of that name.
+    other = {"global": 2 * number, "noise": number + place}.get(rival)
+    other = grid.column(rival) if other is None else other
+    cultures = [c for c in grid.cultures if grid.is_there(c, place) and grid.is_there(c, other)]
     if not cultures:
         return {}
     differences: dict[str, dict[str, Difference]] = {c: {} for c in (MACRO, *cultures)}
     for layer in grid.layers:
-        outcomes = {c: _paired(method, rival, c, layer, grid) for c in grid.cultures}
-        per_culture = [paired_difference(*outcomes[culture]) for culture in cultures]
-        for culture, difference in zip(cultures, with_holm(per_culture), strict=True):
+        found = [grid.rows[c, layer].paired(place, other) for c in (MACRO, *cultures)]
+        corrected = [*with_holm(found[:1]), *with_holm(found[1:])]
+        for culture, difference in zip(differences, corrected, strict=True):
             differences[culture][layer] = difference
-        ours, theirs, clusters = zip(*outcomes.values(), strict=True)
-        macro = macro_difference(
-            ours,
-            theirs,
-            clusters,
-            one_training=is_one_training(grid.runs, method),
-            # The noise is as large as each seed's own change.
-            rival_one_training=is_one_training(grid.runs, method if rival == "noise" else rival),
-        )
-        [differences[MACRO][layer]] = with_holm([macro])
     return differences
-
-
-def _paired(
-    method: str, rival: str, culture: str, layer: Layer, grid: _Grid
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Outcomes, the rival's and their clusters; all empty where either was not run."""
-    ours, clusters = grid.own(method, culture, layer), grid.clusters(method, culture, layer)
-    theirs = grid.rival(method, rival, culture, layer)
-    if theirs is None or (method, culture) not in grid.runs:
-        return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
-    return ours, theirs, clusters
 
 
 def _scale(method: str, culture: str, grid: _Grid) -> float | None:
@@ -317,7 +296,7 @@ def _scale(method: str, culture: str, grid: _Grid) -> float | None:
     if method == "global":
         return None
     found = []
-    for trained in grid.cultures if culture == MACRO else [culture]:
+    for trained in grid.over(culture):
         rows = grid.tested[trained].rows
         for run in grid.runs.get((method, trained), ()):
             ref_margins = run.outcomes.ref_margin
@@ -330,41 +309,70 @@ def _scale(method: str, culture: str, grid: _Grid) -> float | None:
 def _seed_sd(method: str, culture: str, layer: Layer, grid: _Grid) -> float | None:
     """Over the seeds that finished in each culture of the row; None with fewer than two."""
     by_seed: list[dict[int, float]] = []
-    for trained in grid.cultures if culture == MACRO else [culture]:
-        tested = grid.tested[trained]
-        rows = tested.rows[tested.masks[layer]]
-        by_seed.append(
-            {
-                run.result.seed: float(right(run.outcomes.margin[rows]).mean())
-                for run in grid.runs.get((method, trained), ())
-                if len(rows)
-            }
-        )
-    seeds = set(by_seed[0]).intersection(*by_seed)
-    if len(seeds) < 2:
+    for trained in grid.over(culture):
+        mask = grid.tested[trained].masks[layer]
+        reached: dict[int, float] = {}
+        if (method, trained) in grid.runs and mask.any():
+            seeds = [run.result.seed for run in grid.runs[method, trained]]
+            means = grid.models[trained].by_seed[method][mask].mean(axis=0)
+            reached = dict(zip(seeds, means.tolist(), strict=True))
+        by_seed.append(reached)
+    seeds_of_all = set(by_seed[0]).intersection(*by_seed)
+    if len(seeds_of_all) < 2:
         return None
-    means = [np.mean([accuracies[seed] for accuracies in by_seed]) for seed in sorted(seeds)]
-    return float(np.std(means, ddof=1))
+    of_seeds = [np.mean([of[seed] for of in by_seed]) for seed in sorted(seeds_of_all)]
+    return float(np.std(of_seeds, ddof=1))
 
 
-def _other_cultures(method: str, culture: str, grid: _Grid) -> tuple[Estimate, Difference | None]:
-    """The method's accuracy on the others' pairs, and minus the global model's there."""
-    models = grid.cultures if culture == MACRO else [culture]
-    outcomes, ref_outcomes, clusters = [], [], []
-    for name, tested in grid.tested.items():
-        reached = [
-            grid.reached(method, trained, name).mean(axis=1)
-            for trained in models
-            if trained != name and (method, trained) in grid.runs
-        ]
-        if reached:
-            outcomes.append(np.mean(reached, axis=0))
-            clusters.append(tested.clusters)
-            ref_outcomes.append(tested.ref_outcomes)
-    if any((method, trained) not in grid.runs for trained in models):
-        outcomes, ref_outcomes, clusters = [], [], []
-    estimate = macro_mean(outcomes, clusters)
-    known = [column for column in ref_outcomes if column is not None]
-    if not known or method == "global":
-        return estimate, None
-    return estimate, macro_difference(outcomes, known, clusters)
+def _other_cultures(grid: _Grid) -> dict[tuple[str, str], tuple[Estimate, Difference | None]]:
+    """Method and culture (or macro) -> its models' accuracy on the others' pairs, and minus the
+    global model's there."""
+    found: dict[tuple[str, str], tuple[Estimate, Difference | None]] = {}
+    number = len(grid.methods)
+    # Over all models trained for another culture, a sum: one array in place of one a culture.
+    sums = {name: np.zeros((len(of.rows), number)) for name, of in grid.tested.items()}
+    counts = dict.fromkeys(grid.tested, 0)
+    for culture in grid.cultures:
+        reached = _reached(culture, grid)
+        others = {n: reached[of.rows] for n, of in grid.tested.items() if n != culture}
+        for name, outcomes in others.items():
+            sums[name] += outcomes
+            counts[name] += 1
+        found |= _on_others(culture, others, grid)
+    means = {name: sums[name] / counts[name] for name in grid.tested if counts[name]}
+    return found | _on_others(MACRO, means, grid)
+
+
+def _reached(trained: str, grid: _Grid) -> NDArray[np.float64]:
+    """(P, M) how often each method's seeds, trained for one culture, rank any pair right."""
+    num_pairs = sum(len(of.rows) for of in grid.tested.values())
+    reached = np.full((num_pairs, len(grid.methods)), np.nan)
+    for column, method in enumerate(grid.methods):
+        runs = grid.runs.get((method, trained), [])
+        if runs:
+            reached[:, column] = sum(right(run.outcomes.margin).astype(np.int64) for run in runs)
+            reached[:, column] /= len(runs)
+    return reached
+
+
+def _on_others(
+    culture: str, outcomes: Mapping[str, NDArray[np.float64]], grid: _Grid
+) -> dict[tuple[str, str], tuple[Estimate, Difference | None]]:
+    """Args: outcomes: another culture -> (P_c, M) what the models reach there."""
+    if not outcomes:
+        nothing = Estimate(None, None, None, 0, 0)
+        return {(method, culture): (nothing, None) for method in grid.methods}
+    columns = []
+    for name, reached in outcomes.items():
+        ref_outcomes = grid.tested[name].ref_outcomes
+        own = np.full(len(reached), np.nan) if ref_outcomes is None else ref_outcomes
+        columns.append(np.column_stack([reached, own]))
+    number = len(grid.methods)
+    seeds: list[Seeds] = [{} for _ in range(number + 1)]
+    models = measured(columns, [grid.tested[n].clusters for n in outcomes], [seeds] * len(columns))
+    found = {}
+    for place, method in enumerate(grid.methods):
+        estimate, minus_global = models.estimate(place), models.paired(place, number)
+        is_known = method != "global" and minus_global.value is not None
+        found[method, culture] = (estimate, minus_global if is_known else None)
+    return found

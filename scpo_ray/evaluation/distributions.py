@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import rel_entr, softmax
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
@@ -126,6 +125,9 @@ def fit_temperature(
         return MAX_TEMPERATURE
     if surplus(highest) <= 0:
         return MIN_TEMPERATURE
+    # A fifth of a second to import, which most commands do without.
+    from scipy.optimize import brentq
+
     return 1 / float(brentq(surplus, lowest, highest, xtol=1e-12, rtol=1e-10))
 
 

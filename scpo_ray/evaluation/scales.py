@@ -1,11 +1,13 @@
 """A model's rewards on a scale that compares with another model's. Pure."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scpo_ray.records import PreferenceData
+from scpo_ray.data.hashes import text_hash
+from scpo_ray.records import PreferenceData, Text
 from scpo_ray.results import Scale
 
 NUM_QUANTILES = 101
@@ -33,6 +35,15 @@ def reference_scale(data: PreferenceData, rewards: NDArray[np.float32]) -> Scale
     texts = reference_texts(data)
     contents = np.sort(data.texts.hashes[texts]).astype("<u8").tobytes()
     return scale_of(rewards[texts], hashlib.sha256(contents).hexdigest())
+
+
+def spread_texts(texts: Sequence[Text]) -> tuple[list[Text], str]:
+    """Of any texts, those that a scale is of, as `reference_texts` chooses them, and the
+    fingerprint of their set: the same for the same texts in any order."""
+    by_hash = {text_hash(text): text for text in texts}
+    chosen = sorted(by_hash)[:NUM_REFERENCES]
+    contents = np.array(chosen, dtype="<u8").tobytes()
+    return [by_hash[each] for each in chosen], hashlib.sha256(contents).hexdigest()
 
 
 def scale_of(rewards: NDArray[np.floating], references: str) -> Scale:

@@ -3,6 +3,8 @@
 import logging
 import os
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from scpo_ray.evaluation.comparable import ComparedRun, for_comparison, pair_out
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
 from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
+from scpo_ray.launch.status import status_line, status_text, time_left
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, HeldOut, InputError
 from scpo_ray.report.page import write_report
@@ -29,7 +32,7 @@ from scpo_ray.storage.run_dir import (
     load_test_pairs,
     save_comparison_result,
 )
-from scpo_ray.sweep.space import comparison_trials
+from scpo_ray.sweep.space import Trial, comparison_trials
 from scpo_ray.tracking.comparison import track_comparison
 from scpo_ray.tracking.trackers import check_tracking
 from scpo_ray.training.deepspeed_settings import deepspeed_settings
@@ -124,32 +127,7 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     inputs = load_inputs(run, open_run_dir(run))
     trials = comparison_trials(comparison, inputs.data.cultures)
     log.info("%d runs; method, seed and culture_weights come from the space", len(trials))
-    compared: list[ComparedRun] = []
-    # A method that pools is one run for all of its cultures: read once.
-    known: dict[str, ComparedRun] = {}
-    failures: dict[str, str] = {}
-    started = time.monotonic()
-    for done, trial in enumerate(trials):
-        name = run_name(trial.config)
-        left = (time.monotonic() - started) / max(1, done) * (len(trials) - done)
-        said = f"; about {duration(left)} left" if done else ""
-        log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
-        try:
-            run_id = trial.config.run_id
-            if run_id not in known:
-                # Of two comparisons at once, one waits for the runs of the other and reads them.
-                open_run_dir(trial.config).wait_until_free()
-                result, path = _run(trial.config, inputs)
-                is_shown = result.seed == min(comparison.space.seed)
-                first = compared[0] if compared else None
-                found = compared_run(trial.culture, result, path, first)
-                like = first.result if first else None
-                slim = for_comparison(result, is_shown=is_shown, like=like)
-                known[run_id] = replace(found, result=slim)
-            compared.append(replace(known[run_id], culture=trial.culture))
-        except InputError as error:
-            log.error("%s: %s", name, error)
-            failures[name] = " ".join(str(error).split())
+    compared, failures = _all_runs(comparison, trials, inputs)
     if not compared:
         raise InputError("no run of the comparison came to its end", list(failures.values()))
     summary = replace(
@@ -161,6 +139,46 @@ def compare(comparison: ComparisonConfig) -> tuple[ComparisonResult, Path]:
     texts = write_answer(results, summary, folder / "report.md")
     track_comparison(run, summary, [report, *texts, folder / COMPARISON_FILE])
     return summary, folder
+
+
+def _all_runs(
+    comparison: ComparisonConfig, trials: Sequence[Trial], inputs: RunInputs
+) -> tuple[list[ComparedRun], dict[str, str]]:
+    """Those that came to their end, one after the other, and why the others failed, by name."""
+    compared: list[ComparedRun] = []
+    # A method that pools is one run for all of its cultures: read once.
+    known: dict[str, ComparedRun] = {}
+    failures: dict[str, str] = {}
+    took: dict[str, list[float]] = defaultdict(list)
+    with status_line() as show_status:
+        for done, trial in enumerate(trials):
+            name, started = run_name(trial.config), time.monotonic()
+            to_come = {t.config.run_id: t.config.method for t in trials[done:]}
+            others = [method for run_id, method in to_come.items() if run_id not in known]
+            seconds = time_left(took, others)
+            left = None if seconds is None else f"about {duration(seconds)}"
+            show_status(status_text("runs", done, len(trials), [name], left))
+            said = f"; {left} left" if left else ""
+            log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
+            try:
+                run_id = trial.config.run_id
+                if run_id not in known:
+                    # Of two comparisons at once, one waits for the runs of the other and reads
+                    # them.
+                    open_run_dir(trial.config).wait_until_free()
+                    result, path = _run(trial.config, inputs)
+                    is_shown = result.seed == min(comparison.space.seed)
+                    first = compared[0] if compared else None
+                    found = compared_run(trial.culture, result, path, first)
+                    like = first.result if first else None
+                    slim = for_comparison(result, is_shown=is_shown, like=like)
+                    known[run_id] = replace(found, result=slim)
+                    took[trial.config.method].append(time.monotonic() - started)
+                compared.append(replace(known[run_id], culture=trial.culture))
+            except InputError as error:
+                log.error("%s: %s", name, error)
+                failures[name] = " ".join(str(error).split())
+    return compared, failures
 
 
 def compared_run(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.launch.sweep_trial import (
-    TrialJob,
-)
+from scpo_ray.launch.status import status_text
+from scpo_ray.launch.sweep_trial import TrialJob
 from scpo_ray.settings.shown import duration
 from scpo_ray.settings.sweep import SweepConfig
 from scpo_ray.sweep.records import Setting, TrialRecord
@@ -87,6 +86,11 @@ class Book:
         """Of trials by their ids; what is no id, a setting's number, stays as it is."""
         jobs = {trial_id: self.jobs.get(trial_id) for trial_id in running}
         return [self._name(job.known) if job else name for name, job in jobs.items()]
+
+    def status(self, running: Sequence[str]) -> str:
+        """In a line. Args: running: the names of the trials that run now."""
+        left = self._left() if self._done_here else None
+        return status_text("trials", self._done, self._total, running, left)
 
     def _name(self, record: TrialRecord) -> str:
         parts = [self.settings[record.setting].label]

@@ -4,7 +4,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
 from scpo_ray.launch.runs import compared_run
+from scpo_ray.launch.status import status_line
 from scpo_ray.launch.sweep_book import Book, PreparedSweep
 from scpo_ray.launch.sweep_live import LivePage
 from scpo_ray.launch.sweep_trial import (
@@ -56,6 +57,9 @@ from scpo_ray.tracking.sweep import SweepTracker
 from scpo_ray.tracking.trackers import check_tracking, has_unsent
 
 log = logging.getLogger(__name__)
+
+OnStep = Callable[[Sequence[str]], None]
+"""Told again and again which trials run, by their ids."""
 
 _STORE_WAIT_S = 600.0
 _STORE_RETRY_S = 10.0
@@ -187,10 +191,16 @@ def _run(
     book = Book(prepared)
     live = LivePage(prepared.folder.report_path, lambda: _summary(prepared, book))
     try:
-        if prepared.sweep.search.is_adaptive:
-            _search(prepared, book, live, cache, tracker, trial)
-        else:
-            _run_missing(prepared, book, live, cache, tracker, trial)
+        with status_line() as show_status:
+
+            def on_step(running: Sequence[str]) -> None:
+                names = book.names(running)
+                show_status(book.status(names))
+                live.step(names)
+
+            on_step([])
+            run_them = _search if prepared.sweep.search.is_adaptive else _run_missing
+            run_them(prepared, book, on_step, cache, tracker, trial)
     finally:
         _end_children(book, tracker)
     _send_unsent(prepared, book, tracker)
@@ -207,7 +217,7 @@ def _run(
 def _run_missing(
     prepared: PreparedSweep,
     book: Book,
-    live: LivePage,
+    on_step: OnStep,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -234,7 +244,7 @@ def _run_missing(
         _score([job.config for job in missing], cache)
     run_jobs(
         *(sweep, missing, tracker.sweep, trial, book.add),
-        on_step=lambda running: live.step(book.names(running)),
+        on_step=on_step,
         at_once=at_once,
     )
 
@@ -260,7 +270,7 @@ def _score(configs: Sequence[RunConfig], cache: InputsCache) -> None:
 def _search(
     prepared: PreparedSweep,
     book: Book,
-    live: LivePage,
+    on_step: OnStep,
     cache: InputsCache,
     tracker: SweepTracker,
     trial: TrialFunction,
@@ -287,7 +297,7 @@ def _search(
     if open_jobs:
         run_jobs(
             *(sweep, open_jobs, tracker.sweep, trial, book.add),
-            on_step=lambda running: live.step(book.names(running)),
+            on_step=on_step,
             at_once=at_once,
         )
     if num_known >= num_draws:
@@ -312,7 +322,7 @@ def _search(
         trial,
         book.add,
         on_suggestion,
-        on_step=lambda running: live.step(book.names(running)),
+        on_step=on_step,
         at_once=at_once,
     )
 

@@ -24,7 +24,6 @@ from scpo_ray.experiment import (
 from scpo_ray.methods.task import FitContext, Midway
 from scpo_ray.models.reward_model import resolve_device
 from scpo_ray.records import InputError, Worker
-from scpo_ray.report.page import write_report
 from scpo_ray.results import RunResult
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.storage.disk import disk_errors
@@ -196,6 +195,9 @@ def _tracked(
 
 
 def _log_report(result: RunResult, run_dir: RunDir, tracker: Tracker) -> None:
+    # With matplotlib: not for commands that draw nothing, and for a run at its end.
+    from scpo_ray.report.page import write_report
+
     drawn = run_dir.path / "pictures"
     page = run_dir.path / "report.html"
     tracker.log_artifact(write_report([result], None, page, pictures_dir=drawn))

@@ -7,9 +7,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.table import text_hashes
+from scpo_ray.data.hashes import text_hash
 from scpo_ray.methods.task import Fitted, Task
-from scpo_ray.records import Interaction, Text, TextSource
+from scpo_ray.records import Text, TextSource
 from scpo_ray.training.loop import nothing_trained
 
 
@@ -20,7 +20,10 @@ class RewordedTexts(TextSource):
         self, texts: TextSource, ids: NDArray[np.int64], reword: Callable[[str], str]
     ) -> None:
         self._texts, self._ids, self._reword = texts, ids, reword
-        self.hashes = np.array([_hash(self[place]) for place in range(len(ids))], dtype=np.uint64)
+        # As in any data: what was scored once is not scored again.
+        self.hashes = np.array(
+            [text_hash(self[place]) for place in range(len(ids))], dtype=np.uint64
+        )
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -37,13 +40,6 @@ class RewordedTexts(TextSource):
 
     def place(self, index: int) -> str:
         return self._texts.place(int(self._ids[index]))
-
-
-def _hash(text: Text) -> int:
-    """That of the same text in any data: what was scored once is not scored again."""
-    nobody = ("", "", None, None)  # id, culture, user, question
-    [found] = text_hashes(Interaction(*nobody, text.prompt, (text.response,), (0.0,), text.history))
-    return found
 
 
 def reworded_rewards(task: Task, reword: Callable[[str], str]) -> Fitted:

@@ -23,15 +23,15 @@ from scpo_ray.settings.model import ModelConfig
 class AdaptedModels:
     """The models' shared network, and what each one's adapters are called in it.
 
-    `in_one_pass`: whether the rows of one forward pass may be of several models. Some layers know
-    no rows (DeBERTa projects its relative positions, mixtures of experts see single tokens), and
-    some heads are more than one layer: there each model has passes of its own. So has it where
-    one pass cannot hold all rows: they are then no more than its share of several.
+    `together`: how one forward pass computes texts of several models, the base model's share of
+    it once for all: in one row without padding, or else padded. None where layers know no texts
+    (DeBERTa projects its relative positions, mixtures of experts see single tokens) or the head is
+    more than one layer: there each model has passes of its own.
     """
 
     model: RewardModel
     names: Mapping[str, str]
-    in_one_pass: bool
+    together: RewardModel | None
 
     def rewards(
         self, tokens: Tokens, text_ids: NDArray[np.int64], models: Sequence[str]
@@ -42,23 +42,36 @@ class AdaptedModels:
         """
         adapters = np.array([self.names[model] for model in models])
         rewards = np.zeros(len(text_ids), dtype=np.float32)
-        # Rows of several adapters are padded: those of a row without padding have no place of
-        # their own in a layer's input.
-        together = replace(self.model, in_rows=False)
-        (rows, *more) = length_batches(
-            tokens.lengths[text_ids], together.batch_tokens, in_rows=False
-        )
-        if more or not self.in_one_pass:
+        mixed, batches = self._passes(tokens.lengths[text_ids], adapters)
+        if mixed is None:
             for name in dict.fromkeys(adapters.tolist()):
                 mine = np.flatnonzero(adapters == name)
                 use_adapters(self.model.network, name)
                 rewards[mine] = score_tokens(self.model, tokens, text_ids=text_ids[mine])
             return rewards
-        together.check_tokens(tokens)
-        batch = together.batch(tokens, text_ids[rows])
-        with torch.no_grad(), adapters_by_row(together.network, adapters[rows].tolist()):
-            rewards[rows] = together.rewards(batch).cpu().numpy()
+        mixed.check_tokens(tokens)
+        for batch in batches:
+            # A model's texts stand side by side: its adapters multiply them all at once.
+            rows = batch[np.argsort(adapters[batch], kind="stable")]
+            texts = text_ids[rows]
+            by_row = adapters_by_row(
+                mixed.network, adapters[rows].tolist(), tokens.lengths[texts].tolist()
+            )
+            with torch.no_grad(), by_row:
+                rewards[rows] = mixed.rewards(mixed.batch(tokens, texts)).cpu().numpy()
         return rewards
+
+    def _passes(
+        self, lengths: NDArray[np.int64], adapters: NDArray[np.str_]
+    ) -> tuple[RewardModel | None, list[NDArray[np.int64]]]:
+        """What computes texts of several models together, and the texts of each pass; None where
+        each model has passes of its own."""
+        mixed = self.together
+        if mixed is None or len(set(adapters.tolist())) == 1:
+            return None, []
+        batches = list(length_batches(lengths, mixed.batch_tokens, in_rows=mixed.in_rows))
+        # Padded, several passes are as many alone: there is nothing to share.
+        return (None, []) if len(batches) > 1 and not mixed.in_rows else (mixed, batches)
 
 
 def load_adapted(
@@ -69,7 +82,7 @@ def load_adapted(
     names = {model: f"adapters{number:04d}" for number, model in enumerate(saved)}
     by_name = {names[model]: adapters for model, adapters in saved.items()}
     model = load_adapted_models(by_name, base, renderer, device=device)
-    return AdaptedModels(model, names, _mixes(model, list(by_name)))
+    return AdaptedModels(model, names, _together(model, list(by_name)))
 
 
 def use_adapters(network: Any, name: str) -> None:
@@ -78,16 +91,33 @@ def use_adapters(network: Any, name: str) -> None:
 
 
 @contextmanager
-def adapters_by_row(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Within, row r of a batch is computed with the adapters (and head) called `names[r]`."""
+def adapters_by_row(
+    network: nn.Module, names: Sequence[str], lengths: Sequence[int]
+) -> Iterator[None]:
+    """Within, text r of a batch is computed with the adapters (and head) called `names[r]`.
+
+    Args:
+        lengths: tokens of each text, for layers that get the texts in one row without padding;
+            in such a batch texts of one name stand side by side.
+
+    A layer that cannot do so raises ValueError in the pass.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
+    spans, row = _spans(names, lengths), (1, sum(lengths))
+
     def inject(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "adapter_names": list(names)}
+        in_row = args[0].shape[:2] == row
+        return args, {**kwargs, "adapter_names": ["__base__"] if in_row else list(names)}
+
+    def add(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        if args[0].shape[:2] == row:
+            _add_adapters(layer, args[0], output, spans)
 
     layers = [m for m in network.modules() if isinstance(m, (LoraLayer, AuxiliaryTrainingWrapper))]
     hooks = [layer.register_forward_pre_hook(inject, with_kwargs=True) for layer in layers]
+    hooks += [layer.register_forward_hook(add, with_kwargs=True) for layer in layers]
     # The library's own way to do this leaves them there after an error.
     try:
         yield
@@ -96,22 +126,67 @@ def adapters_by_row(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
             hook.remove()
 
 
+def _spans(names: Sequence[str], lengths: Sequence[int]) -> list[tuple[str, slice]]:
+    """Which tokens of a row are computed with whose adapters, neighbours of one name together."""
+    spans: list[tuple[str, slice]] = []
+    end = 0
+    for name, length in zip(names, lengths, strict=True):
+        begin, end = end, end + length
+        if spans and spans[-1][0] == name:
+            begin = spans.pop()[1].start
+        spans.append((name, slice(begin, end)))
+    return spans
+
+
+def _add_adapters(
+    layer: Any, states: Tensor, output: Tensor, spans: Sequence[tuple[str, slice]]
+) -> None:
+    """Adds to a base layer's (1, N, out) output of a row what its tokens' adapters add.
+
+    Raises: ValueError if the layer's adapters are not plain low-rank ones of a linear layer.
+    """
+    from peft.tuners.lora import Linear
+
+    if not isinstance(layer, Linear) or layer.lora_variant:
+        raise ValueError(f"{type(layer).__name__}: adapters that know no row without padding")
+    for name, span in spans:
+        if name in layer.lora_A:
+            down, up = layer.lora_A[name], layer.lora_B[name]
+            added = up(down(states[:, span].to(down.weight.dtype))) * layer.scaling[name]
+            output[:, span] += added.to(output.dtype)
+
+
+def _together(model: RewardModel, names: Sequence[str]) -> RewardModel | None:
+    """The first of the ways to compute texts of several models in one pass that gives each what
+    its model gives alone."""
+    if len(names) < 2:
+        return None
+    padded = replace(model, in_rows=False)
+    ways = [model, padded] if model.in_rows else [padded]
+    return next((way for way in ways if _mixes(way, names)), None)
+
+
 @torch.no_grad()
 def _mixes(model: RewardModel, names: Sequence[str]) -> bool:
-    """Whether rows of several adapters in one pass get the rewards that each gets alone."""
-    model = replace(model, in_rows=False)
+    """Whether texts of several adapters in one pass get the rewards that each gets alone."""
     plain = model.scored.plain
     tokens = two_short_texts(plain)
-    if tokens is None or len(names) < 2:
+    if tokens is None:
         return False
-    batch = pad_texts(tokens, np.array([0, 1, 0, 1]), filler_id(plain), model.device)
+    texts = np.array([0, 1, 0, 1])
+    padded = pad_texts(tokens, texts, filler_id(plain), model.device)
     alone: list[Tensor] = []
     for name in (names[0], names[-1]):
         use_adapters(model.network, name)
-        alone.append(model.rewards(batch)[:2])
+        alone.append(model.rewards(padded)[:2])
+    by_row = adapters_by_row(
+        model.network,
+        [names[0], names[0], names[-1], names[-1]],
+        tokens.lengths[texts].tolist(),
+    )
     try:
-        with adapters_by_row(model.network, [names[0], names[0], names[-1], names[-1]]):
-            together = model.rewards(batch)
+        with by_row:
+            together = model.rewards(model.batch(tokens, texts))
     except (TypeError, ValueError, RuntimeError):
         return False
     expected = torch.cat(alone)

@@ -3,13 +3,11 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from scpo_ray.models.files import ADAPTER_CONFIG, adapter_settings, weight_shapes
 from scpo_ray.models.rendering import reasons
@@ -53,9 +51,7 @@ def add_adapters(network: Any, config: LoraConfig, missing: Sequence[str]) -> An
         raise InputError(
             f"model.lora.target_modules = {config.target_modules}", reasons(error)
         ) from None
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in network.parameters())
-    log.info("adapters: %d of %d weights are trained", trained, total)
+    log.info("adapters: %d of %d weights are trained", *network.get_nb_trainable_parameters())
     return network
 
 
@@ -173,8 +169,24 @@ def _quiet_peft() -> Iterator[None]:
 
 
 def merged_adapters(model: RewardModel) -> RewardModel:
-    """The same rewards without adapters: folded into the weights. Raises: InputError if none."""
-    merge: Callable[[], nn.Module] | None = getattr(model.network, "merge_and_unload", None)
-    if merge is None:
+    """The same rewards without adapters: folded into the weights, those in 4 bits into what these
+    are computed with. Raises: InputError if none."""
+    network: Any = model.network
+    if not hasattr(network, "merge_and_unload"):
         raise InputError("the model has no adapters to merge")
-    return replace(model, network=merge().eval())
+    if model.dtype_name == "nf4":
+        network = _over_whole_weights(network)
+    return replace(model, network=network.merge_and_unload().eval())
+
+
+def _over_whole_weights(network: Any) -> Any:
+    """The network's adapters over its base, no longer in 4 bits: to fold into 4 bits would round
+    what was learned away."""
+    import peft
+
+    settings = network.peft_config[DEFAULT]
+    weights = peft.get_peft_model_state_dict(network, save_embedding_layers=False)
+    with _quiet_peft():
+        network = peft.get_peft_model(network.unload().dequantize(), settings)
+        peft.set_peft_model_state_dict(network, weights)
+    return network

@@ -40,6 +40,9 @@ def save_reward_model(
         weights: the weights to write, by name, where the network itself holds but a part; empty
             where `write_weights` has put them there.
     """
+    if model.dtype_name == "nf4" and not hasattr(model.network, "peft_config"):
+        # Whole weights are saved as what they are computed with, which every tool reads.
+        model.network.dequantize()  # type: ignore[operator]
     if weights is None or weights:
         model.network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     # Of the template's two places the older one is read by every version.
@@ -50,7 +53,7 @@ def save_reward_model(
         "renderer": model.renderer.style,
         "max_length": model.renderer.max_length,
         "num_layers": settings.get_text_config().num_hidden_layers,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
     }
     if (folder / ADAPTER_CONFIG).is_file():
         document[BASE_FINGERPRINT] = base_fingerprint(adapter_base(folder, ModelConfig()))

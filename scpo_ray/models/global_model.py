@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from scpo_ray.models.files import conversion_of, model_fingerprint, resolve_model_dir
 from scpo_ray.models.loading import Divided, load_reward_model
 from scpo_ray.models.precision import with_dtype
-from scpo_ray.models.rendering import RefusedTexts, Renderer, load_renderer
+from scpo_ray.models.rendering import Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import features_of_tokens, score_tokens
+from scpo_ray.models.tokenizing import tokenize
 from scpo_ray.records import ALONE, InputError, TextSource, Tokens, Worker
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.train import Precision
-from scpo_ray.storage.stores import ScoreStore, Stores, TokenStore
+from scpo_ray.storage.stores import ScoreStore, Stores
 from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
-
-_TEXTS_PER_CHUNK = 2_000
 
 Compute = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """From (n,) texts to what the store keeps of each."""
@@ -79,7 +78,7 @@ class GlobalModel:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def tokens(self, texts: TextSource) -> Tokens:
-        """As `tokenize`."""
+        """As `tokenizing.tokenize`."""
         return tokenize(self.renderer, texts, self.stores.tokens)
 
     def unscored(self, texts: TextSource) -> list[NDArray[np.int64]]:
@@ -181,36 +180,6 @@ def open_global_model(
     model_dir = resolve_model_dir(config, stores.converted)
     renderer = load_renderer(model_dir, config)
     return GlobalModel(model_dir, with_dtype(config, device), renderer, stores, precision)
-
-
-def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:
-    """Tokens of T texts, memory-mapped; a text that was rendered before is read from `store`.
-
-    Whatever the tokenizer or the template does otherwise, or another maximum length, makes a new
-    entry.
-
-    Raises: RefusedTexts naming every text that cannot be rendered.
-    """
-
-    def encode(ids: NDArray[np.int64]) -> Tokens:
-        try:
-            return renderer.encode([texts[int(t)] for t in ids])
-        except RefusedTexts:
-            raise RefusedTexts(_refusals(renderer, texts), len(texts)) from None
-
-    return store.get_or_encode(renderer.fingerprint[:32], texts.hashes, encode)
-
-
-def _refusals(renderer: Renderer, texts: TextSource) -> dict[int, str]:
-    """All texts that cannot be rendered, and why."""
-    refused: dict[int, str] = {}
-    for start in range(0, len(texts), _TEXTS_PER_CHUNK):
-        stop = min(start + _TEXTS_PER_CHUNK, len(texts))
-        try:
-            renderer.encode([texts[t] for t in range(start, stop)])
-        except RefusedTexts as error:
-            refused |= {start + place: reason for place, reason in error.reasons.items()}
-    return refused
 
 
 def check_finite(rewards: NDArray[np.float32], config: ModelConfig) -> None:

@@ -33,7 +33,16 @@ from scpo_ray.models.heads import (
 )
 from scpo_ray.models.packing import fit_for_rows
 from scpo_ray.models.pickles import conversion_record
-from scpo_ray.models.precision import DTYPES, check_bfloat16, keep_exact, with_dtype
+from scpo_ray.models.precision import (
+    DTYPES,
+    check_can_compute,
+    in_4_bits,
+    keep_exact,
+    keep_gradients,
+    num_in_4_bits,
+    stored_bytes,
+    with_dtype,
+)
 from scpo_ray.models.reading import check_reading
 from scpo_ray.models.rendering import Renderer, quiet_transformers, reasons
 from scpo_ray.models.reward_model import RewardModel, free_bytes
@@ -156,8 +165,7 @@ def check_computes(model: RewardModel, config: ModelConfig) -> None:
 
 def _check_device(config: ModelConfig, device: str) -> None:
     """Raises: InputError if the device lacks the dtype, or what the attention needs."""
-    if config.dtype == "bfloat16":
-        check_bfloat16(device, "model.dtype = bfloat16")
+    check_can_compute(config, device)
     if config.attention.startswith("flash") and (device == "cpu" or config.dtype == "float32"):
         raise InputError(
             f"model.attention = {config.attention}: needs a GPU and model.dtype = bfloat16, got "
@@ -249,10 +257,11 @@ def network_without_weights(folder: Path, config: ModelConfig, cache: Path | Non
 
 
 def check_weights_fit(
-    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, free: int
+    shapes: Mapping[str, tuple[int, ...]], num_quantizable: int, config: ModelConfig, free: int
 ) -> None:
     """Raises: InputError if weights of these shapes are more than the `free` bytes there are."""
-    needed = sum(math.prod(shape) for shape in shapes.values()) * DTYPES[config.dtype].itemsize
+    num_weights = sum(math.prod(shape) for shape in shapes.values())
+    needed = stored_bytes(num_weights, num_quantizable, config)
     if needed > free:
         raise InputError(
             f"model.path = {config.path}: its weights need {needed / 10**9:.1f} GB in "
@@ -277,16 +286,18 @@ def _load_network(
     architecture = (settings.architectures or ["it"])[0]
     shapes = weight_shapes(folder)
     if divided is None:
-        check_weights_fit(shapes, config, free_bytes(device))
+        check_weights_fit(shapes, num_in_4_bits(outline, head), config, free_bytes(device))
     check_head(head, shapes, architecture, config, head_follows=f"{head.final}.weight" in brought)
     renames = renamed_head(head, shapes)
     if config.num_layers is not None:
         settings.get_text_config().num_hidden_layers = config.num_layers
-    network, info = _read(folder, config, settings, renames, divided)
+    how = in_4_bits(outline, head, device) if config.dtype == "nf4" else {}
+    network, info = _read(folder, config, settings, renames, divided, how)
     check_all_read(head, info, config, brought=brought)
     if renames:
         # Or the library would save the weights under their old names.
         network._weight_conversions = None
+    keep_gradients(network)
     keep_exact(network, head, folder, renames)
     drawn = set(info["missing_keys"])
     if config.new_head:
@@ -295,12 +306,17 @@ def _load_network(
 
 
 def _read(
-    folder: Path, config: ModelConfig, settings: Any, renames: dict[str, str], divided: Divided
+    folder: Path,
+    config: ModelConfig,
+    settings: Any,
+    renames: dict[str, str],
+    divided: Divided,
+    how: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
-    """The network as transformers reads it, and what it tells of the reading."""
+    """The network as transformers reads it, `how` beside the rest, and what it tells of it."""
     from transformers import AutoModelForSequenceClassification
 
-    def read(**how: Any) -> tuple[Any, dict[str, Any]]:
+    def read(**more: Any) -> tuple[Any, dict[str, Any]]:
         network, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=settings,
@@ -313,6 +329,7 @@ def _read(
             # They are told with their names, and a head that is replaced may have more rows.
             ignore_mismatched_sizes=True,
             **how,
+            **more,
         )
         return network, info
 

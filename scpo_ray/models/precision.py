@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from scpo_ray.models.heads import Head
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "nf4": torch.bfloat16}
+"""Of `model.dtype`, what is computed in."""
+
+_NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: with the scale of its 64, a byte, and of their 256, four."""
 
 
 def with_dtype(config: ModelConfig, device: str) -> ModelConfig:
@@ -42,6 +47,26 @@ def check_bfloat16(device: str, setting: str) -> None:
         )
 
 
+def check_can_compute(config: ModelConfig, device: str) -> None:
+    """Raises: InputError if the device, or what is installed, lacks the decided dtype."""
+    if config.dtype == "float32":
+        return
+    setting = f"model.dtype = {config.dtype}"
+    check_bfloat16(device, setting)
+    if config.dtype != "nf4":
+        return
+    lacking = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if lacking:
+        raise InputError(
+            f"{setting}: {' and '.join(lacking)} not installed", ['pip install -e ".[nf4]"']
+        )
+    from bitsandbytes import supported_torch_devices
+
+    kind = device.partition(":")[0]
+    if kind not in supported_torch_devices:
+        raise InputError(f"{setting}: bitsandbytes cannot compute on {kind} here")
+
+
 def _gpu_without_bfloat16() -> str | None:
     """The name of this process's GPU if it is one that computes no bfloat16."""
     if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
@@ -52,17 +77,68 @@ def _gpu_without_bfloat16() -> str | None:
 def check_dtype(folder: Path, config: ModelConfig, device: str) -> None:
     """Whether a network can be trained in the dtype asked for, on this device.
 
-    Raises: InputError if the device lacks it, or if weights that are trained would be kept in
-    bfloat16: its 8 bits lose an update of a thousandth of a weight.
+    Raises: InputError as `check_can_compute`, or if weights that are trained would be kept in
+    bfloat16 or less: its 8 bits lose an update of a thousandth of a weight.
     """
-    if with_dtype(config, device).dtype == "float32":
+    decided = with_dtype(config, device)
+    check_can_compute(decided, device)
+    if decided.dtype == "float32":
         return
-    check_bfloat16(device, "model.dtype = bfloat16")
     if config.lora is None and not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
-            "model.dtype = bfloat16: all weights are trained, and small updates would be lost",
+            f"model.dtype = {decided.dtype}: all weights are trained, and small updates would be "
+            "lost",
             ["set model.lora; or train.precision = bf16, which computes in bf16 alone"],
         )
+
+
+def exact_parts(network: nn.Module, head: Head) -> list[str]:
+    """What is never rounded: all that stands above the backbone, and poolers within it."""
+    poolers = (n for n, _ in network.named_modules() if n.rpartition(".")[2] == "pooler")
+    return list(dict.fromkeys([*head.parts, *poolers]))
+
+
+def in_4_bits(network: nn.Module, head: Head, device: str) -> dict[str, Any]:
+    """What transformers is told to read a network's linear layers in 4 bits, on the device.
+
+    Args:
+        network: without weights.
+    """
+    from transformers import BitsAndBytesConfig
+
+    exact = [f"(?:{re.escape(part)})" for part in exact_parts(network, head)]
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES["nf4"],
+        llm_int8_skip_modules=exact,
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def keep_gradients(network: nn.Module) -> None:
+    """Linear layers in 4 bits stay laid out as they are read: on CPUs with bf16 of their own
+    bitsandbytes turns them about when a network is scored, and no gradient passes after that."""
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def num_in_4_bits(network: nn.Module, head: Head) -> int:
+    """How many of a network's weights `in_4_bits` is about."""
+    exact = tuple(f"{part}." for part in exact_parts(network, head))
+    return sum(
+        module.weight.numel()
+        for name, module in network.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and not f"{name}.".startswith(exact)
+    )
+
+
+def stored_bytes(num_weights: int, num_quantizable: int, config: ModelConfig) -> int:
+    """Bytes of so many weights in the decided dtype, some of which can be in 4 bits."""
+    in_few = num_quantizable if config.dtype == "nf4" else 0
+    return round((num_weights - in_few) * DTYPES[config.dtype].itemsize + in_few * _NF4_BYTES)
 
 
 class ExactLinear(nn.Linear):
@@ -87,9 +163,8 @@ def keep_exact(network: nn.Module, head: Head, folder: Path, renames: Mapping[st
     Args:
         renames: pattern of names in the files -> name in the network.
     """
-    poolers = (n for n, _ in network.named_modules() if n.rpartition(".")[2] == "pooler")
     rounded: dict[str, tuple[nn.Module, str]] = {}
-    for part in dict.fromkeys([*head.parts, *poolers]):
+    for part in exact_parts(network, head):
         for path, module in network.get_submodule(part).named_modules(prefix=part):
             if type(module) is nn.Linear:
                 module.__class__ = ExactLinear

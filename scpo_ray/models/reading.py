@@ -1,6 +1,5 @@
 """Where a network's reward is read: the one forward pass of scoring, training and evaluation."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scpo_ray.models.rows import Row, computing
+from scpo_ray.models.rows import Row, computing, parameter_names
 from scpo_ray.records import InputError, Tokens
 
 # Decoders that score every token and keep the last one's; all others call that layer `score`.
@@ -129,7 +128,7 @@ def _places(config: Any, layers: tuple[str, ...], input_ids: Tensor, mask: Tenso
 
 
 def _takes(module: nn.Module, name: str) -> bool:
-    return name in inspect.signature(type(module).forward).parameters
+    return name in parameter_names(type(module).forward)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -37,6 +37,10 @@ class RefusedTexts(InputError):
             f"{len(reasons)} of {num_texts} texts cannot be rendered",
             [f"text {place}: {reason}" for place, reason in list(reasons.items())[:20]],
         )
+        self.num_texts = num_texts
+
+    def __reduce__(self) -> tuple[type["RefusedTexts"], tuple[dict[int, str], int]]:
+        return RefusedTexts, (self.reasons, self.num_texts)
 
 
 def refusal(refused: RefusedTexts, data: PreferenceData, name: str) -> InputError:

@@ -52,6 +52,13 @@ class RewardModel:
         """What the weights are kept in."""
         return next(self.network.parameters()).dtype
 
+    @property
+    def dtype_name(self) -> str:
+        """The same as `model.dtype` names it."""
+        if getattr(self.scored.plain, "hf_quantizer", None) is not None:
+            return "nf4"
+        return str(self.dtype).removeprefix("torch.")
+
     def batch(self, tokens: Tokens, text_ids: NDArray[np.int64]) -> dict[str, Tensor]:
         """The texts' (R, T) tokens on the device, padded where padding is masked out."""
         filler = filler_id(self.scored.plain)

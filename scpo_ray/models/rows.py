@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ def _in_row(
 ) -> dict[str, Any]:
     """What the backbone is given instead of a padded batch. Raises: ValueError if that is more than
     tokens and their types."""
-    names = list(inspect.signature(type(backbone).forward).parameters)[1:]
+    names = parameter_names(type(backbone).forward)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     given = {name: value for name, value in given.items() if value is not None}
     tensors = {name for name, value in given.items() if isinstance(value, Tensor)}
@@ -181,6 +182,12 @@ def _in_row(
     if "position_ids" in names:
         given["position_ids"] = row.of(_positions(backbone, input_ids))
     return given
+
+
+@cache
+def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """What a class's forward pass takes, in order. Looking takes longer than a small layer."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _positions(backbone: nn.Module, input_ids: Tensor) -> Tensor:

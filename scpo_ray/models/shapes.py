@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scpo_ray.models.heads import head_of
 from scpo_ray.models.loading import network_without_weights
+from scpo_ray.models.precision import num_in_4_bits, stored_bytes
 from scpo_ray.settings.model import ModelConfig
 
 
@@ -17,7 +19,8 @@ class NetworkShape:
 
     Attributes:
         frozen, trained: how many weights stay as they are, and how many are trained.
-        weight_bytes: of each that is not an adapter's or the head's.
+        frozen_bytes: of all that stay as they are.
+        weight_bytes: of each that is computed with and is not an adapter's or the head's.
         largest: weights in the largest tensor.
         kept_bytes: what one training pass keeps for its backward pass; None where only real texts
             would tell.
@@ -27,6 +30,7 @@ class NetworkShape:
 
     frozen: int
     trained: int
+    frozen_bytes: int
     weight_bytes: int
     largest: int
     kept_bytes: int | None
@@ -63,9 +67,13 @@ def network_shape(
     settings = network.config.get_text_config()
     weight_bytes = next(network.parameters()).element_size()
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    frozen = sum(n for n, trained in sizes if not trained)
+    plain = network.unload() if hasattr(network, "unload") else network
+    num_quantizable = num_in_4_bits(plain, head_of(plain)) if frozen else 0
     return NetworkShape(
-        frozen=sum(n for n, trained in sizes if not trained),
+        frozen=frozen,
         trained=sum(n for n, trained in sizes if trained),
+        frozen_bytes=stored_bytes(frozen, num_quantizable, config),
         weight_bytes=weight_bytes,
         largest=max(n for n, _ in sizes),
         kept_bytes=kept,

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
@@ -114,6 +114,11 @@ class TextReader:
     names: Mapping[str, str]
     spelled: re.Pattern[str]
 
+    def __reduce__(self) -> tuple[Callable[..., "TextReader"], tuple[Any, ...]]:
+        # A backend's own way leaves out how it takes special tokens.
+        only_text = self.backend.encode_special_tokens
+        return _same_reader, (self.backend.to_str(), only_text, dict(self.names), self.spelled)
+
     def with_names(self, rendered: str) -> str:
         """The string with every special token in it under its name here."""
         return self.spelled.sub(lambda found: self.names[found[0]], rendered)
@@ -132,6 +137,18 @@ class TextReader:
         if isinstance(one, str):
             return self.backend.encode(one, add_special_tokens=False)
         return self.backend.encode(*one)
+
+
+def _same_reader(
+    backend: str, only_text: bool, names: Mapping[str, str], spelled: re.Pattern[str]
+) -> TextReader:
+    return TextReader(_backend(backend, only_text=only_text), names, spelled)
+
+
+def _backend(document: str, *, only_text: bool) -> Tokenizer:
+    backend = Tokenizer.from_str(document)
+    backend.encode_special_tokens = only_text
+    return backend
 
 
 def text_reader(document: Mapping[str, Any], *, only_text: bool) -> TextReader:
@@ -160,8 +177,7 @@ def text_reader(document: Mapping[str, Any], *, only_text: bool) -> TextReader:
     }
     longest_first = sorted(names, key=len, reverse=True)
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
-    backend = Tokenizer.from_str(json.dumps(renamed))
-    backend.encode_special_tokens = only_text
+    backend = _backend(json.dumps(renamed), only_text=only_text)
     return TextReader(backend, names, re.compile(pattern))
 
 

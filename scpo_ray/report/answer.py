@@ -147,8 +147,7 @@ def what_to_do(found: Recommendation, unit: str) -> str:
     use = "keep the global model" if found.name == "global" else f"use {found.name}"
     as_good = [name for name in found.as_good if name != "global"]
     if found.certainty == "clear":
-        cheaper = f", or the cheapest of {named(as_good)}, as good for all we know"
-        return f"{use}{cheaper if as_good else ''}."
+        return f"{use}{_or_one_of(as_good, named(as_good))}."
     if found.certainty == "too few users":
         return f"{use}; test on more {unit}: an interval takes two of them at least."
     points, needed = f"{100 * WORTH_SHOWING:g} points", found.users_needed
@@ -160,13 +159,20 @@ def what_to_do(found: Recommendation, unit: str) -> str:
     return f"{use}; more {unit} needed: {needed:,} would show {points}, {tested:,} were tested."
 
 
+def _or_one_of(as_good: Sequence[str], said: str) -> str:
+    """The end of an advice. Args: said: the names as they are written."""
+    if not as_good:
+        return ""
+    one = f"{said}, which is" if len(as_good) == 1 else f"the cheapest of {said}, which are"
+    return f", or {one} as good for all we know"
+
+
 def setting_advice(found: Mapping[str, Recommendation]) -> list[str]:
     """Which of a sweep's settings to take."""
     same: dict[str, list[str]] = {}
     for name, of in found.items():
-        others = names_cell(of.as_good).main
-        as_good = f", or the cheapest of {others}, as good for all we know"
-        sentence = f"take {of.name}{as_good if of.as_good else ''}."
+        as_good = _or_one_of(of.as_good, names_cell(of.as_good).main)
+        sentence = f"take {of.name}{as_good}."
         same.setdefault(sentence, []).append(label(name, 40))
     return [f"{named(names)}: {sentence}" for sentence, names in same.items()]
 

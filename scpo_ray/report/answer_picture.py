@@ -93,7 +93,7 @@ def spread_out(axes: Any, changes: Sequence[Difference]) -> None:
     if gaps and sizes[-1] > DWARFED * max(gaps[-1], 1.0):
         axes.set_xscale("symlog", linthresh=max(gaps[-1], 1.0), linscale=1.5)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic beyond the middle)")
+        axes.set_xlabel(f"{axes.get_xlabel()}\n(logarithmic beyond the middle)")
 
 
 def _dot(axes: Any, place: float, line: Line) -> None:

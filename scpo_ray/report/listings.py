@@ -269,10 +269,11 @@ def deletable_table(found: Inventory) -> Table:
 
 
 def reward_tables(found: FileScores) -> list[Table]:
-    """Of RewardBench 2, each column's share of right picks by subset; else nothing."""
+    """Of RewardBench 2, each column's share of right picks by subset (Ties: the subset's own
+    score); else nothing."""
     tables = []
     for column, subsets in found.subsets.items():
-        table = titled(column, "subset", "prompts", "best one right")
+        table = titled(column, "subset", "prompts", "score")
         for subset, (share, num_prompts) in subsets.items():
             add_row(table, subset, str(num_prompts), f"{points(share)} %")
         tables.append(table)

@@ -99,7 +99,8 @@ class Finding:
 class FileScores:
     """What a file's scoring found.
 
-    `subsets`: of RewardBench 2, column -> subset -> share right and number of prompts.
+    `subsets`: of RewardBench 2, column -> subset -> its score (the share of prompts whose best
+    completion is right; for Ties a rule of its own) and number of prompts.
     """
 
     output: str

@@ -51,6 +51,9 @@ MAX_OPTIONS = 8
 MAX_CULTURES_WITHIN = 30
 MAX_CHARACTERS_WITHIN = 1_500_000
 """Of the figures: the rest of a page of 30 cultures takes less than half a million."""
+MAX_PAGE_CHARACTERS = 2_000_000
+MAX_TOPIC_CHARACTERS = 100_000
+"""Of a topic that stays within a larger page, or one of more cultures."""
 
 
 def write_report(
@@ -60,7 +63,8 @@ def write_report(
     *,
     pictures_dir: Path | None = None,
 ) -> Path:
-    """One HTML file that refers to nothing outside it; its pictures beside it where there are many.
+    """One HTML file that refers to nothing outside it; where there is much, what is folded stands
+    beside it (`write_page`).
 
     Args:
         results: runs, in any order; those of `comparison` where there is one.
@@ -104,6 +108,19 @@ class Shown:
     svg: Markup
 
 
+@dataclass(frozen=True)
+class Topic:
+    """What is folded under a title. `token`: what no text that is escaped can hold."""
+
+    id: str
+    title: str
+    body: str
+
+    @property
+    def token(self) -> str:
+        return f"<!--topic {self.id}-->"
+
+
 def write_page(
     path: Path,
     template: str,
@@ -115,17 +132,41 @@ def write_page(
     """A page of this package at `path`: `template` with its figures and `values`, escaped.
 
     Of more than `MAX_CULTURES_WITHIN` cultures, or more than `MAX_CHARACTERS_WITHIN` characters,
-    the figures stand in a folder beside it. Returns: the page's characters.
+    the figures stand in a folder beside it. Of more cultures, or a page of more than
+    `MAX_PAGE_CHARACTERS`, a topic of more than `MAX_TOPIC_CHARACTERS` is a page beside it and the
+    fold has a link. What is under no topic, as the answer, stays. Returns: the page's characters.
     """
     svgs = {p.name: pictures.to_svg(p.figure, title=p.title, key=p.name) for p in drawn}
     folder = path.with_name(f"{path.stem}_pictures")
-    inline = num_cultures <= MAX_CULTURES_WITHIN
-    inline = inline and sum(map(len, svgs.values())) <= MAX_CHARACTERS_WITHIN
+    is_small = num_cultures <= MAX_CULTURES_WITHIN
+    inline = is_small and sum(map(len, svgs.values())) <= MAX_CHARACTERS_WITHIN
     figures = [
         Shown(p.section, p.subject, Markup(svgs[p.name] if inline else _reference(folder, p)))
         for p in drawn
     ]
-    page = _rendered(template, figures, drawn, values)
+    topics: list[Topic] = []
+    shared = {"inks": pictures.INKS, "figures": figures, "legends": _legends(drawn), **values}
+    page = _rendered(template, shared, topics)
+    if is_small and len(page) + sum(len(t.body) for t in topics) <= MAX_PAGE_CHARACTERS:
+        apart = []
+    else:
+        apart = [t for t in topics if len(t.body) > MAX_TOPIC_CHARACTERS]
+    for topic in topics:
+        beside = path.with_name(f"{path.stem}_{topic.id}.html")
+        body = topic.body
+        if topic in apart:
+            within = {
+                **shared,
+                "topic": topic.title,
+                "of_topic": Markup(body),
+                "page": quote(path.name),
+            }
+            with whole_file(beside) as part:
+                part.write_text(_rendered("topic.html.jinja", within, []), encoding="utf-8")
+            body = (
+                f'<p><a href="{quote(beside.name)}">{escape(topic.title)}, on its own page</a></p>'
+            )
+        page = page.replace(topic.token, body, 1)
     if not inline:
         for picture in drawn:
             with whole_file(folder / f"{picture.name}.svg") as part:
@@ -143,23 +184,27 @@ def _reference(folder: Path, picture: Picture) -> str:
     )
 
 
-def _rendered(
-    template: str, figures: Sequence[Shown], drawn: Sequence[Picture], values: Mapping[str, Any]
-) -> str:
+def _rendered(template: str, values: Mapping[str, Any], topics: list[Topic]) -> str:
+    """The page with each topic's token in place of its body; the topics are added to `topics`."""
+
+    def apart(id: str, title: str, body: str) -> Markup:
+        topics.append(Topic(id, title, _shown(body)))
+        return Markup(topics[-1].token)
+
     loader = PackageLoader("scpo_ray.report", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"label": label, "percent": percent, "points": points, "strip": strip}
     environment.filters |= {"shortened": shortened, "trained_on": trained_on}
     environment.filters |= {"yaml": write_yaml}
     script = environment.get_template("page.js").render()
-    page = environment.get_template(template).render(
-        figures=figures,
-        legends=_legends(drawn),
-        inks=pictures.INKS,
-        contents=[],
-        script=Markup(script),
-        **values,
+    return _shown(
+        environment.get_template(template).render(
+            contents=[], script=Markup(script), apart=apart, **values
+        )
     )
+
+
+def _shown(page: str) -> str:
     # HTML has no control characters and no lone surrogates; the texts of a data set may.
     return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", page)
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from scpo_ray.report.labels import apart
 from scpo_ray.report.order import control_evaluations, trained_on
 from scpo_ray.results import ComparisonResult, CultureEvaluation, Estimate, RunResult
 from scpo_ray.settings.methods import usable_methods
@@ -188,6 +189,13 @@ def _shared_range(points: Sequence[Point]) -> tuple[float, float]:
     return (min(ends, default=0.0) - 2, max(ends, default=100.0) + 2)
 
 
+_LETTER = 2.2
+"""Width of a letter in a panel of the trade-off, in points of accuracy."""
+
+_LINE = 0.065
+"""Height of a name there, as a share of the panel's."""
+
+
 def tradeoff_figure(points: Sequence[Point], *, title: str, up: tuple[float, float]) -> Figure:
     """Accuracy on all test pairs against the distinctive ones, in %, with 95 % intervals.
 
@@ -195,6 +203,7 @@ def tradeoff_figure(points: Sequence[Point], *, title: str, up: tuple[float, flo
     on all pairs, that of the page's other panels too.
     """
     figure, axes = one_panel(title)
+    marks = []
     for name, layers in points:
         (x, *across), (y, *along) = percentages(layers["distinctive"]), percentages(layers["all"])
         line: dict[str, Any] = {"color": INKS[style_of(name).ink][0], "lw": 1, "alpha": 0.4}
@@ -202,10 +211,18 @@ def tradeoff_figure(points: Sequence[Point], *, title: str, up: tuple[float, flo
         axes.vlines(x, *along, **line)
         [mark] = axes.plot(x, y, **_marker(name), zorder=3, clip_on=False)
         on_hover(mark, f"{name}: all {y:.1f} %, distinctive {x:.1f} %")
-        # Beside the mark, on the side where there is room.
+        marks.append((name, x, y))
+    # Beside the mark, on the side where there is room.
+    boxes = []
+    for name, x, y in marks:
+        width = _LETTER * len(name)
+        boxes.append((x, x + width, y) if x < 65 else (x - width, x, y))
+    heights = apart(boxes, _LINE * (up[1] - up[0]))
+    for (name, x, _), middle in zip(marks, heights, strict=True):
         side, shift = ("left", 6) if x < 65 else ("right", -6)
-        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5, "ha": side}
-        axes.annotate(name, (x, y), (shift, 3), color=INKS[style_of(name).ink][0], **text)
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5, "va": "center"}
+        text |= {"ha": side, "color": INKS[style_of(name).ink][0]}
+        axes.annotate(name, (x, middle), (shift, 0), **text)
     axes.set_xlabel("distinctive, %")
     axes.set_ylabel("all, %")
     axes.set_xlim(-4, 104)
@@ -327,7 +344,13 @@ def to_svg(figure: Figure, *, title: str, key: str) -> str:
     stream = StringIO()
     with _drawing({"svg.hashsalt": key}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            # By hand: `savefig` would lay out, draw all without a trace, and draw again.
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(stream, format="svg", metadata=nothing)
+        figure.set_layout_engine(layout)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
@@ -404,6 +427,8 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
     # A change that is printed as 0 has no colour.
     printed = 0.0 if change is None else round(100 * (change.value or 0.0), 1)
     strong = found in ("better", "worse") and printed != 0
+    # The text of a cell lies within the axes: the layout need not measure thousands of them.
+    within: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}
     if change is not None and change.value is not None:
         if strong and isfinite(change.value):
             ink = INKS[found][0]
@@ -411,9 +436,9 @@ def _matrix_cell(axes: Axes, row: int, column: int, tested: CultureEvaluation, o
             axes.add_patch(Rectangle(corner, 0.94, 0.92, color=ink, alpha=alpha, lw=0))
         points = f"{100 * change.value:+z.1f}".replace("-", "−")
         color = INKS["ink" if strong else "soft"][0]
-        axes.text(column, row + 0.22, points, ha="center", va="center", fontsize=6.5, color=color)
+        axes.text(column, row + 0.22, points, fontsize=6.5, color=color, **within)
     ink = INKS["ink"][0]
-    axes.text(column, row - 0.16, shown, ha="center", va="center", fontsize=8, color=ink)
+    axes.text(column, row - 0.16, shown, fontsize=8, color=ink, **within)
     if own:
         axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=ink, lw=1.0))
 

@@ -64,6 +64,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._waiting = 0
         self._scoring = 0
+        self._expected = 1
         self._items_per_s = 0.0
         self._stopping = False
         self._changed = threading.Condition()
@@ -124,8 +125,14 @@ class Batcher:
         with self._changed:
             while not self._jobs and not self._stopping:
                 self._changed.wait()
+            # Whoever was answered together comes back together, a moment apart; a lone caller has
+            # nobody to wait for. A batch that found fewer is followed by one that expects fewer.
             end = time.monotonic() + self._config.gather_ms / 1_000
-            while self._waiting < self._config.batch_items and not self._stopping:
+            while (
+                len(self._jobs) < self._expected
+                and self._waiting < self._config.batch_items
+                and not self._stopping
+            ):
                 left = end - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
@@ -136,6 +143,7 @@ class Batcher:
                 jobs.append(self._jobs.popleft())
                 self._scoring += len(jobs[-1].items)
             self._waiting -= self._scoring
+            self._expected = len(jobs)
             return jobs
 
     def _score(self, jobs: Sequence[_Job]) -> None:

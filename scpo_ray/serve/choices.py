@@ -17,21 +17,31 @@ class Choice:
     how: How = "linear"
 
 
-def read_models(arguments: Sequence[str]) -> dict[str, str]:
-    """Culture -> model, of "Chile=runs/chile" and the like.
+def read_models(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Culture -> its models, of "Chile=runs/chile", "Chile=runs/seed-0,runs/seed-1" and the like.
 
     Raises: InputError for what is not CULTURE=MODEL, or named twice.
     """
-    models: dict[str, str] = {}
+    models: dict[str, tuple[str, ...]] = {}
     for argument in arguments:
-        name, _, model = argument.partition("=")
-        culture = plain_name(name)
-        if not culture or not model:
+        name, _, text = argument.partition("=")
+        culture, named = plain_name(name), models_in(text)
+        if not culture or not all(named):
             raise InputError(f"{argument}: must be CULTURE=MODEL, as in Chile=runs/chile")
         if culture in models:
-            raise InputError(f"{argument}: a second model for {culture}")
-        models[culture] = model
+            raise InputError(
+                f"{argument}: a second model for {culture}",
+                ["several of one culture are one argument: Chile=runs/seed-0,runs/seed-1"],
+            )
+        if len(set(named)) < len(named):
+            raise InputError(f"{argument}: a model twice, which would look like two that agree")
+        models[culture] = named
     return models
+
+
+def models_in(text: str) -> tuple[str, ...]:
+    """The models that commas part; empty ones too."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def read_mix(text: str, said: str) -> dict[str, float]:

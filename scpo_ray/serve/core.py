@@ -191,7 +191,7 @@ class CultureRewards:
         if bare:
             raise InputError(
                 f"mix: no scale in the model of {', '.join(bare)}",
-                ["a mixture is of standardised rewards; training again saves the scale"],
+                ["scpo scale FOLDER... FILE makes them: a mixture is of standardised rewards"],
             )
         models = [(c, self._models[name]) for c in cultures for name in self._members[c]]
         for what, parts in (

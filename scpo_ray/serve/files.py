@@ -8,13 +8,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scpo_ray.data.files import check_files
+from scpo_ray.data.files import check_files, file_source
 from scpo_ray.data.rows import BadField, Notes
-from scpo_ray.records import InputError
+from scpo_ray.records import InputError, Text
 from scpo_ray.report.overviews import FileScores
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.parts import Parts, join, parts_of, read_rows, split, write_scored
-from scpo_ray.serve.rewardbench import TIES, by_subset
+from scpo_ray.serve.rewardbench import TIES, TiesPrompt, by_subset, ties_prompt, ties_score
 from scpo_ray.serve.rows import Asks, candidates, new_columns
 from scpo_ray.storage.disk import file_digest
 
@@ -31,7 +31,7 @@ def score_file(
     output: Path,
     asks: Asks,
     rewards: CultureRewards,
-    score_parts: ScoreParts | None = None,
+    score_parts: ScoreParts,
 ) -> FileScores:
     """Writes the file's rows, every column kept, with the rewards that are asked for.
 
@@ -39,7 +39,8 @@ def score_file(
 
     Args:
         output: a .jsonl or .parquet file that is not there yet.
-        score_parts: who computes the parts; None: `rewards`, here.
+        rewards: whose models are asked.
+        score_parts: who computes the parts.
 
     Raises: InputError naming the rows that are at fault, or as `CultureRewards.rewards`.
     """
@@ -54,10 +55,9 @@ def score_file(
     if len(missing) < num_parts:
         log.info("%s: goes on at part %d of %d", output, num_parts - len(missing) + 1, num_parts)
     files = [parts.raw_file(number) for number in missing]
-    compute = score_parts or (lambda of: scored_here(of, asks, rewards))
     bar = tqdm(total=len(missing), desc="score", unit="part", disable=None, leave=False)
     with bar:
-        for place, gained in compute(files):
+        for place, gained in score_parts(files):
             write_scored(parts, missing[place], gained)
             bar.update()
     num_rows, subsets = _counted(parts, num_parts, asks)
@@ -71,6 +71,23 @@ def scored_here(
     """A `ScoreParts`: one part after the other, in this process."""
     for place, file in enumerate(files):
         yield place, new_columns(read_rows(file), asks, rewards.cultures, rewards.rewards)
+
+
+def file_texts(file: Path) -> list[Text]:
+    """The responses of a file's rows under their prompts. Raises: InputError naming the rows at
+    fault."""
+    check_files([file], "file")
+    notes, texts, asks = Notes(), list[Text](), Asks((), (), "rows", False)
+    for place, row in file_source(file, file.name, ("prompt",), ()).read(notes):
+        try:
+            found = candidates(row, asks, ())
+        except (InputError, ValueError) as error:
+            notes.problem(place, " ".join(str(error).split()))
+            continue
+        *history, (_, prompt) = [(m["role"], m["content"]) for m in found.messages]
+        texts += [Text(tuple(history), prompt, response) for response in found.responses]
+    notes.raise_problems()
+    return texts
 
 
 def _split(file: Path, parts: Parts, asks: Asks, cultures: Sequence[str]) -> int:
@@ -95,16 +112,27 @@ def _split(file: Path, parts: Parts, asks: Asks, cultures: Sequence[str]) -> int
 def _counted(
     parts: Parts, num_parts: int, asks: Asks
 ) -> tuple[int, dict[str, dict[str, tuple[float, int]]]]:
+    """The number of rows; of RewardBench 2, column -> subset -> its score and number of prompts."""
     num_rows = 0
     shares: dict[str, list[tuple[str, float]]] = {}
+    ties: dict[str, list[TiesPrompt]] = {}
     for number in range(num_parts):
         rows = read_rows(parts.scored_file(number))
         num_rows += len(rows)
-        if asks.form == "rewardbench2":
-            for suffix, _ in asks.targets:
-                column = f"right{suffix}"
-                of_rows = [(str(row.get("subset", "all")), row[column]) for row in rows]
-                shares.setdefault(column, []).extend(of_rows)
-    if any(subset == TIES for of in shares.values() for subset, _ in of):
-        log.warning("the benchmark has a rule of its own for its subset %s: not computed", TIES)
-    return num_rows, {column: by_subset(rows) for column, rows in shares.items()}
+        if asks.form != "rewardbench2":
+            continue
+        for suffix, _ in asks.targets:
+            column = f"right{suffix}"
+            of_shares, of_ties = shares.setdefault(column, []), ties.setdefault(column, [])
+            for row in rows:
+                subset = str(row.get("subset", "all"))
+                if subset == TIES:
+                    scores = row[f"score{suffix}"]
+                    of_ties.append(ties_prompt(str(row["id"]), scores, int(row["num_correct"])))
+                else:
+                    of_shares.append((subset, row[column]))
+    found = {column: by_subset(rows) for column, rows in shares.items()}
+    for column, prompts in ties.items():
+        if prompts:
+            found[column][TIES] = (ties_score(prompts), len(prompts))
+    return num_rows, found

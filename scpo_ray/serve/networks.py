@@ -86,7 +86,8 @@ def known_model(source: ModelSource, *, base: str | None, batch_tokens: int | No
     if base is not None:
         named = named.model_copy(update={"path": base, "revision": None})
     base_found = _base_of(folder, source, named)
-    network = ("adapters", base_found, str(section.num_layers), renderer.fingerprint)
+    kept = str(section.num_layers), section.dtype
+    network = ("adapters", base_found, *kept, renderer.fingerprint)
     fingerprint = adapters_fingerprint(folder, section, base_found)
     return KnownModel(source, section, named, renderer, scale, temperatures, network, fingerprint)
 
@@ -156,5 +157,7 @@ class Networks:
             return lambda tokens, ids, models: score_tokens(model, tokens, text_ids=ids)
         saved = {name: (resolve_model_dir(m.section), m.section) for name, m in of_it.items()}
         adapted = load_adapted(saved, first.base, first.renderer, device=machine.device)
-        adapted.model.network.to(machine.dtype)
+        # Weights in 4 bits stay so: what adapters learned is a change of these.
+        if adapted.model.dtype_name != "nf4":
+            adapted.model.network.to(machine.dtype)
         return adapted.rewards

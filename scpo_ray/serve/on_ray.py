@@ -19,7 +19,10 @@ from scpo_ray.serve.rows import Asks
 
 
 def scored_on_ray(
-    files: Sequence[Path], asks: Asks, models: Mapping[str, str], options: Mapping[str, Any]
+    files: Sequence[Path],
+    asks: Asks,
+    models: Mapping[str, Sequence[str]],
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[int, Gained]]:
     """A `ScoreParts`; the parts and the models must lie where every machine finds them.
 
@@ -63,7 +66,11 @@ class _Scorer:
     print, each time with all of its own stack."""
 
     def __init__(
-        self, asks: Asks, models: dict[str, str], options: dict[str, Any], working_dir: str
+        self,
+        asks: Asks,
+        models: dict[str, Sequence[str]],
+        options: dict[str, Any],
+        working_dir: str,
     ) -> None:
         logging.getLogger("scpo_ray").setLevel(logging.ERROR)
         stand_where(working_dir)

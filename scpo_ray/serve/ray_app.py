@@ -30,7 +30,7 @@ class AppArguments(Section):
     """What `serve run` and a Serve config file may say."""
 
     models: str
-    """CULTURE=MODEL for each culture, with blanks between."""
+    """CULTURE=MODEL, or CULTURE=MODEL,MODEL, for each culture, with blanks between."""
 
     base: str | None = None
     """The base model of adapters, where it is not where their folders say."""

@@ -124,7 +124,7 @@ class CultureReward:
 
 
 def trl(
-    models: Mapping[str, str] | str,
+    models: Mapping[str, str | Sequence[str]] | str,
     *,
     token: str | None = None,
     scale: Scale = "standardised",
@@ -136,7 +136,7 @@ def trl(
     """A function for TRL's `reward_funcs`; the global random streams stay as they are.
 
     Args:
-        models: culture -> model, as for `CultureRewards.load`; or a server's URL.
+        models: culture -> model, or several, as for `CultureRewards.load`; or a server's URL.
         token: the server's.
         scale: the unit; standardised rewards of cultures can be compared.
         column: which data column names the culture, or the mixture as in "Chile=0.5,Mexico=0.5".
@@ -212,7 +212,9 @@ def untouched_chance() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _opened(models: Mapping[str, str] | str, token: str | None, options: Any) -> Rewards:
+def _opened(
+    models: Mapping[str, str | Sequence[str]] | str, token: str | None, options: Any
+) -> Rewards:
     if isinstance(models, str):
         if options:
             raise InputError(f"a server's models are its own: {', '.join(options)} have no effect")

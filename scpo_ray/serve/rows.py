@@ -15,7 +15,7 @@ from scpo_ray.serve.items import (
     checked_mix,
     mix_name,
 )
-from scpo_ray.serve.rewardbench import right_share
+from scpo_ray.serve.rewardbench import TIES, right_share, ties_prompt
 
 Form = Literal["rows", "rewardbench2"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -29,6 +29,7 @@ _COLUMNS = {
     "probability": "probability",
     "truncated": "truncated",
 }
+_INTERVAL = {"low": "low", "high": "high"}
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Asks:
     """What is asked of every row.
 
     `cultures` None: by the row's own, which stands in its column "culture". `mixes`: weights by
-    culture, and what the mixture means.
+    culture, and what the mixture means. `with_interval`: rows of the form "rows" gain the ends of
+    each reward's interval too.
     """
 
     cultures: tuple[str, ...] | None
     mixes: tuple[tuple[tuple[tuple[str, float], ...], How], ...]
     form: Form
+    with_interval: bool
 
     @property
     def targets(self) -> list[tuple[str, dict[str, Any]]]:
@@ -56,8 +59,13 @@ class Asks:
     @property
     def columns(self) -> list[str]:
         """What the rows gain."""
-        kinds = ["score", "right"] if self.form == "rewardbench2" else list(_COLUMNS)
+        kinds = ["score", "right"] if self.form == "rewardbench2" else list(self.attributes)
         return [f"{kind}{suffix}" for suffix, _ in self.targets for kind in kinds]
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What a column of the form "rows" holds -> that of the answer."""
+        return _COLUMNS | _INTERVAL if self.with_interval else _COLUMNS
 
 
 def checked_asks(
@@ -68,6 +76,7 @@ def checked_asks(
     form: Form,
     *,
     has_cultures: bool,
+    has_seeds: bool,
 ) -> Asks:
     """What to ask of rows, of what a user named.
 
@@ -75,6 +84,7 @@ def checked_asks(
         known: cultures that have a model.
         has_cultures: whether the rows name a culture each; then theirs is asked for where nothing
             else is, and else all.
+        has_seeds: whether some culture has several models, whose spread gives an interval.
 
     Raises: InputError for a culture without a model, or a mixture that is none.
     """
@@ -84,8 +94,9 @@ def checked_asks(
         check_culture(culture, known, "--culture")
     checked = tuple((tuple(checked_mix(mix, known).items()), how) for mix in mixes)
     if cultures or mixes:
-        return Asks(tuple(dict.fromkeys(cultures)), tuple(dict.fromkeys(checked)), form)
-    return Asks(None if has_cultures and form == "rows" else tuple(known), (), form)
+        return Asks(tuple(dict.fromkeys(cultures)), tuple(dict.fromkeys(checked)), form, has_seeds)
+    of_rows = None if has_cultures and form == "rows" else tuple(known)
+    return Asks(of_rows, (), form, has_seeds)
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,10 @@ def candidates(row: Row, asks: Asks, known: Sequence[str]) -> Candidates:
     turns = prompt_turns("prompt", get_field(row, "prompt"))
     if asks.form == "rewardbench2":
         fields = [(n, v) for n in ("chosen", "rejected") for v in list_field(row, n)]
-        right_share([0.0] * len(fields), int(get_field(row, "num_correct")))
+        num_correct = int(get_field(row, "num_correct"))
+        right_share([0.0] * len(fields), num_correct)
+        if row.get("subset") == TIES:
+            ties_prompt(str(get_field(row, "id")), [0.0] * len(fields), num_correct)
         is_list = True
     else:
         is_list = row.get("responses") is not None
@@ -154,7 +168,7 @@ def new_columns(
                 new[f"score{suffix}"] = scores
                 new[f"right{suffix}"] = right_share(scores, int(row["num_correct"]))
                 continue
-            for column, attribute in _COLUMNS.items():
+            for column, attribute in asks.attributes.items():
                 values = [getattr(reward, attribute) for reward in said]
                 new[f"{column}{suffix}"] = values if of_row.is_list else values[0]
         gained.append(new)

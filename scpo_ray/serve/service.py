@@ -20,7 +20,8 @@ class Source:
     """Where the models come from.
 
     Attributes:
-        resolve: culture -> the model that its name means now, an alias as a version's number.
+        resolve: culture -> the model that its name means now, an alias as a version's number;
+            several of one culture with commas between.
         load: the scoring core with these models. Raises: InputError.
     """
 

@@ -56,7 +56,7 @@ def steer_file(
 
 
 def _read(file: Path, notes: Notes, cultures: Sequence[str]) -> Iterator[tuple[Place, Candidates]]:
-    asks = Asks((), (), "rows")
+    asks = Asks((), (), "rows", False)
     for place, row in file_source(file, file.name, ("prompt", "responses"), ()).read(notes):
         try:
             found = candidates(row, asks, cultures)

@@ -45,7 +45,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises: InputError if the address cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Said to be TCP, which the event loop asks before it turns off Nagle's waiting: an answer's
+    # body would follow its head by the 40 ms of the caller's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

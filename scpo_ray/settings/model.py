@@ -51,10 +51,11 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     """What the weights are kept in and computed with; weights that are trained are optimised in
     float32, and the score head computes in it. auto: bfloat16 for a base under LoRA on a GPU that
-    has it, else float32."""
+    has it, else float32. nf4: the linear layers of a base under LoRA in 4 bits (bitsandbytes),
+    computed in bfloat16 as the rest."""
 
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     """Who computes attention, among those that the model and this machine have; auto: the

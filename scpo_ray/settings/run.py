@@ -163,6 +163,11 @@ class RunConfig(Section):
                 "launch.storage is for machines without a common disk, and so without a common "
                 "mlflow.db: set tracking.uri to a server, or tracking.tracker to jsonl"
             )
+        if self.model.dtype == "nf4" and self.train.zero_stage == 3:
+            raise ValueError(
+                "model.dtype nf4: weights in 4 bits are not divided by ZeRO 3; use "
+                "train.zero_stage 2 or less, or model.dtype bfloat16"
+            )
         budget = self.train.micro_batch_tokens
         if budget != "auto" and budget < 2 * self.model.max_length:
             raise ValueError(

@@ -18,7 +18,7 @@ class ServeConfig(Section):
     """Tokens per forward pass: the number to lower when memory runs out; null: as a run's."""
 
     gather_ms: float = Field(3.0, ge=0, le=1_000)
-    """Milliseconds for which a request waits for others, to be scored in one batch with them."""
+    """Milliseconds, at most, for which requests wait until as many wait as the batch before had."""
 
     batch_items: int = Field(256, ge=1, le=1_000_000)
     """Items after which a batch waits for no more."""

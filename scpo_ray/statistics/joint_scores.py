@@ -51,16 +51,31 @@ class Measured:
 
     def estimates(self) -> list[Estimate]:
         """(S) shares with their 95 % intervals."""
-        return [
-            _estimate(None, None, (0, 0))
-            if np.isnan(value)
-            else _estimate(
-                float(value),
-                self.spreads[place].share_ends(float(value), LEVEL) if self.spreads else None,
-                (self.num_pairs, self.num_clusters),
-            )
-            for place, value in enumerate(self.values)
-        ]
+        return [self.estimate(place) for place in range(len(self.values))]
+
+    def estimate(self, place: int) -> Estimate:
+        """One model's share with its 95 % interval."""
+        value = float(self.values[place])
+        if np.isnan(value):
+            return _estimate(None, None, (0, 0))
+        ends = self.spreads[place].share_ends(value, LEVEL) if self.spreads else None
+        return _estimate(value, ends, (self.num_pairs, self.num_clusters))
+
+    def paired(self, place: int, other: int) -> Difference:
+        """One model minus another, both named beforehand: with the p-value and the interval that
+        `intervals.macro_difference` takes of their outcomes. No value where either has none."""
+        # Two columns that are alike may differ by rounding.
+        value = float(np.round(self.values[place] - self.values[other], 12)) + 0.0
+        if np.isnan(value):
+            return Difference(None, None, None, None, None, 0, 0)
+        sizes = (self.num_pairs, self.num_clusters)
+        if not self.spreads:
+            return Difference(value, None, None, None, None, *sizes)
+        ours, theirs = self.spreads[place], self.spreads[other]
+        variance = float(((self.parts[:, place] - self.parts[:, other]) ** 2).sum())
+        between = Spread(variance, ours.layout, ours.seeds.plus(theirs.seeds))
+        ends, p_value = between.ends(value, LEVEL), between.p_value(value)
+        return Difference(value, *ends, p_value, None, *sizes, between.detectable(LEVEL))
 
     def minus(self, rival: "Measured", column: int, *, level: float) -> list[Difference | None]:
         """(S) paired differences from a rival; without p-values. None where a number is missing.

@@ -6,8 +6,9 @@ is made anew."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from scpo_ray.records import InputError, Tokens
 from scpo_ray.storage.disk import (
+    LEFT_BEHIND_S,
     clear_leftovers,
     disk_errors,
     folder_fault,
@@ -30,8 +32,8 @@ log = logging.getLogger(__name__)
 _TEXTS_PER_PART = 16_384
 _TEXTS_PER_CHUNK = 2_000
 
-Encode = Callable[[NDArray[np.int64]], Tokens]
-"""From (n,) texts, by their number, to their tokens."""
+Encode = Callable[[Sequence[NDArray[np.int64]]], Iterable[Tokens]]
+"""From groups of (n,) texts, by their number, to the tokens of each group, in order."""
 
 
 class TokenStore:
@@ -39,6 +41,9 @@ class TokenStore:
 
     Per renderer (`key`) a folder, with a folder for each list of texts that was asked for. A text
     that stands in any of them is copied from there, and not rendered again.
+
+    While a list is made whose new texts are many, its parts lie beside it, each a list of its own:
+    after a kill they are read and the rest is rendered.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +66,7 @@ class TokenStore:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{path.name}.lock")):
-                _clear_abandoned(path.parent)
+                _clear_abandoned(path.parent, besides=_parts_of(path))
                 tokens = self.get(key, hashes)
                 if tokens is None:
                     remove(path)
@@ -72,29 +77,67 @@ class TokenStore:
         return tokens
 
     def _path(self, key: str, hashes: NDArray[np.uint64]) -> Path:
-        return self.folder / key / hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
+        return self.folder / key / _name(hashes)
 
     def _write(self, path: Path, hashes: NDArray[np.uint64], encode: Encode) -> None:
-        known = _known_tokens(path.parent, hashes)
-        lengths, truncated = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
-        with whole_folder(path) as part:
-            ids_path, types_path = part / "input_ids.bin", part / "token_type_ids.bin"
-            with ids_path.open("wb") as ids_file, types_path.open("wb") as types_file:
-                starts = range(0, len(hashes), _TEXTS_PER_CHUNK)
-                bar = tqdm(starts, desc="tokenize", unit="chunk", disable=None, leave=False)
-                for start in bar:
-                    texts = np.arange(start, min(start + _TEXTS_PER_CHUNK, len(hashes)))
-                    chunk = known.tokens_of(texts, encode)
-                    chunk.input_ids.tofile(ids_file)
-                    if chunk.token_type_ids is not None:
-                        chunk.token_type_ids.tofile(types_file)
-                    lengths.append(chunk.lengths)
-                    truncated.append(chunk.truncated)
-            if types_path.stat().st_size == 0:
-                types_path.unlink()
-            np.save(part / "hashes.npy", hashes)
-            np.save(part / "offsets.npy", _offsets(np.concatenate(lengths)))
-            np.save(part / "truncated.npy", np.concatenate(truncated))
+        parts = _parts_of(path)
+        known = _known_tokens(path, hashes)
+        new = np.flatnonzero(known.number < 0)
+        log.info("tokens: %d of %d texts known", len(hashes) - len(new), len(hashes))
+        if len(new) > _TEXTS_PER_PART:
+            _write_parts(parts, hashes, new, encode)
+            known = _known_tokens(path, hashes)
+        texts = np.arange(len(hashes))
+        _write_list(path, hashes, (known.tokens_of(chunk, encode) for chunk in _chunks(texts)))
+        remove(parts)
+
+
+def _write_parts(
+    parts: Path, hashes: NDArray[np.uint64], new: NDArray[np.int64], encode: Encode
+) -> None:
+    """Renders the new texts, each part of them whole on the disk before the next."""
+    starts = range(0, len(new), _TEXTS_PER_PART)
+    portions = [new[start : start + _TEXTS_PER_PART] for start in starts]
+    chunks = [chunk for portion in portions for chunk in _chunks(portion)]
+    bar = tqdm(encode(chunks), "tokenize", len(chunks), unit="chunk", disable=None, leave=False)
+    encoded = iter(bar)
+    for portion in portions:
+        mine = hashes[portion]
+        _write_list(parts / _name(mine), mine, islice(encoded, len(_chunks(portion))))
+
+
+def _write_list(path: Path, hashes: NDArray[np.uint64], chunks: Iterable[Tokens]) -> None:
+    """A folder with the tokens of the texts with these hashes."""
+    lengths, truncated = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+    with whole_folder(path) as part:
+        ids_path, types_path = part / "input_ids.bin", part / "token_type_ids.bin"
+        with ids_path.open("wb") as ids_file, types_path.open("wb") as types_file:
+            for chunk in chunks:
+                chunk.input_ids.tofile(ids_file)
+                if chunk.token_type_ids is not None:
+                    chunk.token_type_ids.tofile(types_file)
+                lengths.append(chunk.lengths)
+                truncated.append(chunk.truncated)
+        if types_path.stat().st_size == 0:
+            types_path.unlink()
+        np.save(part / "hashes.npy", hashes)
+        np.save(part / "offsets.npy", _offsets(np.concatenate(lengths)))
+        np.save(part / "truncated.npy", np.concatenate(truncated))
+
+
+def _chunks(texts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    starts = range(0, len(texts), _TEXTS_PER_CHUNK)
+    return [texts[start : start + _TEXTS_PER_CHUNK] for start in starts]
+
+
+def _name(hashes: NDArray[np.uint64]) -> str:
+    """Of the list of the texts with these hashes."""
+    return hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
+
+
+def _parts_of(path: Path) -> Path:
+    """Where a list's parts lie until it is whole."""
+    return path.with_name(f".{path.name}.parts")
 
 
 @dataclass(frozen=True)
@@ -108,7 +151,7 @@ class _KnownTokens:
     def tokens_of(self, texts: NDArray[np.int64], encode: Encode) -> Tokens:
         """The tokens of some of the texts, in ascending order."""
         new = texts[self.number[texts] < 0]
-        found = [(new, encode(new))] if len(new) else []
+        found = [(new, tokens) for tokens in encode([new])] if len(new) else []
         for number in np.unique(self.number[texts]):
             if number >= 0:
                 these = texts[self.number[texts] == number]
@@ -117,19 +160,19 @@ class _KnownTokens:
         return _taken(_joined([tokens for _, tokens in found]), order)
 
 
-def _known_tokens(folder: Path, hashes: NDArray[np.uint64]) -> _KnownTokens:
-    """What the lists in a renderer's folder have of these texts."""
+def _known_tokens(path: Path, hashes: NDArray[np.uint64]) -> _KnownTokens:
+    """What its own parts and a renderer's other lists have of the texts of the list at `path`."""
     wanted = _Wanted.of(hashes)
     known = _KnownTokens([], np.full(len(hashes), -1, np.int32), np.zeros(len(hashes), np.int64))
-    for path in sorted(folder.glob("[!.]*")):
-        if (known.number >= 0).all():
-            break
-        if _is_whole(path, "tokens", "rendering"):
-            texts, rows = wanted.found_in(np.load(path / "hashes.npy"))
-            if len(texts):
-                known.number[texts], known.row[texts] = len(known.lists), rows
-                known.lists.append(_opened_tokens(path))
-    log.info("tokens: %d of %d texts known", (known.number >= 0).sum(), len(hashes))
+    for folder in (_parts_of(path), path.parent):
+        for place in sorted(folder.glob("[!.]*")):
+            if (known.number >= 0).all():
+                break
+            if _is_whole(place, "tokens", "rendering"):
+                texts, rows = wanted.found_in(np.load(place / "hashes.npy"))
+                if len(texts):
+                    known.number[texts], known.row[texts] = len(known.lists), rows
+                    known.lists.append(_opened_tokens(place))
     return known
 
 
@@ -304,8 +347,12 @@ class _Wanted:
         return self.order[places[rows]], rows
 
 
-def _clear_abandoned(folder: Path) -> None:
-    """Removes what writers left half-written whose locks are free: they are gone."""
+def _clear_abandoned(folder: Path, *, besides: Path) -> None:
+    """Removes what writers left half-written whose locks are free: they are gone; and, `besides`
+    one's own, parts of lists that nobody went on with for long."""
+    for parts in folder.glob(".*.parts"):
+        if parts != besides:
+            clear_leftovers(folder, parts.name, older_than_s=LEFT_BEHIND_S)
     for part in folder.glob(".*.part"):
         try:
             with FileLock(part.with_suffix(".lock"), timeout=0):

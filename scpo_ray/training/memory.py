@@ -27,7 +27,7 @@ def estimate_memory(
     # Adapters and the score head over a frozen base are float32 whatever it is.
     trained_bytes = shape.weight_bytes if shape.frozen == 0 else _MASTER
     trained = shape.trained * trained_bytes
-    weights = shape.frozen * shape.weight_bytes + trained
+    weights = shape.frozen_bytes + trained
     master = _MASTER * shape.trained
     optimizer = _MOMENTS * shape.trained
     gradients, buffers = trained, 0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scpo_ray.data.hashes import text_hashes
 from scpo_ray.data.loading import load_preferences, read_preferences
 from scpo_ray.data.preferences import PreferencesConfig
 from scpo_ray.data.rows import Notes, Place
@@ -16,7 +17,6 @@ from scpo_ray.data.table import (
     SPLIT_LABELS,
     CorruptTableError,
     open_table,
-    text_hashes,
     write_table,
 )
 from scpo_ray.records import InputError, Interaction

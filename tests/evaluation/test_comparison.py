@@ -1,5 +1,6 @@
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from scpo_ray.evaluation.comparable import (
     pair_outcomes,
 )
 from scpo_ray.evaluation.comparison import compare_runs
+from scpo_ray.evaluation.metrics import noise_outcomes
 from scpo_ray.records import LAYERS
-from scpo_ray.results import ComparisonResult, Estimate, MethodSummary
-from scpo_ray.statistics.intervals import standing
+from scpo_ray.results import ComparisonResult, Difference, Estimate, MethodSummary
+from scpo_ray.statistics.intervals import macro_difference, macro_mean, standing
 from tests.results import run_result
 
 CULTURES = ("Chile", "Mexico")
@@ -278,6 +280,63 @@ def test_p_values_are_corrected_over_cultures_and_the_macro_test_stands_alone():
     macro = summary_of(result, "scpo", "").minus_global["all"]
     assert macro.p_value == macro.p_holm == pytest.approx(2 * t.sf((24 / 1.05) ** 0.5, 10))
     assert summary_of(result, "scpo", "Chile").minus_global["agreed"].p_holm is None
+
+
+@pytest.mark.parametrize("shared_questions", [False, True])
+def test_methods_measured_at_once_have_the_numbers_of_each_by_itself(shared_questions: bool):
+    rng, cultures = np.random.default_rng(0), ("Chile", "Mexico", "Peru")
+    ref = rng.normal(size=12).tolist()
+    like = {"ref": ref, "cultures": cultures, "shared_questions": shared_questions}
+    runs = {}
+    for method, culture, seed in product(("finetune", "scpo"), cultures, range(3)):
+        own, other = rng.normal(0.3, 1, size=12).tolist(), rng.normal(size=12).tolist()
+        run = make_run(method, culture, seed=seed, own=own, other=other, **like)
+        runs[method, culture, seed] = run
+    result = compare(list(runs.values()))
+
+    def outcomes(method: str, culture: str) -> np.ndarray:
+        """(P, seeds) on all pairs, from the models trained for one culture."""
+        return np.stack([runs[method, culture, s].outcomes.margin > 0 for s in range(3)], axis=1)
+
+    of = runs["scpo", "Chile", 0].outcomes
+    rows = {culture: of.culture == culture for culture in cultures}
+    for row in ("", *cultures):
+        summary, over = summary_of(result, "scpo", row), [row] if row else cultures
+        ours, theirs = ([outcomes(m, c)[rows[c]] for c in over] for m in ("scpo", "finetune"))
+        clusters = [of.cluster[rows[c]] for c in over]
+        assert_same(summary.accuracy["all"], macro_mean(ours, clusters))
+        assert_same(summary.minus_finetune["all"], macro_difference(ours, theirs, clusters))
+        ref_outcomes = [of.ref_margin[rows[c]] > 0 for c in over]
+        assert_same(summary.minus_global["all"], macro_difference(ours, ref_outcomes, clusters))
+        noise = [
+            np.stack(
+                [
+                    noise_outcomes(*(a[rows[c]] for a in (of.ref_margin, run.outcomes.margin)))
+                    for run in (runs["scpo", c, seed] for seed in range(3))
+                ],
+                axis=1,
+            )
+            for c in over
+        ]
+        assert_same(summary.noise["all"], macro_mean(noise, clusters))
+        assert_same(summary.minus_noise["all"], macro_difference(ours, noise, clusters))
+        others = [
+            np.mean([outcomes("scpo", c)[rows[o]].mean(axis=1) for c in over if c != o], axis=0)
+            for o in cultures
+            if o != row
+        ]
+        clusters = [of.cluster[rows[o]] for o in cultures if o != row]
+        ref_outcomes = [of.ref_margin[rows[o]] > 0 for o in cultures if o != row]
+        assert_same(summary.other_cultures, macro_mean(others, clusters))
+        expected = macro_difference(others, ref_outcomes, clusters)
+        assert_same(summary.others_minus_global, expected)
+
+
+def assert_same(found: Estimate | Difference, expected: Estimate | Difference) -> None:
+    """But for Holm's correction, which is over cultures."""
+    of_found, of_expected = (asdict(of) | {"p_holm": None} for of in (found, expected))
+    # A p-value with seeds is a root, found to nine digits.
+    assert of_found == pytest.approx(of_expected, abs=1e-8)
 
 
 def test_questions_shared_by_cultures_count_once():

@@ -510,6 +510,6 @@ def test_any_reward_model_is_loaded_by_its_own_files(tiny_reward_model, tmp_path
 def test_weights_without_room_are_refused_with_the_numbers():
     shapes = {"score.weight": (1, 4_096), "body.weight": (10**6, 4_096)}
 
-    check_weights_fit(shapes, ModelConfig(dtype="bfloat16"), 10 * 10**9)
+    check_weights_fit(shapes, 0, ModelConfig(dtype="bfloat16"), 10 * 10**9)
     with pytest.raises(InputError, match=r"need 16.4 GB in float32, and 10.0 GB are free"):
-        check_weights_fit(shapes, ModelConfig(dtype="float32"), 10 * 10**9)
+        check_weights_fit(shapes, 0, ModelConfig(dtype="float32"), 10 * 10**9)

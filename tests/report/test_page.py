@@ -240,6 +240,30 @@ def test_of_many_cultures_the_pictures_stand_beside_the_page(tmp_path, monkeypat
     assert "prefers-color-scheme:dark" in drawn and "--ink:" in drawn
 
 
+@pytest.fixture
+def of_much(tmp_path, monkeypatch):
+    """A page that is taken for a large one."""
+    results, summary = comparison()
+    monkeypatch.setattr(page_module, "MAX_PAGE_CHARACTERS", 10_000)
+    monkeypatch.setattr(page_module, "MAX_TOPIC_CHARACTERS", 10_000)
+    return write_report(results, summary, tmp_path / "my page.html")
+
+
+def test_of_much_the_tables_stand_beside_the_page_and_the_answer_on_it(compared, of_much):
+    path, tmp_path = of_much, of_much.parent
+
+    whole, parts = compared.read_text(), sorted(tmp_path.glob("my page_*.html"))
+    assert len(path.read_text()) < len(whole) and tmp_path / "my page_differences.html" in parts
+    tables = Counter(re.findall(r"<caption>[^<]*", whole))
+    apart = [part.read_text() for part in parts]
+    assert Counter(re.findall(r"<caption>[^<]*", "".join([path.read_text(), *apart]))) == tables
+    answer = whole[whole.index('<section id="answer">') : whole.index("</section>")]
+    assert answer in path.read_text()
+    linked = [unquote(link) for link in Page(path).values("href") if link[0] != "#"]
+    assert {*linked} >= {part.name for part in parts}
+    assert all("my page.html" in map(unquote, Page(part).values("href")) for part in parts)
+
+
 def test_the_script_is_small():
     assert len(Path(page_module.__file__).with_name("page.js").read_bytes()) < 15_000
 
@@ -433,8 +457,12 @@ def test_labels_are_short_and_on_one_line(text, longest):
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_page_without_a_complaint(compared, tmp_path):
-    assert_shown_without_a_complaint(compared, tmp_path, SECTIONS)
+def test_a_browser_shows_the_page_without_a_complaint(compared, of_much, tmp_path):
+    assert_shown_without_a_complaint(compared, tmp_path / "profile", SECTIONS)
+    on_page = [section for section in SECTIONS if section != "tradeoff"]
+    assert_shown_without_a_complaint(of_much, tmp_path / "profile", on_page)
+    beside = of_much.with_name("my page_accuracy.html")
+    assert_shown_without_a_complaint(beside, tmp_path / "profile", ["tradeoff"])
 
 
 @pytest.mark.slow

@@ -51,6 +51,24 @@ def test_requests_that_wait_together_are_one_batch_and_each_gets_its_own(batcher
     assert scorer.batches == [1, 15]
 
 
+def test_a_batch_waits_for_as_many_requests_as_the_one_before_had(batcher, scorer):
+    waiting = batcher(gather_ms=1_000)
+    waiting.submit([item("alone")]).result(10)
+    scorer.gate.clear()
+    held = waiting.submit([item("hold")])
+    until(lambda: len(waiting._jobs) == 0)
+    together = [waiting.submit([item("a")]) for _ in range(3)]
+    scorer.gate.set()
+    for future in (held, *together):
+        future.result(10)
+
+    again = [waiting.submit([item("b")]) for _ in range(3)]
+
+    for future in again:
+        future.result(10)
+    assert scorer.batches == [1, 1, 3, 3]
+
+
 def test_a_batch_holds_no_more_than_it_may_but_for_one_request(batcher, scorer):
     waiting = batcher(batch_items=4, gather_ms=0)
     scorer.gate.clear()
@@ -78,8 +96,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(batcher, scorer):
 
 
 def test_one_requests_fault_is_not_anothers_error(batcher, scorer, caplog):
-    waiting = batcher(gather_ms=100)
+    waiting = batcher(gather_ms=0)
+    scorer.gate.clear()
+    waiting.submit([item("hold")])
+    until(lambda: len(waiting._jobs) == 0)
     good, bad = waiting.submit([item("good")]), waiting.submit([item("bad")])
+    scorer.gate.set()
 
     assert len(good.result(10)) == 1
     with pytest.raises(RuntimeError, match="a fault in the model's code"):

@@ -43,10 +43,15 @@ def test_a_text_that_names_none_is_refused(text, said):
 
 
 def test_models_are_named_by_culture():
-    assert read_models(["Chile=runs/a=b", "Mexico=x"]) == {"Chile": "runs/a=b", "Mexico": "x"}
+    assert read_models(["Chile=runs/a=b", "Mexico=x, y"]) == {
+        "Chile": ("runs/a=b",),
+        "Mexico": ("x", "y"),
+    }
 
 
-@pytest.mark.parametrize("argument", ["Chile", "=runs/a", "Chile=", "Chile=again"])
+@pytest.mark.parametrize(
+    "argument", ["Chile", "=runs/a", "Chile=", "Chile=again", "Peru=a,", "Peru=a,a"]
+)
 def test_a_model_without_its_culture_is_refused(argument):
     with pytest.raises(InputError, match=f"^{argument}: "):
         read_models(["Chile=runs/a", argument])

@@ -48,6 +48,20 @@ def test_every_road_gives_the_number_of_the_runs_own_scoring(models, adapters, o
     assert [reward.truncated for reward in found] == [False, False, False, True] * 3
 
 
+def test_texts_of_all_cultures_on_one_base_are_one_row_of_one_pass(models):
+    core = CultureRewards.load({c: str(f) for c, f in models[True].items()}, device="cpu")
+    network = next(iter(core._networks._loaded.values())).__self__.model.scored.plain
+    shapes = []
+    hook = network.get_input_embeddings().register_forward_pre_hook(
+        lambda layer, given: shapes.append(tuple(given[0].shape))
+    )
+
+    core.rewards([item for culture in models[True] for item in items(culture=culture)])
+
+    hook.remove()
+    assert [shape[0] for shape in shapes] == [1]
+
+
 def test_adapters_on_one_base_share_a_network_and_whole_models_take_turns(models):
     shared = CultureRewards.load({c: str(f) for c, f in models[True].items()}, max_loaded=1)
     whole = CultureRewards.load({c: str(f) for c, f in models[False].items()}, max_loaded=2)

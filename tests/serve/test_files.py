@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from scpo_ray.commands.rewards import Where, reward_file
 from scpo_ray.records import InputError
 from scpo_ray.serve.core import CultureRewards
 from scpo_ray.serve.items import RewardItem
-from scpo_ray.serve.rewardbench import by_subset, right_share
+from scpo_ray.serve.rewardbench import by_subset, right_share, ties_prompt, ties_score
 
 ROWS = [
     {
@@ -70,7 +71,7 @@ def read(file):
 
 
 def ask(where, file, output=None, **asked):
-    given = {"cultures": [], "mixes": [], "how": "linear", "form": "rows", "on_ray": False}
+    given = {"cultures": [], "mixes": [], "how": "linear", "form": "rows", "on_ray": None}
     return reward_file(where, file, output, **{**given, **asked})
 
 
@@ -235,6 +236,21 @@ def test_a_model_is_named_by_its_culture(named, said):
         Where(tuple(named), None, None, "float32", "").by_culture  # noqa: B018
 
 
+def test_several_models_of_a_culture_give_their_mean_and_its_interval(tmp_path, models):
+    chile, mexico = (str(models[True][culture]) for culture in ("Chile", "Mexico"))
+    where = Where((f"Chile={chile},{mexico}",), None, "cpu", "float32", "sqlite:///none.db")
+
+    found = ask(where, written(tmp_path, ".jsonl", ROWS), cultures=["Chile"])
+
+    core = CultureRewards.load({"Chile": [chile, mexico]}, device="cpu")
+    items = [RewardItem(row["response"], row["prompt"]) for row in ROWS]
+    assert found.columns[-2:] == ["low.Chile", "high.Chile"]
+    for row, reward in zip(read(tmp_path / "rows.rewards.jsonl"), core.rewards(items), strict=True):
+        values = [row[f"{name}.Chile"] for name in ("reward", "low", "high")]
+        assert values == pytest.approx([reward.value, reward.low, reward.high], abs=1e-4)
+        assert values[1] < values[0] < values[2]
+
+
 def test_rewardbench_rows_gain_scores_and_whether_the_best_is_right(tmp_path, where, one):
     rows = [
         {
@@ -272,3 +288,65 @@ def test_of_several_best_completions_the_share_of_right_ones_counts():
     assert by_subset([("a", 1.0), ("b", 0.0), ("a", 0.0)]) == {"a": (0.5, 2), "b": (0.0, 1)}
     with pytest.raises(ValueError, match="num_correct = 2: must be 1 to 1"):
         right_share([1.0, 2.0], 2)
+
+
+def test_ties_are_scored_by_the_benchmarks_own_rule():
+    prompts = [
+        ties_prompt("tied:1", [5.0, 4.0, 1.0], 2),  # Right ones differ by 1, wrong is 3 below.
+        ties_prompt("ref:1", [2.0, 1.5], 1),  # Wrong is 0.5 below: less than right ones differ.
+        ties_prompt("tied:2", [3.0, 1.0, 2.0], 2),  # A wrong one between the right ones.
+        ties_prompt("ref:2", [1.0, 0.0, -1.0], 1),
+    ]
+
+    # Tied 1 of 2 right, ref 2 of 2; by more than right ones differ 1 of 2, in both prompts 0;
+    # 0.5 / 1 - 1 and -1 / 2 - 1.
+    times = (math.tanh(-0.5) + math.tanh(-1.5)) / 2
+    expected = 0.3 * 0.5 + 0.3 * 1 + 0.2 * 0.5 + 0.2 * 0 + 0.01 * times
+    assert ties_score(prompts) == pytest.approx(expected)
+    same = [ties_prompt("tied:1", [1.0, 1.0, 0.0], 2), ties_prompt("ref:1", [1.0, 0.0], 1)]
+    assert ties_score(same) == pytest.approx(1.01)
+    assert math.isnan(ties_score(prompts[:1] + prompts[3:]))
+
+
+BAD_TIES = {
+    "no pair's id": ({"id": "7"}, "id = '7': must be as in ref:3 or tied:3"),
+    "no number": ({"id": "tied:"}, "id = 'tied:': must be as in"),
+    "one right": ({"id": "tied:1"}, "num_correct = 1: must be more than 1 where the id is tied:"),
+    "two right": ({"id": "ref:1", "num_correct": 2}, "num_correct = 2: must be 1 where the id is"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TIES)
+def test_a_row_of_the_subset_ties_at_fault_is_named(tmp_path, where, fault):
+    changed, said = BAD_TIES[fault]
+    row = {
+        "prompt": "please tell me about food",
+        "chosen": ["a kind answer"],
+        "rejected": ["a cold one", "it is bold"],
+        "num_correct": 1,
+        "subset": "Ties",
+    }
+
+    with pytest.raises(InputError, match=said):
+        ask(where, written(tmp_path, ".jsonl", [row | changed]), form="rewardbench2")
+
+
+def test_a_file_with_ties_says_the_subsets_score(tmp_path, where):
+    rows = [
+        {
+            "id": f"{kind}:{number}",
+            "prompt": "please tell me about food",
+            "chosen": ["a kind answer", "a warm answer"][:num_correct],
+            "rejected": ["a cold one"],
+            "num_correct": num_correct,
+            "subset": "Ties",
+        }
+        for number in range(2)
+        for kind, num_correct in (("ref", 1), ("tied", 2))
+    ]
+
+    found = ask(where, written(tmp_path, ".jsonl", rows), form="rewardbench2", cultures=["Chile"])
+
+    scored = read(tmp_path / "rows.rewards.jsonl")
+    prompts = [ties_prompt(r["id"], r["score.Chile"], r["num_correct"]) for r in scored]
+    assert found.subsets == {"right.Chile": {"Ties": (pytest.approx(ties_score(prompts)), 4)}}

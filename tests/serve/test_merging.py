@@ -1,15 +1,20 @@
 """Models merged by weight: the sum of their weights, heads included."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from scpo_ray.commands.rewards import merge_by_weight
+from scpo_ray.commands.rewards import merge_by_weight, scale_models
 from scpo_ray.models.adapters import merged_adapters
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_texts
-from scpo_ray.records import InputError
+from scpo_ray.records import InputError, Text
 from scpo_ray.serve.core import CultureRewards
-from tests.serve.made_models import TEXTS, alone, write_culture
+from scpo_ray.serve.items import RewardItem
+from scpo_ray.storage.scale_file import load_scale
+from tests.serve.made_models import REFERENCES, TEXTS, alone, write_culture
 
 NO_STORE = "sqlite:///none.db"
 
@@ -96,3 +101,51 @@ def test_weights_at_fault_are_named(tmp_path, fault):
 
     with pytest.raises(InputError, match=said):
         merge_by_weight(weights, tmp_path / "out", f"sqlite:///{tmp_path}/none.db")
+
+
+def test_models_without_a_scale_get_one_from_a_files_responses(tmp_path, models):
+    folders = []
+    for culture in ("Chile", "Mexico"):
+        folders.append(tmp_path / culture)
+        merge_by_weight([f"{models[True][culture]}=1"], folders[-1], NO_STORE)
+    named = {folder.name: str(folder) for folder in folders}
+    mix = RewardItem("a kind answer", "about food", mix={"Chile": 0.5, "Mexico": 0.5})
+    with pytest.raises(InputError, match="no scale in the model of Chile, Mexico") as refused:
+        CultureRewards.load(named).rewards([mix])
+    assert "scpo scale FOLDER... FILE" in str(refused.value)
+    rows = [
+        {"prompt": text.prompt, "responses": [text.response, "a cold answer"]}
+        for text in REFERENCES
+    ]
+    file = tmp_path / "references.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    scales = scale_models(folders, file, "cpu")
+
+    texts = {
+        (t.prompt, r): Text((), t.prompt, r)
+        for t in REFERENCES
+        for r in (t.response, rows[0]["responses"][1])
+    }
+    values = alone(folders[1], list(texts.values()))
+    assert scales[1].num_texts == len(texts) < 2 * len(REFERENCES)
+    assert scales[1].mean == pytest.approx(np.mean(values), abs=1e-5)
+    assert scales[1].spread == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+    assert [load_scale(folder) for folder in folders] == scales
+    (found,) = CultureRewards.load(named).rewards([mix])
+    each = [CultureRewards.load({"one": name}) for name in named.values()]
+    said = [one.rewards([RewardItem("a kind answer", "about food")])[0] for one in each]
+    assert found.value == pytest.approx(np.mean([reward.standardised for reward in said]), abs=1e-5)
+
+
+def test_what_cannot_be_scaled_is_named(tmp_path, models):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"prompt": "a", "response": "b"}\n')
+    for folder, text, said in (
+        (tmp_path, '{"prompt": "a", "response": "b"}', "no exported or merged model"),
+        (models[True]["Chile"], '{"prompt": "a", "response": "b"}', "no scale on texts.jsonl"),
+        (models[True]["Chile"], '{"prompt": "a"}', "texts.jsonl, line 1"),
+    ):
+        file.write_text(f"{text}\n")
+        with pytest.raises(InputError, match=said):
+            scale_models([folder], file, "cpu")

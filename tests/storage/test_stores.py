@@ -1,5 +1,9 @@
 """Tokens, scores and weights are kept by text and by content, and computed once."""
 
+import hashlib
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scpo_ray.records import InputError, Tokens
+from scpo_ray.storage.disk import LEFT_BEHIND_S
 from scpo_ray.storage.stores import ScoreStore, TokenStore, WeightStore
 from tests.storage.test_disk import child, everything_below
 
@@ -28,7 +33,10 @@ class Renderer:
         self.types = types
         self.rendered: list[int] = []
 
-    def __call__(self, ids: np.ndarray) -> Tokens:
+    def __call__(self, groups) -> Iterator[Tokens]:
+        return map(self.encode, groups)
+
+    def encode(self, ids: np.ndarray) -> Tokens:
         texts = self.texts[ids]
         self.rendered += texts.tolist()
         input_ids = np.repeat(texts, texts % 5).astype(np.int32)
@@ -43,8 +51,13 @@ class Renderer:
         return store.get_or_encode(key, hashes_of(self.texts), self)
 
 
+def name_of(texts) -> str:
+    """Of a list of texts."""
+    return hashlib.sha256(hashes_of(texts).tobytes()).hexdigest()[:32]
+
+
 def assert_tokens_of(found: Tokens, renderer: Renderer) -> None:
-    expected = Renderer(renderer.texts, types=renderer.types)(np.arange(len(renderer.texts)))
+    expected = Renderer(renderer.texts, types=renderer.types).encode(np.arange(len(renderer.texts)))
     np.testing.assert_array_equal(found.input_ids, expected.input_ids)
     np.testing.assert_array_equal(found.offsets, expected.offsets)
     np.testing.assert_array_equal(found.truncated, expected.truncated)
@@ -110,10 +123,10 @@ from pathlib import Path
 from scpo_ray.storage.stores import TokenStore
 from tests.storage.test_stores import Renderer, hashes_of
 renderer = Renderer([3, 4, 6])
-def encode(ids):
+def encode(groups):
     ready()
     time.sleep(0.5)
-    return renderer(ids)
+    return renderer(groups)
 TokenStore(Path(sys.argv[1])).get_or_encode("key", hashes_of([3, 4, 6]), encode)
 """
     second = Renderer([3, 4, 6])
@@ -123,6 +136,70 @@ TokenStore(Path(sys.argv[1])).get_or_encode("key", hashes_of([3, 4, 6]), encode)
 
     assert_tokens_of(found, second)
     assert second.rendered == []
+
+
+@pytest.fixture
+def parts_of_four(monkeypatch):
+    monkeypatch.setattr("scpo_ray.storage.stores._TEXTS_PER_PART", 4)
+    monkeypatch.setattr("scpo_ray.storage.stores._TEXTS_PER_CHUNK", 3)
+
+
+STOPPED = """
+from pathlib import Path
+import scpo_ray.storage.stores as stores
+from tests.storage.test_stores import Renderer, hashes_of
+stores._TEXTS_PER_PART, stores._TEXTS_PER_CHUNK = 4, 3
+renderer = Renderer(range(22), types=True)
+def encode(groups):
+    for number, group in enumerate(groups):
+        if number == 5:
+            ready()
+            time.sleep(600)
+        yield renderer.encode(group)
+stores.TokenStore(Path(sys.argv[1])).get_or_encode("key", hashes_of(range(22)), encode)
+"""
+
+
+def test_after_a_kill_rendering_goes_on_from_the_parts_that_are_done(tmp_path, parts_of_four):
+    whole, rest = Renderer(range(22), types=True), Renderer(range(22), types=True)
+    whole.into(TokenStore(tmp_path / "whole"))
+
+    with child(STOPPED, tmp_path / "stopped"):
+        pass
+    found = rest.into(TokenStore(tmp_path / "stopped"))
+
+    assert rest.rendered == list(range(8, 22))
+    assert_tokens_of(found, whole)
+    names = everything_below(tmp_path / "whole")
+    assert everything_below(tmp_path / "stopped") == names
+    for name in names:
+        there = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "stopped" / name).read_bytes() == there
+
+
+def test_a_damaged_part_is_rendered_again_and_said(tmp_path, parts_of_four, caplog):
+    rest = Renderer(range(22), types=True)
+    with child(STOPPED, tmp_path):
+        pass
+    [part] = {path.parent for path in tmp_path.rglob(f".*.parts/{name_of(range(4, 8))}/*")}
+    (part / "input_ids.bin").write_bytes(b"something else")
+
+    found = rest.into(TokenStore(tmp_path))
+
+    assert rest.rendered == list(range(4, 22))
+    assert_tokens_of(found, rest)
+    assert f"tokens in {part} are damaged" in caplog.text
+
+
+def test_parts_of_other_lists_go_when_nobody_went_on_with_them_for_long(tmp_path):
+    for name, age_s in (("recent", 60.0), ("old", 2 * LEFT_BEHIND_S)):
+        parts = tmp_path / "key" / f".{name}.parts"
+        parts.mkdir(parents=True)
+        os.utime(parts, times=(time.time() - age_s,) * 2)
+
+    Renderer([1, 2]).into(TokenStore(tmp_path))
+
+    assert [path.name for path in tmp_path.rglob("*.parts")] == [".recent.parts"]
 
 
 # Scores

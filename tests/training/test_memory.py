@@ -12,8 +12,8 @@ from scpo_ray.settings.model import LoraConfig, ModelConfig
 from scpo_ray.settings.train import TrainConfig
 from scpo_ray.training.memory import check_room, estimate_memory
 
-WHOLE = NetworkShape(0, 100, 4, largest=10, kept_bytes=60, between_bytes=12, num_layers=4)
-ADAPTED = replace(WHOLE, frozen=1_000, trained=10, weight_bytes=2)
+WHOLE = NetworkShape(0, 100, 0, 4, largest=10, kept_bytes=60, between_bytes=12, num_layers=4)
+ADAPTED = replace(WHOLE, frozen=1_000, trained=10, frozen_bytes=2_000, weight_bytes=2)
 
 
 def train(stage: int | None = None, **settings) -> TrainConfig:
