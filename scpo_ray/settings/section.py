@@ -1,7 +1,6 @@
 """What every section of settings is."""
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
@@ -41,7 +40,6 @@ class Section(BaseModel):
         return value
 
 
-@cache
 def _is_of_numbers(annotation: Any) -> bool:
     kinds = set(_kinds(annotation))
     return bool(kinds & {int, float}) and bool not in kinds
