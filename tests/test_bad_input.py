@@ -133,6 +133,10 @@ BAD_DATA = {
         lambda place: place.data.unlink(),
         ["{data}", "data.train_files"],
     ),
+    "name too long": (
+        lambda place: place.document["data"].update(train_files=["x" * 300 + ".jsonl"]),
+        ["data.train_files: xxx", "no such file"],
+    ),
     "empty file": (
         lambda place: place.data.write_text(""),
         ["{data}", "empty"],

@@ -4,12 +4,13 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from scpo_ray.data.rows import MissingColumns, Notes, Place, Row, RowSource, shown
 from scpo_ray.records import InputError
@@ -61,10 +62,11 @@ def first_rows(path: Path, count: int, notes: Notes) -> list[Row]:
 
 def check_files(paths: Sequence[Path], setting: str) -> None:
     """Raises: InputError naming each of `paths` that is no file."""
+    # Unlike Path's, these take what is too long for a path for no file.
     problems = [
-        f"{setting}: {path}: {'is not a file' if path.exists() else 'no such file'}"
+        f"{setting}: {path}: {'is not a file' if os.path.exists(path) else 'no such file'}"
         for path in paths
-        if not path.is_file()
+        if not os.path.isfile(path)
     ]
     if problems:
         raise InputError("files cannot be read", problems)
@@ -123,7 +125,8 @@ def _read_jsonl(path: Path, notes: Notes) -> Iterator[tuple[Place, Row]]:
                     return
                 try:
                     # Encoded lone surrogates pass here: their rows are skipped and counted.
-                    row = json.loads(raw.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
+                    text = raw.decode("utf-8", "surrogatepass").removeprefix("\ufeff")
+                    row = json.loads(text, object_pairs_hook=_fields)
                 except UnicodeDecodeError as error:
                     notes.problem(place, f"not UTF-8: {error.reason} at byte {error.start}")
                 except (ValueError, RecursionError) as error:
@@ -135,6 +138,16 @@ def _read_jsonl(path: Path, notes: Notes) -> Iterator[tuple[Place, Row]]:
                         notes.problem(place, f"must be a JSON object, got {shown(row)}")
     except (EOFError, zlib.error, OSError) as error:
         notes.problem(Place(str(path), number + 1), _unreadable(error))
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields. Raises: ValueError at a name that stands in it twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shown(twice)} stands twice in one object")
+    return fields
 
 
 def _read_csv(path: Path, columns: Sequence[str], notes: Notes) -> Iterator[tuple[Place, Row]]:
@@ -210,6 +223,8 @@ def _read_parquet(
                     yield Place(str(path), number, "row"), row
     except (pa.ArrowException, OSError, UnicodeDecodeError, RecursionError) as error:
         notes.problem(Place(str(path), number + 1, "row"), f"not a whole Parquet file: {error}")
+    except (ValueError, OverflowError) as error:  # a date or a time that Python has not
+        notes.problem(Place(str(path), number + 1, "row"), f"a value cannot be read: {error}")
 
 
 def _has_columns(path: Path, columns: Sequence[str], names: Sequence[str], notes: Notes) -> bool:

@@ -104,13 +104,13 @@ def find_warnings(counts: dict[str, CultureCounts], *, dev_size: float) -> list[
 
 
 def find_name_warnings(alike: dict[str, list[list[str]]]) -> list[str]:
-    """One line for each kind of names of which some differ by case alone."""
+    """One line for each kind of names of which some look alike."""
     warnings = []
     for kind, groups in alike.items():
         if groups:
             named = "; ".join(", ".join(map(repr, group)) for group in groups[:MAX_ALIKE])
             more = f" (+{len(groups) - MAX_ALIKE} more)" if len(groups) > MAX_ALIKE else ""
-            warnings.append(f"{kind} that differ by case alone, and so count apart: {named}{more}")
+            warnings.append(f"{kind} that look alike, and count apart: {named}{more}")
     return warnings
 
 

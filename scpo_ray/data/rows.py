@@ -14,6 +14,8 @@ from scpo_ray.settings.spelling import plain_name
 
 MAX_PROBLEMS = 20
 MAX_PRINTED_CHARACTERS = 1_000_000
+MAX_SCORE = 1e30
+"""Scores are kept in 32 bits: those, their sums and their differences stay finite in them."""
 
 Row = dict[str, Any]
 
@@ -151,6 +153,8 @@ def finite_number(name: str, value: object) -> float:
     # Beyond it float() of a whole number raises; NaN fails the comparison as well.
     if not abs(value) <= sys.float_info.max:
         raise BadField(name, value, "must be finite")
+    if abs(value) > MAX_SCORE:
+        raise BadField(name, value, f"must be at most {MAX_SCORE:g}, with either sign")
     return float(value)
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scpo_ray.data.hashes import text_hashes
 from scpo_ray.data.rows import Notes, Place, shown, usable
 from scpo_ray.records import InputError, Interaction, Text, TextSource
-from scpo_ray.settings.spelling import plain_name, same_but_for_case
+from scpo_ray.settings.spelling import looking_alike, plain_name
 from scpo_ray.storage.disk import LEFT_BEHIND_S, clear_leftovers, remove, sign, signed_content, sync
 
-FORMAT_NUMBER = 3
+FORMAT_NUMBER = 4
 """Part of every cache file's name: another layout or meaning of the columns raises it."""
 
 MAX_RESPONSES = 256
@@ -77,7 +77,7 @@ class InteractionTable:
             whole source in file order, also those without an interaction; so are `questions`
             where the source lists them.
         skipped: culture -> reason -> rows left out.
-        alike: "cultures", "users", "questions" -> some of the names that differ by case alone.
+        alike: "cultures", "users", "questions" -> some of the names that look alike.
         files: name and unit ("line") of what was read; the rows' places are columns.
         offsets: (N + 1,) int64; interaction i has the responses offsets[i] to offsets[i + 1].
         columns: name -> memory-mapped Arrow column.
@@ -375,7 +375,7 @@ class _Writer:
             "users": list(self.users),
             "questions": list(self.questions),
             "skipped": skipped,
-            "alike": {kind: same_but_for_case(known) for kind, known in names.items()},
+            "alike": {kind: looking_alike(known) for kind, known in names.items()},
             "files": [(Path(file).name, unit) for file, unit in self.files],
         }
         # Names are known at the end only, when the schema's own metadata is long written.

@@ -123,7 +123,14 @@ def saved_temperatures(folder: Path) -> dict[str, float] | None:
         found = json.loads(file.read_text(encoding="utf-8"))["win_temperatures"]
         temperatures = {str(culture): float(value) for culture, value in found.items()}
         broken = {c: t for c, t in temperatures.items() if not 0 < t < float("inf")}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise InputError(f"{file}: cannot be read", [str(error)]) from None
     if broken:
         rule = "win_temperatures must be above 0 and finite"
@@ -140,7 +147,7 @@ def exported_config(folder: Path) -> ModelConfig:
         document = json.loads((folder / MODEL_FILE).read_text())
         document.pop(BASE_FINGERPRINT, None)
         return ModelConfig(path=str(folder), **document)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, RecursionError, TypeError):
         raise InputError(f"{folder}: not a model saved here: no readable {MODEL_FILE}") from None
 
 

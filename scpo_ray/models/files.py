@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from pathlib import Path, PurePosixPath
+import os
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from scpo_ray.models.pickles import conversion_record, converted, pickle_files
+from scpo_ray.models.pickles import conversion_record, converted, indexed_files, pickle_files
 from scpo_ray.records import InputError
 from scpo_ray.settings.model import ModelConfig
+from scpo_ray.settings.shown import password_fault
 from scpo_ray.storage.disk import MANIFEST, check_folder, digest_once
 
 MODEL_FILE = "scpo_model.json"
@@ -45,7 +47,8 @@ def resolve_model_dir(config: ModelConfig, cache: Path | None = None) -> Path:
     """
     # Absolute, since saved adapters name their base model by it.
     folder = Path(config.path).absolute()
-    if not folder.is_dir():
+    # Unlike Path's, this takes what is too long for a path for no folder.
+    if not os.path.isdir(folder):
         folder = _download(config)
     if not (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"model.path = {config.path}: no config.json in it")
@@ -96,18 +99,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if not index.is_file():
         return []
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: not an index of weights") from None
-    # By the names, not where links lead: the hub's cache keeps its files as links.
-    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]
-    if outside:
-        raise InputError(f"{index}: points out of its folder", outside[:5])
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise InputError(f"{index}: names files that are not there", absent[:5])
-    return [folder / name for name in names]
+    return [folder / name for name in indexed_files(index)]
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -170,7 +162,7 @@ def known_base_fingerprint(folder: Path) -> str | None:
     """What a folder of adapters says of the base model that they were trained on."""
     try:
         found = json.loads((folder / MODEL_FILE).read_text()).get(BASE_FINGERPRINT)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         return None
     return found if isinstance(found, str) else None
 
@@ -187,10 +179,16 @@ def resolved_base(
 ) -> tuple[Path, ModelConfig]:
     """Folder and settings of the model that saved adapters belong to.
 
-    Raises: InputError if none is named, or as `resolve_model_dir`.
+    Raises: InputError if none is named, if it is adapters itself, or as `resolve_model_dir`.
     """
     base = adapter_base(folder, config)
-    return resolve_model_dir(base, cache), base
+    base_dir = resolve_model_dir(base, cache)
+    if (base_dir / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG}: its base model {base.path} is adapters itself",
+            ["merge those into their own base model, and name that"],
+        )
+    return base_dir, base
 
 
 def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:
@@ -199,6 +197,9 @@ def adapter_base(folder: Path, config: ModelConfig) -> ModelConfig:
     path = document.get("base_model_name_or_path")
     if not isinstance(path, str) or not path:
         raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model")
+    fault = password_fault(path)
+    if fault is not None:
+        raise InputError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path {fault}")
     changed = {"path": path, "revision": document.get("revision"), "lora": None}
     return config.model_copy(update=changed)
 
@@ -207,7 +208,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     """What adapter_config.json says. Raises: InputError if it cannot be read."""
     try:
         document = json.loads((folder / ADAPTER_CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: cannot be read", [str(error)]) from None
     if not isinstance(document, dict):
         raise InputError(f"{folder / ADAPTER_CONFIG}: must be an object")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import pickle
 import shutil
 import warnings
@@ -30,13 +31,32 @@ def pickle_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if (folder / _PICKLE).is_file() or not index.is_file():
         return sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index}: not an index of weights") from None
-    if any(PurePosixPath(n).name != n or not (folder / n).is_file() for n in names):
+    names = indexed_files(index)
+    if any(PurePosixPath(n).name != n for n in names):
         raise InputError(f"{index}: names files that are not in its folder", names[:5])
     return [folder / name for name in names]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The names of the files that an index of weights says the weights are in.
+
+    Raises: InputError if it cannot be read, points out of its folder or to no file.
+    """
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{index}: not an index of weights") from None
+    # By the names, not where links lead: the hub's cache keeps its files as links.
+    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]
+    if outside:
+        raise InputError(f"{index}: points out of its folder", outside[:5])
+    # Unlike Path's, this takes a name longer than any file's for that of no file.
+    absent = [name for name in names if not os.path.isfile(index.parent / name)]
+    if absent:
+        raise InputError(
+            f"{index}: names files that are not there", [name[:100] for name in absent[:5]]
+        )
+    return names
 
 
 def converted(folder: Path, pickles: list[Path], cache: Path, *, with_code: bool) -> Path:
@@ -96,7 +116,7 @@ def _is_whole(place: Path, hashes: dict[str, str]) -> bool:
         record = json.loads((place / _RECORD).read_text())
         if record == {"pickles": hashes, "safetensors": digest_once(place / _WEIGHTS)}:
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     log.warning("%s: the converted weights are damaged; they are made anew", place)
     return False

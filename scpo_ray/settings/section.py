@@ -1,8 +1,9 @@
 """What every section of settings is."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
 
 def _budget(value: Any) -> Any:
@@ -27,6 +28,29 @@ class Section(BaseModel):
         # A refused value may be a password.
         hide_input_in_errors=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """`filter_threshold: true` would be a threshold of 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        given = list(value.values()) if isinstance(value, dict) else [value]
+        if any(isinstance(v, bool) for v in given) and _is_of_numbers(annotation):
+            raise ValueError("must be a number, not true or false")
+        return value
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    kinds = set(_kinds(annotation))
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that a field's type is made of: `dict[str, int | None]` of str, int and None."""
+    if not get_args(annotation):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _kinds(argument)
 
 
 def inner_sections(annotation: Any) -> list[Any]:

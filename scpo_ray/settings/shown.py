@@ -20,7 +20,10 @@ _SECRETS = {
     *("apikey", "accesskey", "secretkey", "accountkey", "sharedkey"),
 }
 _KEYS_OF = {"access", "api", "account", "encryption", "private", "secret", "shared", "storage"}
-_OPTION = re.compile(r"(?:^|[?&;#\s{,])\s*([\w.-]+)\s*=\s*[^&;#\s]")
+# "sslpassword", "mysecret": words that are written together.
+_ENDS_IN_A_SECRET = re.compile(r"(?:password|passwd|passphrase|secret)$")
+# An option's value may be options again: "connection_string=AccountKey=...".
+_OPTION = re.compile(r"(?<![\w.-])([\w.-]+)\s*=\s*(?=[^&;#\s])")
 _REMEDY = "is kept in files and shown on pages: leave it out and give it by the environment"
 _VARIABLES = {
     "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
@@ -84,7 +87,7 @@ def is_secret_name(name: str) -> bool:
         return False
     if words[-1] == "key":
         return len(words) == 1 or words[-2] in _KEYS_OF
-    return words[-1] in _SECRETS
+    return words[-1] in _SECRETS or _ENDS_IN_A_SECRET.search(words[-1]) is not None
 
 
 def password_fault(value: str, *, is_uri: bool = False) -> str | None:
@@ -137,7 +140,7 @@ def _has_password(text: str) -> bool:
 
 
 def _secret_option(text: str) -> str | None:
-    options = re.split(r"[?#]", text, maxsplit=1)[1:]
+    options = re.split(r"[?#;]", text, maxsplit=1)[1:]
     names = (name for part in options for name in _OPTION.findall(part))
     return next((name for name in names if is_secret_name(name)), None)
 

@@ -9,15 +9,27 @@ from typing import Any
 Spell = Callable[[str], str]
 """A name as somebody spelled it -> the one name."""
 
-# Without width: a zero-width space, joiner of words or byte-order mark, direction marks and a
-# soft hyphen are seen in no name. (The joiners of letters are: they change how letters look.)
-_UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]+")
+# Without width: a zero-width space, joiner of words or byte-order mark, all that turns the
+# direction of writing, invisible operators, a soft hyphen and the like are seen in no name. (The
+# joiners of letters are: they change how letters look. Tags are: they tell regions' flags apart.)
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    "\ufff9-\ufffb]+"
+)
+
+# The same on most keyboards: dashes, quotes, the two i of Turkish.
+_TYPED = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    | dict.fromkeys("\u2018\u2019\u02bc\u00b4`", "'")
+    | dict.fromkeys("\u0130\u0131", "i")
+    | dict.fromkeys("\u200c\u200d", "")
+)
 
 
 def plain_name(name: str) -> str:
     """The name without blanks around it, inner ones one space, letters composed (NFC).
 
-    "Me\u0301xico " and "México" are one name. Case is kept: see `same_but_for_case`.
+    "Me\u0301xico " and "México" are one name. Case is kept: see `looking_alike`.
     """
     if not name.isascii():
         name = unicodedata.normalize("NFC", _UNSEEN.sub("", name))
@@ -43,19 +55,29 @@ def keys_spelled_once(
     return dict(zip(spelled_once(list(values), setting, spell), values.values(), strict=True))
 
 
-def same_but_for_case(names: Iterable[str]) -> list[list[str]]:
-    """The names that differ by case alone, those that do together."""
+def looking_alike(names: Iterable[str]) -> list[list[str]]:
+    """The names that differ by case, width, kind of dash or quote, or a last full stop alone.
+
+    Those that do stand together.
+    """
     names = list(names)
-    if len(set(map(str.casefold, names))) == len(names):
+    if len(set(map(_folded, names))) == len(names):
         return []
     first: dict[str, str] = {}
     alike: dict[str, list[str]] = {}
     for name in names:
-        folded = name.casefold()
+        folded = _folded(name)
         known = first.setdefault(folded, name)
         if known != name:
             alike.setdefault(folded, [known]).append(name)
     return list(alike.values())
+
+
+def _folded(name: str) -> str:
+    if not name.isascii():
+        name = unicodedata.normalize("NFKC", name.translate(_TYPED))
+    folded = name.casefold()
+    return folded.rstrip(".") or folded
 
 
 def nearest_setting(wrong: str, known: Iterable[str]) -> str | None:

@@ -200,7 +200,7 @@ def _superfluous(facts: dict[str, bytes], newest: str, keep: int) -> list[str]:
 def _loss(facts: bytes) -> float:
     try:
         return float(json.loads(facts)["loss"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         return float("inf")
 
 

@@ -286,7 +286,7 @@ def test_names_that_differ_by_case_alone_are_warned_of(tmp_path):
     data = load_preferences(_preferences(tmp_path, rows, cultures=["Chile"]), tmp_path / "cache")
     assert data.cultures == ("Chile",)
     (warning,) = [each for each in data.warnings if each.startswith("cultures")]
-    assert warning.endswith("differ by case alone, and so count apart: 'Chile', 'chile'")
+    assert warning.endswith("look alike, and count apart: 'Chile', 'chile'")
 
 
 @pytest.mark.parametrize("scores", [(1.0,), (1.0, 2.0, 3.0), (1.0, float("nan"))])

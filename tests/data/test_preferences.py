@@ -382,6 +382,28 @@ def test_a_parquet_file_cut_short_is_a_problem(tmp_path):
     assert "not a whole Parquet file" in _problems(path)[0]
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.date32()])
+def test_a_parquet_value_that_python_has_not_is_a_problem(tmp_path, kind):
+    path = tmp_path / "d.parquet"
+    far = pa.array([2**62 if kind.bit_width == 64 else 2**30], kind)
+    rest = {name: pa.array([text]) for name, text in PLAIN.items()}
+    pq.write_table(pa.table(rest | {"user": far}), path)
+    assert _problems(path)[0].startswith(f"{path}, row 1: a value cannot be read: ")
+
+
+def test_a_json_line_that_names_a_field_twice_is_a_problem(tmp_path):
+    twice = json.dumps(PLAIN)[:-1] + ', "chosen": "other"}'
+    path = _write(tmp_path / "d.jsonl", [twice])
+    assert "line 1: not JSON: 'chosen' stands twice in one object" in _problems(path)[0]
+
+
+@pytest.mark.parametrize("score", [1e31, -1e308, 10**300])
+def test_a_score_beyond_32_bits_is_a_problem(tmp_path, score):
+    row = {"culture": "C", "user": "u", "prompt": "p", "responses": ["a", "b"]}
+    path = _write(tmp_path / "d.jsonl", [row | {"scores": [1, score]}])
+    assert "must be at most 1e+30, with either sign" in _problems(path, columns=SCORED)[0]
+
+
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.parquet"])
 def test_missing_columns_are_named_once_with_those_there_are(tmp_path, name):
     path = _write(tmp_path / name, [PLAIN] * 3)

@@ -72,6 +72,10 @@ run:
         ("3: 4", "3: no such setting"),
         ("learning_rate: 3", "learning_rate = 3: no such setting; nearest: train.learning_rate"),
         ("seed: -1", "seed = -1: must be greater than or equal to 0"),
+        ("seed: true", "seed: must be a number, not true or false"),
+        ("selection: {filter_threshold: true}", "selection.filter_threshold: must be a number"),
+        ("model: {num_layers: false}", "model.num_layers: must be a number, not true or false"),
+        ("culture_weights: {North: true}", "culture_weights: must be a number, not true or false"),
         ("train: {batch_size: 1.5}", "train.batch_size = 1.5: must be a valid integer, got a"),
         ("train: {learning_rate: .inf}", "train.learning_rate = inf: must be a finite number"),
         (

@@ -46,6 +46,10 @@ WITH_A_PASSWORD = [
     "simplecache::s3://AKIA:hunter2@bucket/runs",
     "sqlite:///runs/mlflow.db?key=hunter2",
     "databricks://profile?token=hunter2",
+    "postgresql://host/db?sslcert=/c.pem&sslpassword=hunter2",
+    "http://host/path;password=hunter2",
+    "az://container?connection_string=AccountName=a;AccountKey%3Dhunter2",
+    "http://host/?next=password%3Dhunter2",
 ]
 WITHOUT = [
     "http://mlflow.example.org:5000",

@@ -4,11 +4,13 @@ import pytest
 
 from scpo_ray.settings.spelling import (
     keys_spelled_once,
+    looking_alike,
     nearest_names,
     plain_name,
-    same_but_for_case,
     spelled_once,
 )
+
+ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
 
 
 @pytest.mark.parametrize(
@@ -33,13 +35,17 @@ def test_nearest_names_ignore_case_and_never_leave_the_reader_without_any(name, 
         "Co\u0302te d'Ivoire",
         "Côte\u00a0d'Ivoire",
         "\ufeffCôte\u3000d'Ivoire\u200b",
+        "\u202eCôte\u202c \u2066d'Ivoire\u2069",
+        "Cô\u034fte\u061c d'\u2062Ivoire\ufe0f",
     ],
 )
 def test_a_name_has_one_spelling_whatever_its_blanks_and_accents_are(spelling):
     assert plain_name(spelling) == "Côte d'Ivoire"
 
 
-@pytest.mark.parametrize("name", ["Chile", "chile", "Çorum", "می\u200cخواهم", "中国", "U.S."])
+@pytest.mark.parametrize(
+    "name", ["Chile", "chile", "Çorum", "می\u200cخواهم", "中国", "U.S.", ENGLAND]
+)
 def test_a_name_keeps_its_letters_and_their_case(name):
     assert plain_name(name) == name
 
@@ -51,7 +57,18 @@ def test_names_are_spelled_and_each_is_there_once():
         keys_spelled_once({"A": 1, "A ": 2}, "users")
 
 
-def test_names_that_differ_by_case_alone_are_found_together():
-    found = same_but_for_case(["Chile", "Peru", "chile", "STRASSE", "Straße", "CHILE"])
-
-    assert found == [["Chile", "chile", "CHILE"], ["STRASSE", "Straße"]]
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ["Chile", "chile", "CHILE"],
+        ["STRASSE", "Straße"],
+        ["Istanbul", "İstanbul", "ıstanbul"],
+        ["U.S.", "U.S"],
+        ["Ｍexico", "Mexico"],
+        ["Guinea\u2010Bissau", "Guinea-Bissau", "Guinea–Bissau"],
+        ["Cote d’Ivoire", "Cote d'Ivoire"],
+        ["Mex\u200dico", "Mexico"],
+    ],
+)
+def test_names_that_look_alike_are_found_together(alike):
+    assert looking_alike(["Peru", *alike, "U.K.", "."]) == [alike]
