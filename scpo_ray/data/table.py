@@ -3,6 +3,7 @@
 import json
 import math
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -363,10 +364,9 @@ class _Writer:
     def finish(self) -> None:
         if self.rows:
             self._write_batch()
-        skipped: dict[str, dict[str, int]] = {}
+        skipped: dict[str, Counter[str]] = defaultdict(Counter)
         for (culture, reason), count in self.notes.skipped.items():
-            reasons = skipped.setdefault(plain_name(culture), {})
-            reasons[reason] = reasons.get(reason, 0) + count
+            skipped[plain_name(culture)][reason] += count
         names = {"cultures": self.cultures, "users": self.users, "questions": self.questions}
         summary = {
             "format": FORMAT_NUMBER,
