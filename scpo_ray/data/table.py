@@ -335,7 +335,6 @@ class _Writer:
         if interaction.question is not None:
             name = plain_name(interaction.question)
             question = self.questions.setdefault(name, len(self.questions))
-        hashes = text_hashes(interaction)
         label = -1 if interaction.split is None else SPLIT_LABELS.index(interaction.split)
         self.rows.append(
             (
@@ -352,7 +351,7 @@ class _Writer:
                 interaction.human_scores,
                 interaction.option_numbers,
                 interaction.refusals,
-                hashes,
+                text_hashes(interaction),
             )
         )
         self.num_rows += 1
