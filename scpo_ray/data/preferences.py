@@ -70,6 +70,10 @@ class ColumnMap(Section):
     rejected_votes: str | None = None
     """The same of `rejected`; fewer, and 0 or more."""
 
+    chosen_share: str | None = None
+    """In place of votes: the share of people who preferred `chosen` to `rejected`, above 0.5 and at
+    most 1. Win probabilities are held against it, and `train.soft_labels` learns it."""
+
     responses: str | None = None
     """A list of responses, with `scores`; then `chosen` and `rejected` are not read."""
 
@@ -105,6 +109,10 @@ class ColumnMap(Section):
             raise ValueError("chosen_votes and rejected_votes are set together or not at all")
         if self.responses is not None and self.chosen_votes is not None:
             raise ValueError("chosen_votes are of chosen and rejected, not of responses")
+        if self.responses is not None and self.chosen_share is not None:
+            raise ValueError("chosen_share is of chosen and rejected, not of responses")
+        if self.chosen_votes is not None and self.chosen_share is not None:
+            raise ValueError("set either chosen_share or chosen_votes and rejected_votes")
         return self
 
 
@@ -161,16 +169,17 @@ class PreferencesConfig(DataSection):
 
     @property
     def scores_are_votes(self) -> bool:
-        return self.columns.chosen_votes is not None
+        return self.columns.chosen_votes is not None or self.columns.chosen_share is not None
 
 
 def open_preferences(config: PreferencesConfig) -> InteractionSource:
     """The interactions of the configured files or hub data set.
 
-    A row is `chosen` and `rejected` (scores 1 and 0) or `responses` and `scores`. Its texts are
-    strings, or chat messages: a prompt and its completions (TRL explicit), or whole conversations
-    that differ in the last reply (TRL implicit, OpenRLHF). Lists may stand as text, as JSON or as
-    Python prints them; conversations also as "Human:" and "Assistant:" turns (hh-rlhf).
+    A row is `chosen` and `rejected` (scores 1 and 0; or votes, or shares) or `responses` and
+    `scores`. Its texts are strings, or chat messages: a prompt and its completions (TRL explicit),
+    or whole conversations that differ in the last reply (TRL implicit, OpenRLHF). Lists may stand
+    as text, as JSON or as Python prints them; conversations also as "Human:" and "Assistant:"
+    turns (hh-rlhf).
 
     Raises: InputError if a file is missing or of no known kind, or the hub cannot be reached.
     """
@@ -223,7 +232,7 @@ def _needed(columns: ColumnMap) -> list[str]:
         if columns.responses is None
         else [columns.responses, columns.scores]
     )
-    votes = [columns.chosen_votes, columns.rejected_votes]
+    votes = [columns.chosen_votes, columns.rejected_votes, columns.chosen_share]
     needed = [*answers, *votes, columns.culture, columns.user, columns.question, columns.id]
     return [name for name in dict.fromkeys(needed) if name is not None]
 
@@ -275,7 +284,12 @@ def _interaction(row: Row, columns: ColumnMap, default_id: str, side: Side | Non
 
 
 def _votes(row: Row, columns: ColumnMap) -> tuple[float, float]:
-    """The scores of `chosen` and `rejected`: their votes, or 1 and 0."""
+    """The scores of `chosen` and `rejected`: their votes, their shares, or 1 and 0."""
+    if columns.chosen_share is not None:
+        share = _number_field(row, columns.chosen_share)
+        if not 0.5 < share <= 1:
+            raise BadField(columns.chosen_share, share, "must be above 0.5 and at most 1")
+        return share, 1 - share
     if columns.chosen_votes is None or columns.rejected_votes is None:
         return 1.0, 0.0
     names = (columns.chosen_votes, columns.rejected_votes)

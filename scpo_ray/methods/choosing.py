@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from scpo_ray.data.splits import fold_within_cultures
 from scpo_ray.methods.heads import solved
+from scpo_ray.methods.mixture import learned_shares
 from scpo_ray.methods.selection import select_pairs
 from scpo_ray.methods.task import Task
 from scpo_ray.records import InputError
 from scpo_ray.results import ChosenSelection, TriedSelection
 from scpo_ray.settings.selection import SelectionConfig
 from scpo_ray.statistics.intervals import stream
+from scpo_ray.training.loss import bradley_terry_losses, labelled_losses
 from scpo_ray.workers import from_first
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,14 @@ _MAX_ITERATIONS = 60
 @dataclass(frozen=True)
 class CulturePairs:
     """One culture's P training pairs: (P, D) features of chosen minus rejected, float64; (P,) the
-    global model's rewards; (P,) the user (or question)."""
+    global model's rewards; (P,) the user (or question); with soft labels (P,) the shares that
+    preferred chosen, float64."""
 
     differences: Tensor
     ref_chosen: Tensor
     ref_rejected: Tensor
     clusters: NDArray[np.int64]
+    shares: Tensor | None = None
 
 
 def choose_selection(
@@ -139,11 +142,13 @@ def culture_pairs(task: Task, features: NDArray[np.float32], seed: int) -> Itera
             rows = np.sort(rng.choice(rows, MAX_PAIRS, replace=False))
         pairs = task.train_pairs.take(rows)
         differences = features[pairs.chosen].astype(np.float64) - features[pairs.rejected]
+        shares = learned_shares(task.config, pairs)
         yield CulturePairs(
             torch.from_numpy(differences),
             all_chosen[rows],
             all_rejected[rows],
             pairs.cluster_codes,
+            None if shares is None else torch.from_numpy(shares),
         )
 
 
@@ -202,19 +207,23 @@ def held_out_accuracy(
         if not weights.any():
             return math.nan
         total = float(weights.sum()) if normalize_weights else len(weights)
-        head = _head(pairs.differences[rows], ref_margins[rows], weights / total)
+        shares = None if pairs.shares is None else pairs.shares[rows]
+        head = _head(pairs.differences[rows], ref_margins[rows], shares, weights / total)
         margins = ref_margins[is_left_out] + pairs.differences[is_left_out] @ head
         num_right += int((margins > 0).sum())
     return num_right / len(pairs.clusters)
 
 
-def _head(differences: Tensor, ref_margins: Tensor, weights: Tensor) -> Tensor:
+def _head(
+    differences: Tensor, ref_margins: Tensor, shares: Tensor | None, weights: Tensor
+) -> Tensor:
     """(D,) what the weighted pairs change in the global model's head, under a small penalty."""
     scale = math.sqrt(float(differences.square().sum(dim=1).mean())) or 1.0
     change = torch.zeros(1, differences.shape[1], dtype=torch.float64, requires_grad=True)
 
     def objective() -> Tensor:
-        losses = softplus(-(ref_margins + differences @ change[0] / scale))
+        margins = ref_margins + differences @ change[0] / scale
+        losses = labelled_losses(margins, shares, losses=bradley_terry_losses)
         return weights @ losses + _RIDGE * change.square().sum() / 2
 
     found = solved([change], objective, lambda: change, scale, _MAX_ITERATIONS)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from scpo_ray.methods.mixture import learned_shares
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun
 from scpo_ray.models.export import save_reward_model
 from scpo_ray.models.reading import score_head
@@ -24,6 +24,7 @@ from scpo_ray.records import InputError, Pairs
 from scpo_ray.results import TrainingCurve
 from scpo_ray.storage.disk import whole_folder
 from scpo_ray.training.loop import TrainingSummary
+from scpo_ray.training.loss import bradley_terry_losses, labelled_losses
 from scpo_ray.workers import from_first
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ _LINEAR_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class TaughtPairs:
-    """One culture's training pairs: (P_c, D) features of chosen minus rejected, and (P_c,) the
-    global model's margins, both float64."""
+    """One culture's training pairs: (P_c, D) features of chosen minus rejected, (P_c,) the global
+    model's margins and, with soft labels, (P_c,) the shares that preferred chosen, all float64."""
 
     differences: Tensor
     ref_margins: Tensor
+    shares: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,16 @@ def fit_heads(prepared: PreparedRun, context: FitContext, learn: Learn) -> Fitte
             raise ValueError("this needs the global model's features and rewards")
         started = time.monotonic()
         changes, heads = learned_changes(
-            task.train_pairs, features, ref_rewards, learn, method=task.config.method
+            task.train_pairs,
+            features,
+            ref_rewards,
+            learn,
+            method=task.config.method,
+            shares=learned_shares(task.config, task.train_pairs),
         )
         seconds = time.monotonic() - started
-        shares = np.array([task.culture_weights.get(culture, 0.0) for culture in changes])
-        change = shares @ np.stack(list(changes.values())) / shares.sum()
+        weights = np.array([task.culture_weights.get(culture, 0.0) for culture in changes])
+        change = weights @ np.stack(list(changes.values())) / weights.sum()
         model = task.base.frozen()
         rewards = change_head(model, change, features, ref_rewards)
         with whole_folder(context.run_dir.model_dir) as folder:
@@ -104,22 +111,27 @@ def learned_changes(
     learn: Learn,
     *,
     method: str,
+    shares: NDArray[np.float64] | None,
 ) -> tuple[dict[str, NDArray[np.float64]], Heads]:
     """Culture -> (D,) its head minus the global model's, of every culture with a pair.
 
     Args:
         pairs: the training pairs of all cultures to learn from.
         features: (T, D); ref_rewards: (T,).
+        shares: (P,) the pairs' soft labels; None: each label is 1.
 
     Raises: as `fit_heads`.
     """
     codes = np.unique(pairs.culture_codes)
     cultures = []
     for code in codes:
-        mine = pairs.take(pairs.culture_codes == code)
+        rows = pairs.culture_codes == code
+        mine = pairs.take(rows)
         differences = features[mine.chosen].astype(np.float64) - features[mine.rejected]
         margins = ref_rewards[mine.chosen].astype(np.float64) - ref_rewards[mine.rejected]
-        cultures.append(TaughtPairs(torch.from_numpy(differences), torch.from_numpy(margins)))
+        labels = None if shares is None else torch.from_numpy(shares[rows])
+        taught = TaughtPairs(torch.from_numpy(differences), torch.from_numpy(margins), labels)
+        cultures.append(taught)
     try:
         heads = learn(cultures)
     except ValueError as error:
@@ -189,7 +201,9 @@ def check_pairs(cultures: Sequence[TaughtPairs]) -> tuple[float, int]:
 def mean_loss(cultures: Sequence[TaughtPairs], heads: Tensor) -> Tensor:
     """The mean over cultures of each one's mean Bradley-Terry loss."""
     losses = [
-        softplus(-(c.ref_margins + c.differences @ head)).mean()
+        labelled_losses(
+            c.ref_margins + c.differences @ head, c.shares, losses=bradley_terry_losses
+        ).mean()
         for c, head in zip(cultures, heads, strict=True)
     ]
     return torch.stack(losses).mean()

@@ -6,6 +6,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.evaluation.calibration import vote_shares
 from scpo_ray.records import Pairs, PreferenceData
 from scpo_ray.settings.files import check_culture_names
 from scpo_ray.settings.run import RunConfig
@@ -24,8 +25,14 @@ def cultures_mask(pairs: Pairs, culture_weights: dict[str, float]) -> NDArray[np
     return np.isin(pairs.culture_codes, wanted)
 
 
+def learned_shares(config: RunConfig, pairs: Pairs) -> NDArray[np.float64] | None:
+    """(P,) the pairs' soft labels; None where each label is 1."""
+    return vote_shares(pairs) if config.train.soft_labels else None
+
+
 def training_fingerprint(config: RunConfig, data: PreferenceData) -> str:
-    """Hash of the pairs that the run learns from, and of what each is called."""
+    """Hash of the pairs that the run learns from, of what each is called, and of the shares where
+    these are learned."""
     if config.how.learns_from_all and data.opinions is not None:
         return data.fingerprint
     weights = culture_weights_of(config, data)
@@ -40,4 +47,7 @@ def training_fingerprint(config: RunConfig, data: PreferenceData) -> str:
         numbers[pairs.culture_codes],
     ):
         digest.update(np.ascontiguousarray(column).tobytes())
+    shares = learned_shares(config, pairs)
+    if shares is not None:
+        digest.update(shares.astype("<f8").tobytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scpo_ray.evaluation.layers import pair_ids, plain_accuracies
+from scpo_ray.methods.mixture import learned_shares
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Task
 from scpo_ray.models.export import save_reward_model, write_weights
 from scpo_ray.models.files import weight_shapes
@@ -65,6 +66,7 @@ def train_network(
         config, data, worker = task.config, task.data, task.worker
         engine = _started(task)
         weights = pair_weights(prepared)
+        shares = learned_shares(config, prepared.kept_pairs)
 
         def rewards(texts: NDArray[np.int64]) -> NDArray[np.float32]:
             return score_tokens(engine.model, task.tokens, text_ids=texts, worker=worker)
@@ -77,6 +79,7 @@ def train_network(
                 weights,
                 lambda rows: pair_ids(prepared.kept_pairs.take(rows), data.interaction_ids),
                 losses,
+                None if shares is None else shares.astype(np.float32),
             ),
             config.train,
             context.tracker,

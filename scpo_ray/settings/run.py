@@ -176,6 +176,17 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def soft_labels_have_shares(self) -> Self:
+        if self.train.soft_labels and not self.data.scores_are_votes:
+            raise ValueError(
+                "train.soft_labels needs data that says how many preferred each response, and "
+                f'data.source "{self.data.source}" as set here does not: set '
+                "data.columns.chosen_share (or chosen_votes and rejected_votes) of preferences, or "
+                "use opinions"
+            )
+        return self
+
     @property
     def how(self) -> Method:
         """The method that `method` names."""
@@ -206,6 +217,7 @@ class RunConfig(Section):
             document["culture_weights"] = {c: w for c, w in self.culture_weights.items() if w > 0}
         own = self.own_settings
         document["method"] = [self.method, self.how.version, own and own.model_dump(mode="json")]
+        _leave_out_later(document)
         return _hash_of(document)
 
     @property
@@ -243,6 +255,22 @@ OBSERVATION: dict[str, Any] = {
     "train": {"log_every", "checkpoint_every", "keep_checkpoints"},
     "model": {"inference_batch_tokens"},
 }
+
+# Settings that are younger than runs that exist: where they say what those runs did, they do not
+# count, so that a run that has ended is found again.
+_LATER: dict[tuple[str, ...], Any] = {
+    ("train", "soft_labels"): False,
+    ("data", "columns", "chosen_share"): None,
+}
+
+
+def _leave_out_later(document: dict[str, Any]) -> None:
+    for (*sections, name), default in _LATER.items():
+        section: Any = document
+        for each in sections:
+            section = section.get(each, {})
+        if name in section and section[name] == default:
+            del section[name]
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,11 @@ class TrainConfig(Section):
     """What is drawn into steps: single pairs, as in the paper, or all pairs of an interaction one
     after the other, so that a response in several pairs is mostly computed once."""
 
+    soft_labels: bool = False
+    """Learn by how much `chosen` is preferred: the share of people who preferred it to `rejected`
+    is the pair's target, in place of 1. Needs data that counts people: `columns.chosen_share` or
+    `chosen_votes` of preferences, or opinions."""
+
     max_steps: int = Field(1_024, ge=1, le=10**7)
     """Optimizer steps, whatever the number of pairs (the paper's way of ending)."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import entr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +24,13 @@ from scpo_ray.settings.train import TrainConfig
 from scpo_ray.tracking.trackers import Tracker
 from scpo_ray.training.checkpoints import CheckpointStore
 from scpo_ray.training.engine import Engine
-from scpo_ray.training.loss import Losses, bradley_terry_losses, pair_margins, weighted_loss
+from scpo_ray.training.loss import (
+    Losses,
+    bradley_terry_losses,
+    labelled_losses,
+    pair_margins,
+    weighted_loss,
+)
 from scpo_ray.training.optimization import StepStats
 from scpo_ray.training.pair_weights import PairWeights
 from scpo_ray.training.plan import Plan, Step
@@ -39,13 +46,25 @@ _PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the plan's rows stand for: the texts' tokens, what pairs count, their loss by margin,
-    and the rows' names."""
+    """What the plan's P rows stand for: the texts' tokens, what pairs count, the rows' names,
+    their loss by margin, and (P,) the shares of people who preferred `chosen`, where these are
+    learned."""
 
     tokens: Tokens
     pair_weights: PairWeights
     pair_ids: Callable[[NDArray[np.int64]], list[str]]
     losses: Losses = bradley_terry_losses
+    shares: NDArray[np.float32] | None = None
+
+    def shares_of(self, rows: NDArray[np.int64], device: str) -> Tensor | None:
+        return None if self.shares is None else torch.from_numpy(self.shares[rows]).to(device)
+
+    def least_losses(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(B,) Bradley-Terry losses of pairs whose shares are met: the shares' entropy."""
+        if self.shares is None:
+            return np.zeros(len(rows))
+        shares = self.shares[rows].astype(np.float64)
+        return np.asarray(entr(shares) + entr(1 - shares))
 
 
 @dataclass(frozen=True)
@@ -135,7 +154,7 @@ def train(
             _tell_weights(pair_weights, mine, step, worker)
             progress.batch_losses.append(loss)
             losses.append(loss)
-            watch.see(step, loss, pair_weights)
+            watch.see(step, loss, data)
             bar.update(len(step.rows))
             if step.number % config.log_every == 0 or step.number == plan.num_steps:
                 point = stats, pair_weights.shown()
@@ -188,7 +207,9 @@ def step_loss(
     for number, batch in enumerate(micro_batches, start=1):
         inputs = engine.model.batch(data.tokens, batch.texts)
         pairs = torch.from_numpy(batch.pairs).to(worker.device)
-        losses = data.losses(pair_margins(engine.rewards(inputs), pairs))
+        margins = pair_margins(engine.rewards(inputs), pairs)
+        shares = data.shares_of(batch.rows, worker.device)
+        losses = labelled_losses(margins, shares, losses=data.losses)
         weights = torch.from_numpy(pair_weights.of(batch.rows)).to(worker.device)
         loss = weighted_loss(losses, weights, normalizer=normalizer)
         engine.backward(loss, last=number == len(micro_batches))
@@ -213,12 +234,15 @@ class _CoinWatch:
         # The loss is that of all workers: one of them says it.
         self._is_coin = worker.rank == 0
 
-    def see(self, step: Step, loss: float, weights: PairWeights) -> None:
+    def see(self, step: Step, loss: float, data: TrainingData) -> None:
         if not self._is_coin or step.number > self._last:
             return
-        mean = 1.0 if self._normalize_weights else float(weights.of(step.rows).mean())
-        coin = mean * math.log(2)
-        self._is_coin = abs(loss - coin) <= _COIN_TOLERANCE * coin
+        weights = data.pair_weights.of(step.rows).astype(np.float64)
+        normalizer = weights.sum() if self._normalize_weights else len(weights)
+        coin = math.log(2) * weights.sum() / normalizer
+        # Where people are divided even the best loss is not far below a coin's.
+        to_gain = coin - weights @ data.least_losses(step.rows) / normalizer
+        self._is_coin = bool(abs(loss - coin) <= _COIN_TOLERANCE * to_gain)
         if self._is_coin and step.number == self._last:
             log.warning(
                 "nothing is being learned: after %d steps the loss is still log 2, a coin's; "

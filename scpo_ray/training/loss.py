@@ -14,6 +14,29 @@ def bradley_terry_losses(margins: Tensor) -> Tensor:
     return softplus(-margins)
 
 
+def labelled_losses(margins: Tensor, shares: Tensor | None, *, losses: Losses) -> Tensor:
+    """(B,) losses of pairs whose labels say how many people preferred `chosen`.
+
+        share * losses(margin) + (1 - share) * losses(-margin)
+
+    With Bradley-Terry's losses that is the binary cross-entropy of sigmoid(margin) and the share.
+
+    Args:
+        margins: (B,) chosen minus rejected.
+        shares: (B,) of those who preferred either response, those for `chosen`, in [0, 1]; None:
+            1 for every pair, to the bit the plain losses.
+
+    Raises: ValueError if the shapes differ.
+    Source: docs/method.md, "Soft labels".
+    """
+    if shares is None:
+        return losses(margins)
+    if shares.shape != margins.shape:
+        shapes = f"{tuple(margins.shape)} and {tuple(shares.shape)}"
+        raise ValueError(f"margins and shares must be (B,) alike, got {shapes}")
+    return shares * losses(margins) + (1 - shares) * losses(-margins)
+
+
 def pair_margins(rewards: Tensor, pairs: Tensor) -> Tensor:
     """(B,) chosen minus rejected in float32.
 

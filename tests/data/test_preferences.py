@@ -6,6 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from scpo_ray.data.loading import load_preferences
 from scpo_ray.data.preferences import PreferencesConfig, open_preferences
 from scpo_ray.data.rows import MAX_PROBLEMS, Notes, usable
+from scpo_ray.evaluation.calibration import vote_shares
 from scpo_ray.records import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -538,6 +540,7 @@ def test_the_blend_pairs_split_as_labelled(tmp_path):
 # Votes
 
 VOTES = {"chosen_votes": "for", "rejected_votes": "against"}
+SHARE = {"chosen_share": "agreed"}
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
@@ -553,30 +556,67 @@ def test_votes_are_the_scores_of_the_two_responses(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("votes", "problem"),
+    ("columns", "values", "problem"),
     [
-        ({"for": 1, "against": 1}, "for = 1.0: must be more than against, got 1"),
-        ({"for": 1, "against": -1}, "against = -1.0: must be 0 or more"),
-        ({"for": "many", "against": 0}, "for = 'many': must be a number"),
+        (VOTES, {"for": 1, "against": 1}, "for = 1.0: must be more than against, got 1"),
+        (VOTES, {"for": 1, "against": -1}, "against = -1.0: must be 0 or more"),
+        (VOTES, {"for": "many", "against": 0}, "for = 'many': must be a number"),
+        (SHARE, {"agreed": 0.5}, "agreed = 0.5: must be above 0.5 and at most 1"),
+        (SHARE, {"agreed": 80}, "agreed = 80.0: must be above 0.5 and at most 1"),
+        (SHARE, {"agreed": None}, "agreed = null: must be a number"),
+        (SHARE, {"agreed": ""}, "agreed = '': must be a number"),
+        (SHARE, {}, "no column 'agreed'; it has"),
     ],
 )
-def test_votes_that_contradict_the_pair_are_told_with_their_row(votes, problem, tmp_path):
-    config = _config(_write(tmp_path / "rows.jsonl", [PLAIN | votes]), columns=VOTES)
+def test_votes_and_shares_that_contradict_the_pair_are_told_with_their_row(
+    columns, values, problem, tmp_path
+):
+    config = _config(_write(tmp_path / "rows.jsonl", [PLAIN | values]), columns=columns)
     notes = Notes()
 
     assert list(open_preferences(config).read(notes)) == []
     assert len(notes.problems) == 1
-    assert notes.problems[0].endswith(f"rows.jsonl, line 1: {problem}")
+    assert f"rows.jsonl, line 1: {problem}" in notes.problems[0]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_a_share_is_the_score_of_chosen_and_the_rest_that_of_rejected(name, tmp_path):
+    rows = [PLAIN | {"agreed": 0.75}, PLAIN | {"agreed": 1, "user": "u1"}]
+    config = _config(_write(tmp_path / name, rows), columns=SHARE)
+
+    read = [i for _, i in open_preferences(config).read(Notes())]
+
+    assert [i.human_scores for i in read] == [(0.75, 0.25), (1.0, 0.0)]
+    assert config.scores_are_votes
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_a_share_is_kept_with_its_pair_and_makes_other_data(share, tmp_path):
+    rows = [PLAIN | {"agreed": share, "user": f"u{n}", "prompt": f"p{n}"} for n in range(8)]
+    whole = [row | {"agreed": 1} for row in rows]
+    split = {"test_size": 0.25, "dev_size": 0}
+
+    data, other = (
+        load_preferences(_config(_write(folder, given), columns=SHARE, split=split), tmp_path)
+        for folder, given in ((tmp_path / "a.jsonl", rows), (tmp_path / "b.jsonl", whole))
+    )
+
+    assert data.scores_are_votes
+    np.testing.assert_allclose(vote_shares(data.train), share, rtol=1e-6)
+    np.testing.assert_array_equal(vote_shares(other.train), 1.0)
+    assert data.fingerprint != other.fingerprint
 
 
 @pytest.mark.parametrize(
     ("columns", "rule"),
     [
+        (SCORED | SHARE, "chosen_share is of chosen and rejected"),
+        (VOTES | SHARE, "set either chosen_share or chosen_votes"),
         ({"chosen_votes": "for"}, "chosen_votes and rejected_votes are set together"),
         (SCORED | VOTES, "chosen_votes are of chosen and rejected"),
     ],
 )
-def test_votes_go_with_chosen_and_rejected(columns, rule, tmp_path):
+def test_votes_and_shares_go_with_chosen_and_rejected(columns, rule, tmp_path):
     with pytest.raises(ValueError, match=rule):
         _config(tmp_path / "rows.jsonl", columns=columns)
 

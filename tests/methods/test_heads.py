@@ -36,6 +36,18 @@ def offset(cultures, *, shared=NOTHING, own=NOTHING) -> np.ndarray:
     return shared_offset_heads(cultures, config).changes
 
 
+def test_heads_learn_shares_as_if_each_person_had_a_pair():
+    shared = [
+        TaughtPairs(torch.ones(2, 1).double(), torch.zeros(2).double(), torch.tensor(s).double())
+        for s in ([0.75, 0.75], [0.9, 0.3])
+    ]
+
+    heads = offset(shared)
+
+    np.testing.assert_allclose(heads, offset([one_feature(3, 1), one_feature(6, 4)]), atol=1e-5)
+    np.testing.assert_allclose(heads[:, 0], np.log([3, 1.5]), atol=1e-4)
+
+
 def test_without_penalties_each_head_is_the_log_odds_of_its_culture():
     heads = offset([one_feature(3, 1), one_feature(1, 4)])
 

@@ -99,6 +99,51 @@ def test_run_id_depends_on_what_decides_the_result(override):
     assert load_config("paper", [override]).run_id != load_config("paper").run_id
 
 
+def voted(columns: str, *more: str) -> RunConfig:
+    columns = f"data={{source: preferences, train_files: [a.jsonl], columns: {{{columns}}}}}"
+    return load_config("paper", [columns, *more])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    ["user: u, chosen_share: agreed", "user: u, chosen_votes: a, rejected_votes: b"],
+)
+def test_soft_labels_make_another_run_and_leaving_them_out_does_not(columns):
+    soft, plain = (voted(columns, f"train.soft_labels={on}") for on in ("true", "false"))
+
+    assert soft.run_id != plain.run_id == voted(columns).run_id
+
+
+def test_a_share_column_makes_another_run_and_none_does_not():
+    ids = [voted(c).run_id for c in ("user: u, chosen_share: null", "user: u, chosen_share: s")]
+
+    assert ids[0] == voted("user: u").run_id != ids[1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{source: prism}",
+        "{source: synthetic}",
+        "{source: preferences, train_files: [a.jsonl], columns: {user: u}}",
+        "{source: preferences, train_files: [a.jsonl],"
+        " columns: {user: u, responses: r, scores: s}}",
+    ],
+)
+def test_soft_labels_are_refused_where_the_data_counts_nobody(data):
+    with pytest.raises(InputError) as caught:
+        load_config("paper", [f"data={data}", "train.soft_labels=true"])
+
+    [problem] = caught.value.problems
+    assert "train.soft_labels needs data that says how many preferred each response" in problem
+
+
+def test_soft_labels_go_with_opinions():
+    opinions = ["data={source: opinions, path: answers.csv}", "train.soft_labels=true"]
+
+    assert load_config("paper", opinions).train.soft_labels
+
+
 def test_cultures_that_are_only_tested_on_make_another_evaluation_and_not_another_run():
     chile = ["culture_weights={Chile: 1.0}"]
     seven = load_config("paper", chile)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
@@ -90,6 +91,7 @@ def attempt(
     tracker: RecordingTracker | None = None,
     prepare: Callable[[StoppingEngine], None] = lambda engine: None,
     weights: PairWeights | None = None,
+    shares: NDArray[np.float32] | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainingSummary]:
     """One process's try at the run in `folder`: the weights and the summary it ends with."""
     task = prepared.task
@@ -104,6 +106,7 @@ def attempt(
             task.tokens,
             weights or FixedWeights(prepared.weights),
             lambda rows: [f"pair {row}" for row in rows],
+            shares=shares,
         ),
         config.train,
         tracker or RecordingTracker(),

@@ -4,8 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from scpo_ray.training.loss import bradley_terry_losses, pair_margins, weighted_loss
+from scpo_ray.training.loss import (
+    bradley_terry_losses,
+    labelled_losses,
+    pair_margins,
+    weighted_loss,
+)
 
 
 def loss_of(rewards, pairs, weights, *, normalizer):
@@ -136,3 +142,54 @@ def test_shapes_that_do_not_fit_are_refused(rewards, pairs, weights, message):
             torch.ones(weights),
             normalizer=1,
         )
+
+
+def soft_losses(margins, shares):
+    return labelled_losses(margins, shares, losses=bradley_terry_losses)
+
+
+numbers = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+@given(st.lists(st.tuples(st.floats(-80, 80, width=32), st.floats(0, 1, width=32)), min_size=1))
+def test_soft_labels_are_the_targets_of_a_binary_cross_entropy(pairs):
+    margins, shares = torch.tensor(pairs, dtype=torch.float64).T
+
+    expected = binary_cross_entropy_with_logits(margins, shares, reduction="none")
+    torch.testing.assert_close(soft_losses(margins, shares), expected)
+    in_float32 = soft_losses(margins.float(), shares.float())
+    torch.testing.assert_close(in_float32.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@given(st.lists(numbers, min_size=1, max_size=8))
+def test_soft_labels_of_1_are_the_plain_loss_and_gradient_to_the_bit(margins):
+    plain, soft = (torch.tensor(margins, requires_grad=True) for _ in range(2))
+
+    losses = bradley_terry_losses(plain)
+    labelled = soft_losses(soft, torch.ones(len(margins)))
+    losses.sum().backward()
+    labelled.sum().backward()
+
+    assert labelled.equal(losses)
+    assert soft.grad.equal(plain.grad)
+    assert soft_losses(plain, None).equal(losses)
+
+
+@given(st.floats(0.01, 0.99), st.floats(-5, 5))
+def test_the_loss_is_least_where_the_win_probability_is_the_share(share, distance):
+    best = torch.tensor([math.log(share / (1 - share))], dtype=torch.float64, requires_grad=True)
+    shares = torch.tensor([share], dtype=torch.float64)
+
+    least = soft_losses(best, shares)
+    least.sum().backward()
+
+    # The share's entropy.
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert least.item() == pytest.approx(entropy, abs=1e-9)
+    assert abs(best.grad.item()) < 1e-9
+    assert soft_losses(best + distance, shares).item() >= least.item() - 1e-12
+
+
+def test_margins_without_a_share_each_are_refused():
+    with pytest.raises(ValueError, match=r"\(B,\) alike, got \(2,\) and \(1,\)"):
+        soft_losses(torch.zeros(2), torch.ones(1))
