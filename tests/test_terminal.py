@@ -11,6 +11,7 @@ import scpo_ray.cli.main
 from tests.test_bad_input import Workplace, as_lines, rows_of
 
 EVIL = "N\x1b[2J\x9b31m\u202eorth\x07"
+"""What turns a terminal's text about (U+202E) is taken out of a name, and shown anywhere else."""
 SHOWN = "N\\x1b[2J\\x9b31m\\u202eorth\\x07"
 
 
@@ -35,9 +36,9 @@ def test_a_culture_with_control_characters_is_shown_by_their_escapes(scpo, place
     assert outcome.code == 0, outcome.err
     assert_plain(outcome.out + outcome.err)
     if command in (("data",), ("train",)):
-        assert SHOWN in outcome.out
+        assert SHOWN.replace("\\u202e", "") in outcome.out
     if command == ("train", "--dry-run"):
-        assert "N\\e[2J\\x9B31m\\u202eorth\\a" in outcome.out
+        assert "N\\e[2J\\x9B31morth\\a" in outcome.out
 
 
 def test_an_error_that_quotes_the_data_is_plain(scpo, place):

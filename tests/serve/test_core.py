@@ -252,7 +252,7 @@ def test_a_base_that_is_gone_is_named(tmp_path, models):
 MIXED = {
     "renderers": ({"max_length": 40}, "mix: models of different renderers: Chile .* other "),
     "reference texts": ({"references": "others"}, "models of different reference texts: Chile"),
-    "no scale": ({"references": None}, "no scale in the model of other: a mixture is"),
+    "no scale": ({"references": None}, "no scale in the model of other: scpo scale "),
 }
 
 
