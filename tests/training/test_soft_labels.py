@@ -240,7 +240,7 @@ def test_every_engine_on_any_number_of_workers_fits_them_alike(
                 experiment=f"on-{workers}-{number}",
                 method=method,
                 culture_weights={"North": 1.0, "South": 1.0},
-                train=engine | {"max_steps": 20},
+                train=engine | {"max_steps": 12},
             )
             for number, engine in enumerate(engines)
         ]
