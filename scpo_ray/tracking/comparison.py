@@ -27,9 +27,12 @@ def track_comparison(config: RunConfig, summary: ComparisonResult, files: Sequen
     name = f"comparison {summary.experiment}"
     try:
         client, run_id = open_run_of_runs(config, name, {"scpo.comparison": summary.experiment})
-        tags = {NOTE_TAG: printable(comparison_note(summary))}
-        params = {"method": ", ".join(summary.methods)}
-        log_batches(client, run_id, tags=tags, params=params)
+        # Tags, which change when the comparison is repeated with other methods; params cannot.
+        tags = {
+            NOTE_TAG: printable(comparison_note(summary)),
+            "scpo.methods": printable(", ".join(summary.methods)),
+        }
+        log_batches(client, run_id, tags=tags)
         points = [
             {"key": key, "value": value, "timestamp": 0, "step": 0}
             for key, value in comparison_metrics(summary).items()

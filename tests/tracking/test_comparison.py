@@ -21,7 +21,7 @@ def test_a_comparison_is_one_run_with_its_macro_means_and_its_page(tmp_path, sto
     page.write_text("<html>")
     _, summary = comparison(methods=("global", "finetune", "scpo"))
 
-    track_comparison(config, summary, [page])
+    track_comparison(config, comparison(methods=("global", "scpo"))[1], [page])
     track_comparison(config, replace(summary, failures={"scpo-Chile-s0": "lost"}), [page])
 
     client = MlflowClient(store)
@@ -32,6 +32,7 @@ def test_a_comparison_is_one_run_with_its_macro_means_and_its_page(tmp_path, sto
     assert run.info.status == "FAILED"
     assert run.data.metrics == comparison_metrics(summary)
     assert run.data.tags[NOTE_TAG] == comparison_note(summary)
+    assert run.data.tags["scpo.methods"] == "global, finetune, scpo"
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.html"]
 
 
