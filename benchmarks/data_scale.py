@@ -4,6 +4,8 @@ NUMBER pairs with responses of about 500 characters (PRISM's length) are written
 and loaded. Each line of the table is a process of its own. "objects" keeps the same interactions
 as Python objects in a list. Memory is the process's own (anonymous) at its highest, sampled every
 10 ms: pages of the mapped file belong to the system, which takes them back when it needs them.
+What Python's and numpy's own allocations come to, at the most and in the end, is traced in a load of
+its own, since tracing takes time.
 """
 
 import json
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,13 @@ def measured(kind: str, path: Path) -> None:
     config = PreferencesConfig(
         source="preferences", train_files=[str(path)], columns=ColumnMap(user="user")
     )
+    if kind == "traced":
+        # The first load brings the libraries.
+        load_preferences(config, path.parent / "cache")
+        tracemalloc.start()
+        _data = load_preferences(config, path.parent / "cache")
+        print(*tracemalloc.get_traced_memory(), 0)
+        return
     peak = _PeakMemory()
     started = time.perf_counter()
     if kind == "table":
@@ -98,6 +108,7 @@ def main(number: int) -> None:
                 ("table: load again", "table"),
             )
         ]
+        kept, most = _in_a_process("traced", path)
     print(f"{number:,} pairs, {size:.0f} MB of JSON; {os.cpu_count()} CPUs, ", end="")
     print(f"Python {platform.python_version()}\n")
     print("| what | seconds | peak MB | above imports, share of the objects' |")
@@ -106,6 +117,10 @@ def main(number: int) -> None:
     for title, seconds, peak in rows:
         share = f"{(peak - base) / (rows[1][2] - base):.2f}" if peak > base else ""
         print(f"| {title} | {seconds:.1f} | {peak:.0f} | {share} |")
+    print(
+        f"\ntraced while cached pairs are loaded, bytes a pair: {most / number:.0f} at the most, "
+    )
+    print(f"{kept / number:.0f} in the end")
 
 
 def _in_a_process(kind: str, path: Path) -> tuple[float, float]:

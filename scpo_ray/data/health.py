@@ -42,8 +42,10 @@ def count_cultures(
     """
     responses = Responses(table.offsets, table.response_lengths, table.format_marks)
     counts = {}
+    # The table reads its columns anew at each use.
+    row_cultures, clusters = table.culture_codes[rows], table.cluster_codes
     for code, culture in enumerate(sides[0].cultures):
-        mine = np.flatnonzero(table.culture_codes[rows] == table.cultures.index(culture))
+        mine = np.flatnonzero(row_cultures == table.cultures.index(culture))
         my_rows = rows[mine]
         my_pairs = [np.flatnonzero(pairs.culture_codes == code) for pairs in sides]
         train_users, dev_users, test_users = (
@@ -54,7 +56,7 @@ def count_cultures(
             *_flat_responses(sides, my_pairs, table.offsets), responses
         )
         counts[culture] = CultureCounts(
-            users=len(np.unique(table.cluster_codes[my_rows])),
+            users=len(np.unique(clusters[my_rows])),
             train_users=train_users,
             dev_users=dev_users,
             test_users=test_users,

@@ -20,8 +20,7 @@ def reference_texts(data: PreferenceData) -> NDArray[np.int64]:
     cultures', at most `NUM_REFERENCES` of them, chosen by their contents alone."""
     train = data.train
     texts = np.unique(np.concatenate([train.chosen, train.rejected]))
-    chosen = np.argsort(data.texts.hashes[texts], kind="stable")[:NUM_REFERENCES]
-    return np.asarray(np.sort(texts[chosen]))
+    return np.asarray(np.sort(texts[_lowest(data.texts.hashes[texts])]))
 
 
 def reference_scale(data: PreferenceData, rewards: NDArray[np.float32]) -> Scale:
@@ -33,17 +32,26 @@ def reference_scale(data: PreferenceData, rewards: NDArray[np.float32]) -> Scale
     Raises: ValueError as `scale_of`.
     """
     texts = reference_texts(data)
-    contents = np.sort(data.texts.hashes[texts]).astype("<u8").tobytes()
-    return scale_of(rewards[texts], hashlib.sha256(contents).hexdigest())
+    return scale_of(rewards[texts], _fingerprint(data.texts.hashes[texts]))
 
 
 def spread_texts(texts: Sequence[Text]) -> tuple[list[Text], str]:
     """Of any texts, those that a scale is of, as `reference_texts` chooses them, and the
     fingerprint of their set: the same for the same texts in any order."""
     by_hash = {text_hash(text): text for text in texts}
-    chosen = sorted(by_hash)[:NUM_REFERENCES]
-    contents = np.array(chosen, dtype="<u8").tobytes()
-    return [by_hash[each] for each in chosen], hashlib.sha256(contents).hexdigest()
+    hashes = np.array(list(by_hash), dtype=np.uint64)
+    chosen = hashes[_lowest(hashes)]
+    return [by_hash[int(each)] for each in chosen], _fingerprint(chosen)
+
+
+def _lowest(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where the `NUM_REFERENCES` lowest stand: a choice by contents alone."""
+    return np.argsort(hashes, kind="stable")[:NUM_REFERENCES]
+
+
+def _fingerprint(hashes: NDArray[np.uint64]) -> str:
+    """Of the set of the texts with these hashes."""
+    return hashlib.sha256(np.sort(hashes).astype("<u8").tobytes()).hexdigest()
 
 
 def scale_of(rewards: NDArray[np.floating], references: str) -> Scale:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -150,18 +150,18 @@ def _all_runs(
     known: dict[str, ComparedRun] = {}
     failures: dict[str, str] = {}
     took: dict[str, list[float]] = defaultdict(list)
+    # Each id is a hash of all settings: made once.
+    run_ids = [trial.config.run_id for trial in trials]
+    to_come = {run_id: t.config.method for run_id, t in zip(run_ids, trials, strict=True)}
     with status_line() as show_status:
-        for done, trial in enumerate(trials):
+        for done, (run_id, trial) in enumerate(zip(run_ids, trials, strict=True)):
             name, started = run_name(trial.config), time.monotonic()
-            to_come = {t.config.run_id: t.config.method for t in trials[done:]}
-            others = [method for run_id, method in to_come.items() if run_id not in known]
-            seconds = time_left(took, others)
+            seconds = time_left(took, Counter(to_come.values()))
             left = None if seconds is None else f"about {duration(seconds)}"
             show_status(status_text("runs", done, len(trials), [name], left))
             said = f"; {left} left" if left else ""
             log.info("run %d of %d: %s%s", done + 1, len(trials), name, said)
             try:
-                run_id = trial.config.run_id
                 if run_id not in known:
                     # Of two comparisons at once, one waits for the runs of the other and reads
                     # them.
@@ -178,6 +178,8 @@ def _all_runs(
             except InputError as error:
                 log.error("%s: %s", name, error)
                 failures[name] = " ".join(str(error).split())
+            # Tried again in the next culture if it failed and pools; that is quickly said.
+            to_come.pop(run_id, None)
     return compared, failures
 
 

@@ -26,16 +26,16 @@ def status_text(what: str, done: int, total: int, running: Sequence[str], left: 
     return ", ".join(parts) + (f"; running: {', '.join(running)}" if running else "")
 
 
-def time_left(took: Mapping[str, Sequence[float]], to_come: Sequence[str]) -> float | None:
+def time_left(took: Mapping[str, Sequence[float]], to_come: Mapping[str, int]) -> float | None:
     """Seconds, by the mean of each kind of run; None where one to come has no run before it.
 
     Args:
         took: kind -> seconds of the runs that have ended.
-        to_come: the kinds of the others.
+        to_come: kind -> number of the others.
     """
     if not all(took.get(kind) for kind in to_come):
         return None
-    return sum(sum(took[kind]) / len(took[kind]) for kind in to_come)
+    return sum(number * sum(took[kind]) / len(took[kind]) for kind, number in to_come.items())
 
 
 @contextmanager

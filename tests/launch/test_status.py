@@ -65,9 +65,9 @@ def test_the_status_says_what_is_done_to_come_and_running(running, left, text):
 @pytest.mark.parametrize(
     ("took", "to_come", "left"),
     [
-        ({"global": [1.0], "scpo": [30.0, 50.0]}, ["global", "scpo", "scpo"], 81.0),
-        ({"global": [1.0]}, ["global", "scpo"], None),
-        ({}, [], 0.0),
+        ({"global": [1.0], "scpo": [30.0, 50.0]}, {"global": 1, "scpo": 2}, 81.0),
+        ({"global": [1.0]}, {"global": 1, "scpo": 1}, None),
+        ({}, {}, 0.0),
     ],
 )
 def test_the_time_left_goes_by_what_runs_of_the_same_method_took(took, to_come, left):
