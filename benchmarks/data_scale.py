@@ -4,8 +4,8 @@ NUMBER pairs with responses of about 500 characters (PRISM's length) are written
 and loaded. Each line of the table is a process of its own. "objects" keeps the same interactions
 as Python objects in a list. Memory is the process's own (anonymous) at its highest, sampled every
 10 ms: pages of the mapped file belong to the system, which takes them back when it needs them.
-What Python's and numpy's own allocations come to, at the most and in the end, is traced in a load of
-its own, since tracing takes time.
+What Python and numpy allocate, at the most and in the end, is traced in a load of its own, since
+tracing takes time.
 """
 
 import json
@@ -117,10 +117,8 @@ def main(number: int) -> None:
     for title, seconds, peak in rows:
         share = f"{(peak - base) / (rows[1][2] - base):.2f}" if peak > base else ""
         print(f"| {title} | {seconds:.1f} | {peak:.0f} | {share} |")
-    print(
-        f"\ntraced while cached pairs are loaded, bytes a pair: {most / number:.0f} at the most, "
-    )
-    print(f"{kept / number:.0f} in the end")
+    found = f"{most / number:.0f} at the most, {kept / number:.0f} in the end"
+    print(f"\ntraced while cached pairs are loaded, bytes a pair: {found}")
 
 
 def _in_a_process(kind: str, path: Path) -> tuple[float, float]:

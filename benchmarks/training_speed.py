@@ -9,7 +9,6 @@ reaches. All contenders run one after the other, twice; ratios are within a roun
 training: pairs per second of one epoch over the pairs.
 scoring: texts per second, tokenizing included, without gradient.
 budgets: the same training at other numbers of tokens per pass.
-
 TRL is not among this project's packages. Its rows are left out, and say so, unless it is found:
     pip install --target trl --no-deps trl==1.16.0 accelerate==1.15.0; PYTHONPATH=trl python ...
 """
