@@ -67,6 +67,7 @@ ROOMS: dict[str, list[str]] = {
         "rendering",
         "tokenizing",
         "same_tokens",
+        "feed_forward",
         "rows",
         "reading",
         "packing",

@@ -161,6 +161,8 @@ def _together(model: RewardModel, names: Sequence[str]) -> RewardModel | None:
     its model gives alone."""
     if len(names) < 2:
         return None
+    # Which model a token is of, layers are told by where it stands among all.
+    model = replace(model, only_read=False)
     padded = replace(model, in_rows=False)
     ways = [model, padded] if model.in_rows else [padded]
     return next((way for way in ways if _mixes(way, names)), None)

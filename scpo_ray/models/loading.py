@@ -31,7 +31,7 @@ from scpo_ray.models.heads import (
     head_of,
     renamed_head,
 )
-from scpo_ray.models.packing import fit_for_rows
+from scpo_ray.models.packing import fit_for_rows, fit_to_read_alone
 from scpo_ray.models.pickles import conversion_record
 from scpo_ray.models.precision import (
     DTYPES,
@@ -124,7 +124,9 @@ def load_adapted_models(
 def _checked(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:
     model = _on_device(network, config, renderer, device)
     check_computes(model, config)
-    return replace(model, in_rows=fit_for_rows(model.scored))
+    in_rows = fit_for_rows(model.scored)
+    only_read = fit_to_read_alone(model.scored, in_rows=in_rows)
+    return replace(model, in_rows=in_rows, only_read=only_read)
 
 
 def _on_device(network: Any, config: ModelConfig, renderer: Renderer, device: str) -> RewardModel:

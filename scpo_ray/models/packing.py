@@ -1,4 +1,4 @@
-"""Which networks compute texts in one row without padding: found out once, when one is loaded."""
+"""What a network need not compute: padding, and what nobody reads. Found out when it is loaded."""
 
 import logging
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scpo_ray.models.reading import (
     ScoredNetwork,
+    allowed_error,
     filler_id,
     known_ids,
     num_token_rows,
@@ -58,6 +59,33 @@ def fit_for_rows(scored: ScoredNetwork) -> bool:
         go_as_before(plain)
         log.info("%s: texts are padded, since in one row %s", type(plain).__name__, found)
     return not found
+
+
+@torch.no_grad()
+def fit_to_read_alone(scored: ScoredNetwork, *, in_rows: bool) -> bool:
+    """Whether the last feed-forward network may compute only what rewards are read from.
+
+    Three texts are computed so and whole, `in_rows` or padded. The rewards must agree, and must not
+    change by one bit when all other tokens' states do.
+    """
+    plain = scored.plain
+    dtype = next(plain.parameters()).dtype
+    if num_token_rows(plain) is None or dtype not in _TOLERANCES:
+        return False
+    device = str(next(plain.parameters()).device)
+    texts = _texts(scored)
+    batch = pad_texts(texts, np.arange(3), filler_id(plain), device, in_row=in_rows)
+    whole = scored(**batch)
+    try:
+        rewards, again = (
+            ScoredNetwork(scored.network, only_read=True, unread=unread)(**batch)
+            for unread in (0.0, 1.0)
+        )
+    except Exception as error:  # whatever the library or the model's own code raises
+        log.debug("%s: the last layer is computed whole (%s)", type(plain).__name__, error)
+        return False
+    difference = float((rewards - whole).abs().max())
+    return torch.equal(rewards, again) and difference <= allowed_error(whole, dtype)
 
 
 def _fault(row: Tensor, other_row: Tensor, alone: Tensor, rewards: Tensor, expected: Tensor) -> str:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scpo_ray.models.feed_forward import computed_at
 from scpo_ray.models.rows import Row, computing, parameter_names
 from scpo_ray.records import InputError, Tokens
 
@@ -30,11 +31,14 @@ class ScoredNetwork(nn.Module):
     end of a text by the pad token's id, so that what it reads depends on what a batch is padded
     with. Here the attention mask says where a text ends, and the reward is what the network
     itself gives to that text alone, with its config as it was saved.
+
+    `only_read`: the last feed-forward network computes only what is read (`feed_forward`), and
+    gives `unread` for the rest.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, only_read: bool = False, unread: float = 0.0) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.only_read, self.unread = network, only_read, unread
 
     @property
     def plain(self) -> Any:
@@ -63,20 +67,33 @@ class ScoredNetwork(nn.Module):
         row = None
         if lengths is not None and places is not None:
             row = Row(tuple(lengths.tolist()), places)
-        with computing(plain, row):
-            rewards = self._read(plain, inputs)
+        layers = _head_layers(plain)
+        # Without layers the network reads by itself, and at the first token if at one.
+        read = torch.arange(len(input_ids), device=input_ids.device) * input_ids.shape[1]
+        if layers:
+            read = read + _places(plain.config, layers, input_ids, attention_mask)
+        alone = computed_at(plain.base_model, self._alone(plain, row, read), self.unread)
+        with computing(plain, row), alone:
+            rewards = self._read(plain, layers, inputs, read)
         if rewards.shape != (len(input_ids),):
             raise ValueError(f"{len(input_ids)} texts got rewards of shape {tuple(rewards.shape)}")
         return rewards
 
-    def _read(self, plain: Any, inputs: dict[str, Tensor]) -> Tensor:
-        layers = _head_layers(plain)
+    def _alone(self, plain: Any, row: Row | None, read: Tensor) -> Tensor | None:
+        """Where the last feed-forward network computes alone; None for everywhere."""
+        # What is computed again in the backward pass is computed whole.
+        if not self.only_read or getattr(plain, "is_activation_checkpointing", False):
+            return None
+        return read if row is None else torch.searchsorted(row.places, read)
+
+    def _read(
+        self, plain: Any, layers: tuple[str, ...], inputs: dict[str, Tensor], places: Tensor
+    ) -> Tensor:
+        """(R,) rewards, which `layers` read at `places` of the flattened (R, T) tokens."""
         if not layers:
             rewards: Tensor = self.network(**inputs).logits
             return rewards.float().squeeze(-1)
-        hidden = _hidden_states(plain, inputs)
-        places = _places(plain.config, layers, inputs["input_ids"], inputs["attention_mask"])
-        read = hidden[torch.arange(len(places), device=places.device), places]
+        read = _hidden_states(plain, inputs).flatten(0, 1)[places]
         # A margin is a small difference of large rewards: the head computes it unrounded.
         with torch.autocast(read.device.type, enabled=False):
             # XLNet's summary takes the last of a sequence, which here has one token.

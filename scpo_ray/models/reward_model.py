@@ -31,8 +31,9 @@ class RewardModel:
 
     It alone knows where a reward is read and in which precision: scoring, training, evaluation
     and exports call `rewards`. `batch_tokens`: tokens per forward pass without gradient, padded
-    ones counted. `in_rows`: texts are computed in one row without padding. `precision`: bf16
-    computes the backbone under autocast, what stands above it in float32.
+    ones counted. `in_rows`: texts are computed in one row without padding. `only_read`: the last
+    feed-forward network computes only what rewards are read from. `precision`: bf16 computes the
+    backbone under autocast, what stands above it in float32.
     """
 
     network: nn.Module
@@ -40,12 +41,13 @@ class RewardModel:
     device: str
     batch_tokens: int
     in_rows: bool = False
+    only_read: bool = False
     precision: Precision = "fp32"
 
     @cached_property
     def scored(self) -> ScoredNetwork:
         """The forward pass as a module, which an engine may wrap: its output are the rewards."""
-        return ScoredNetwork(self.network)
+        return ScoredNetwork(self.network, only_read=self.only_read)
 
     @property
     def dtype(self) -> torch.dtype:
