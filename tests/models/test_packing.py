@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scpo_ray.models.packing import fit_for_rows
+from scpo_ray.models.packing import fit_for_rows, fit_to_read_alone
 from scpo_ray.models.reading import ScoredNetwork
 from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.settings.model import LoraConfig
@@ -50,6 +50,9 @@ IN_ROWS: dict[str, dict[str, Any]] = {
     "opt": {},
     "phi": {},
 }
+# Their last feed-forward network is of layers of another kind, is one for all layers, or all of its
+# states are read.
+READ_WHOLE = {"gpt2", "modernbert mean", "albert", "xlnet"}
 LENGTHS = (3, 17, 9, 30)
 
 
@@ -61,7 +64,7 @@ def quiet(caplog):
 
 
 def network_in_family(name: str) -> Any:
-    return network_of(name.partition(" ")[0], **IN_ROWS[name])
+    return network_of(name.partition(" ")[0], **IN_ROWS.get(name, {}))
 
 
 def texts_of(lengths: tuple[int, ...]) -> Any:
@@ -88,29 +91,80 @@ def gradients(network: nn.Module, rewards: Tensor) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
-def rewards_in_row(network: nn.Module, tokens: Any) -> Tensor:
-    model = RewardModel(network, None, "cpu", 99, in_rows=True)
+def rewards_in_row(network: nn.Module, tokens: Any, *, only_read: bool = False) -> Tensor:
+    return rewards_of(
+        RewardModel(network, None, "cpu", 99, in_rows=True, only_read=only_read), tokens
+    )
+
+
+def rewards_of(model: RewardModel, tokens: Any) -> Tensor:
     return model.rewards(model.batch(tokens, np.arange(len(tokens.lengths))))
 
 
-@pytest.mark.parametrize("name", IN_ROWS)
-def test_rewards_and_gradients_in_a_row_are_those_of_each_text_alone(name):
-    network, tokens = network_in_family(name), texts_of(LENGTHS)
-    expected = rewards_alone(network, tokens)
-    theirs = gradients(network, expected)
-
-    assert fit_for_rows(ScoredNetwork(network))
-    rewards = rewards_in_row(network, tokens)
-    ours = gradients(network, rewards)
-
+def assert_same(network: nn.Module, rewards: Tensor, expected: Tensor) -> None:
+    """The rewards, and their gradients."""
+    theirs, ours = gradients(network, expected), gradients(network, rewards)
     torch.testing.assert_close(rewards, expected, rtol=1e-5, atol=1e-5)
     assert ours.keys() == theirs.keys()
     # Of the largest: some weights have a gradient of rounding alone.
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for weight, gradient in theirs.items():
         torch.testing.assert_close(ours[weight], gradient, rtol=1e-4, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", IN_ROWS)
+def test_rewards_and_gradients_in_a_row_are_those_of_each_text_alone(name):
+    network, tokens = network_in_family(name), texts_of(LENGTHS)
+    expected = rewards_alone(network, tokens)
+
+    assert fit_for_rows(ScoredNetwork(network))
+
+    assert_same(network, rewards_in_row(network, tokens), expected)
     # Outside of rows the network computes as it did, to the bit.
     assert torch.equal(rewards_alone(network, tokens), expected)
+
+
+@pytest.mark.parametrize("name", [*IN_ROWS, "deberta-v2", "albert", "xlnet", "bloom", "bart", "t5"])
+def test_what_nobody_reads_need_not_be_computed(name):
+    network, tokens = network_in_family(name), texts_of(LENGTHS)
+    expected = rewards_alone(network, tokens)
+    scored = ScoredNetwork(network)
+    in_rows = fit_for_rows(scored)
+
+    assert fit_to_read_alone(scored, in_rows=in_rows) == (name not in READ_WHOLE)
+
+    if name not in READ_WHOLE:
+        model = RewardModel(network, None, "cpu", 99, in_rows=in_rows, only_read=True)
+        assert_same(network, rewards_of(model, tokens), expected)
+        assert torch.equal(rewards_alone(network, tokens), expected)
+
+
+def test_the_last_feed_forward_network_gets_the_read_tokens_alone():
+    network, tokens = network_of("bert"), texts_of(LENGTHS)
+    given = []
+    dense = network.bert.encoder.layer[-1].output.dense
+    dense.register_forward_hook(lambda layer, args, output: given.append(args[0].shape[:2]))
+
+    for in_rows in (False, True):
+        model = RewardModel(network, None, "cpu", 99, in_rows=in_rows, only_read=True)
+        assert not in_rows or fit_for_rows(ScoredNetwork(network))
+        given.clear()
+        rewards_of(model, tokens)
+        assert given == [(1, len(LENGTHS))]
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "mistral", "gemma2"])
+def test_rounded_to_bfloat16_a_row_is_near_the_unrounded_one(name):
+    network, tokens = network_in_family(name), texts_of(LENGTHS)
+    expected = rewards_alone(network, tokens)
+    assert fit_for_rows(ScoredNetwork(network))
+
+    model = RewardModel(network, None, "cpu", 99, in_rows=True, precision="bf16")
+
+    rewards = rewards_of(model, tokens)
+    assert not torch.equal(rewards, expected)
+    torch.testing.assert_close(rewards, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+    assert all(torch.isfinite(g).all() for g in gradients(network, rewards).values())
 
 
 def test_token_types_go_into_the_row_with_their_tokens():
@@ -152,6 +206,8 @@ def test_a_layer_that_mixes_neighbours_is_found_however_little_it_does(leak):
     network.model.layers[0].mlp.register_forward_hook(lambda m, given, states: leak(states))
 
     assert not fit_for_rows(ScoredNetwork(network))
+    network.model.layers[-1].mlp.register_forward_hook(lambda m, given, states: leak(states))
+    assert not fit_to_read_alone(ScoredNetwork(network), in_rows=False)
 
 
 def test_a_network_that_counts_positions_by_itself_is_found():
@@ -171,14 +227,15 @@ def test_activations_computed_again_in_the_backward_pass_are_the_same():
     model = RewardModel(network, None, "cpu", 99, in_rows=True)
     prepare_network(model, TrainConfig(gradient_checkpointing=True, dropout=False))
 
-    for weight, gradient in gradients(network, rewards_in_row(network, tokens)).items():
+    rewards = rewards_in_row(network, tokens, only_read=True)
+    for weight, gradient in gradients(network, rewards).items():
         assert torch.equal(gradient, expected[weight]), weight
 
 
 def test_threads_that_share_a_network_get_each_their_own_rewards():
     network, tokens = network_of("bert"), texts_of(LENGTHS)
     assert fit_for_rows(ScoredNetwork(network))
-    model = RewardModel(network, None, "cpu", 99, in_rows=True)
+    model = RewardModel(network, None, "cpu", 99, in_rows=True, only_read=True)
     groups = [np.array(texts) for texts in ([0, 1], [2], [3, 1, 0], [1, 2, 3])] * 5
 
     def rewards(texts):
@@ -193,13 +250,13 @@ def test_threads_that_share_a_network_get_each_their_own_rewards():
 
 def test_adapters_are_computed_in_rows_too(tiny_reward_model):
     model = loaded(tiny_reward_model, lora=LoraConfig(rank=2))
-    assert model.in_rows
+    assert model.in_rows and model.only_read
     for name, weight in model.network.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight)
     tokens, texts = model.renderer.encode(TEXTS), np.arange(len(TEXTS))
 
-    padded = replace(model, in_rows=False)
+    padded = replace(model, in_rows=False, only_read=False)
 
     rewards = model.rewards(model.batch(tokens, texts))
     torch.testing.assert_close(rewards, padded.rewards(padded.batch(tokens, texts)))
