@@ -8,7 +8,9 @@ that the package uses stands t with the same degrees of freedom and standard err
 """
 
 import argparse
+import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from scipy.stats import t
@@ -264,8 +266,24 @@ def power(number: int, seed: int) -> None:
             print(f"| {num_users}, {100 * differing:.0f} % | {cells} |", flush=True)
 
 
+def large(number: int, seed: int) -> None:
+    """How long a million test pairs of as many users take, whatever `number` is."""
+    rng, users = np.random.default_rng(7 + 1_000 * seed), np.arange(1_000_000)
+    ours, theirs = rng.random(len(users)) < 0.61, rng.random(len(users)) < 0.6
+    print("\n| a million pairs of as many users | CPU seconds |\n|---|---|")
+    for name, measure in (
+        ("accuracy", partial(accuracy, ours, users)),
+        ("paired difference", partial(paired_difference, ours, theirs, users)),
+        ("macro mean of two such", partial(macro_mean, [ours, theirs], [users, users])),
+    ):
+        started = time.process_time()
+        measure()
+        print(f"| {name} | {time.process_time() - started:.1f} |", flush=True)
+
+
 PARTS = {
-    part.__name__: part for part in (coverage, paired, macro, seeds, best_of_many, lowest, power)
+    part.__name__: part
+    for part in (coverage, paired, macro, seeds, best_of_many, lowest, power, large)
 }
 
 
