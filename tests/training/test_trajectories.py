@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
+from scpo_ray.experiment import load_inputs, prepare_run, run_experiment
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.task import FitContext
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.scoring import score_tokens
