@@ -136,16 +136,14 @@ class _PeakMemory:
     """The highest anonymous memory of this process in MB, from now until `stop`."""
 
     def __init__(self) -> None:
-        self.peak = 0.0
+        self.peak = _anonymous_mb()
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
 
     def _watch(self) -> None:
         while True:
-            status = Path("/proc/self/status").read_text()
-            line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-            self.peak = max(self.peak, int(line.split()[1]) / 1024)
+            self.peak = max(self.peak, _anonymous_mb())
             if self.stopping.wait(0.01):
                 return
 
@@ -180,6 +178,12 @@ def main(number: int) -> None:
         print(f"| {title} | {seconds:.1f} | {peak:.0f} | {share} |")
     found = f"{most / number:.0f} at the most, {kept / number:.0f} in the end"
     print(f"\ntraced while cached pairs are loaded, bytes a pair: {found}")
+
+
+def _anonymous_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
 
 
 def _in_a_process(kind: str, path: Path, checkout: Path | None = None) -> list[float]:

@@ -26,6 +26,7 @@ from scpo_ray.records import InputError
 from scpo_ray.results import ChosenSelection, TriedSelection
 from scpo_ray.settings.selection import SelectionConfig
 from scpo_ray.statistics.intervals import stream
+from scpo_ray.storage.stores import MappedRows
 from scpo_ray.training.loss import bradley_terry_losses, labelled_losses
 from scpo_ray.workers import from_first
 
@@ -131,7 +132,7 @@ def chosen_selection(task: Task, *, filters: bool, weighting: Weighting) -> Chos
     return from_first(choose, task.worker)
 
 
-def culture_pairs(task: Task, features: NDArray[np.float32], seed: int) -> Iterator[CulturePairs]:
+def culture_pairs(task: Task, features: MappedRows, seed: int) -> Iterator[CulturePairs]:
     all_chosen, all_rejected = task.ref_pair_rewards
     for code, culture in enumerate(task.train_pairs.cultures):
         rows = np.flatnonzero(task.train_pairs.culture_codes == code)

@@ -245,11 +245,13 @@ def fit_few_shot(prepared: PreparedRun, context: FitContext) -> Fitted:
     There is no model: no reward of another text can be had.
     """
     task = prepared.task
-    features = task.base.features(task.data.texts)
+    kept = task.base.features(task.data.texts)
 
     def predicted() -> tuple[NDArray[np.float32], TrainingSummary]:
-        if features is None or task.data.opinions is None:
+        if kept is None or task.data.opinions is None:
             raise ValueError("this needs the global model's features, and opinions")
+        # Whole: each step draws from all of them, and a survey's options are few.
+        features = kept[np.arange(len(kept))]
         settings, seed = task.settings, task.config.seed
         few = few_shot(task.data.opinions, task.trained_cultures[0], settings, seed=seed)
         log.info("learning from %s", ", ".join(few.learning))

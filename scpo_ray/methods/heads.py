@@ -7,8 +7,9 @@ head is its change from the global model's. C cultures with P_c pairs each and D
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import InputError, Pairs
 from scpo_ray.results import TrainingCurve
 from scpo_ray.storage.disk import whole_folder
+from scpo_ray.storage.stores import MappedRows
 from scpo_ray.training.loop import TrainingSummary
 from scpo_ray.training.loss import bradley_terry_losses, labelled_losses
 from scpo_ray.workers import from_first
@@ -34,16 +36,41 @@ _CHANGE_TOLERANCE = 1e-14
 _STEEP = 1e-5
 """A slope of the objective, whose value is near 0.7, above which it could still fall."""
 _LINEAR_TOLERANCE = 1e-3
+_BLOCK_BYTES = 32 * 2**20
+"""Of features in float64 that are looked at in one go."""
+_MOST_KEPT_BYTES = 2**30
+"""Of all pairs' differences: more are read from the disk again in each pass, a fifth slower."""
+
+
+class Differences:
+    """(P, D) float64 features of chosen minus rejected, read when asked for.
+
+    `differences[start:stop]` are those of the pairs from start to stop, as a tensor.
+    """
+
+    def __init__(self, features: MappedRows, pairs: Pairs) -> None:
+        self.features, self.chosen, self.rejected = features, pairs.chosen, pairs.rejected
+        self.shape = (len(pairs), features.shape[1])
+
+    def __getitem__(self, part: slice) -> Tensor:
+        chosen = self.features[self.chosen[part]].astype(np.float64)
+        return torch.from_numpy(chosen - self.features[self.rejected[part]])
 
 
 @dataclass(frozen=True)
 class TaughtPairs:
-    """One culture's training pairs: (P_c, D) features of chosen minus rejected, (P_c,) the global
-    model's margins and, with soft labels, (P_c,) the shares that preferred chosen, all float64."""
+    """One culture's training pairs: (P_c, D) features of chosen minus rejected, in memory or on the
+    disk, (P_c,) the global model's margins and, with soft labels, (P_c,) the shares that preferred
+    chosen, all float64."""
 
-    differences: Tensor
+    differences: Tensor | Differences
     ref_margins: Tensor
     shares: Tensor | None = None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The pairs in order, so many at a time as `_BLOCK_BYTES` of their differences are."""
+        for part in _blocks(*self.differences.shape):
+            yield part, self.differences[part]
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,7 @@ def fit_heads(prepared: PreparedRun, context: FitContext, learn: Learn) -> Fitte
 
 def learned_changes(
     pairs: Pairs,
-    features: NDArray[np.float32],
+    features: MappedRows,
     ref_rewards: NDArray[np.float32],
     learn: Learn,
     *,
@@ -123,15 +150,16 @@ def learned_changes(
     Raises: as `fit_heads`.
     """
     codes = np.unique(pairs.culture_codes)
+    are_kept = 8 * len(pairs) * features.shape[1] <= _MOST_KEPT_BYTES
     cultures = []
     for code in codes:
         rows = pairs.culture_codes == code
         mine = pairs.take(rows)
-        differences = features[mine.chosen].astype(np.float64) - features[mine.rejected]
+        differences = Differences(features, mine)
         margins = ref_rewards[mine.chosen].astype(np.float64) - ref_rewards[mine.rejected]
         labels = None if shares is None else torch.from_numpy(shares[rows])
-        taught = TaughtPairs(torch.from_numpy(differences), torch.from_numpy(margins), labels)
-        cultures.append(taught)
+        held = differences[:] if are_kept else differences
+        cultures.append(TaughtPairs(held, torch.from_numpy(margins), labels))
     try:
         heads = learn(cultures)
     except ValueError as error:
@@ -152,7 +180,7 @@ def learned_changes(
 def change_head(
     model: RewardModel,
     change: NDArray[np.float64],
-    features: NDArray[np.float32],
+    features: MappedRows,
     ref_rewards: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """Adds to the model's own head; the (T,) rewards that it then gives.
@@ -167,14 +195,25 @@ def change_head(
     _, head = score_head(model.network)
     weight = head.weight[0].double().cpu().numpy()
     bias = 0.0 if head.bias is None else float(head.bias[0])
-    error = float(np.abs(features @ weight + bias - ref_rewards).max(initial=0.0))
+    rewards, error = ref_rewards.astype(np.float64), 0.0
+    for part in _blocks(*features.shape):
+        rows = features[np.arange(part.start, part.stop)]
+        differs = np.abs(rows @ weight + bias - ref_rewards[part])
+        error = max(error, float(differs.max()))
+        rewards[part] += rows @ change
     if error > _LINEAR_TOLERANCE * max(1.0, float(np.abs(ref_rewards).max(initial=0.0))):
         raise InputError(
             "the global model's rewards are not linear in its features: heads cannot be learned",
             [f"rewards differ by up to {error:.3g} from what the last layer gives"],
         )
     head.weight += torch.from_numpy(change).to(head.weight)[None]
-    return np.asarray(ref_rewards + features @ change, dtype=np.float32)
+    return rewards.astype(np.float32)
+
+
+def _blocks(num_rows: int, num_features: int) -> Iterator[slice]:
+    size = max(1, _BLOCK_BYTES // (8 * num_features))
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
 
 
 def check_pairs(cultures: Sequence[TaughtPairs]) -> tuple[float, int]:
@@ -190,23 +229,50 @@ def check_pairs(cultures: Sequence[TaughtPairs]) -> tuple[float, int]:
     for differences, margins in shapes:
         if differences != (*margins, num_features) or len(margins) != 1 or not margins[0]:
             raise ValueError(f"pairs must be (P_c, D) and (P_c,), P_c > 0, got {shapes}")
-    if not all(t.isfinite().all() for c in cultures for t in (c.differences, c.ref_margins)):
+    squares = sum(float(rows.square().sum()) for c in cultures for _, rows in c.blocks())
+    # They are made of float32, whose squares float64 holds: one that is not finite tells of them.
+    if not math.isfinite(squares) or not all(c.ref_margins.isfinite().all() for c in cultures):
         raise ValueError("features and margins must be finite")
-    squares = sum(float(c.differences.square().sum()) for c in cultures)
     if not squares:
         raise ValueError("no pair's chosen and rejected response differ in their features")
     return math.sqrt(squares / sum(len(c.ref_margins) for c in cultures)), num_features
 
 
 def mean_loss(cultures: Sequence[TaughtPairs], heads: Tensor) -> Tensor:
-    """The mean over cultures of each one's mean Bradley-Terry loss."""
-    losses = [
-        labelled_losses(
-            c.ref_margins + c.differences @ head, c.shares, losses=bradley_terry_losses
-        ).mean()
-        for c, head in zip(cultures, heads, strict=True)
-    ]
-    return torch.stack(losses).mean()
+    """The mean over cultures of each one's mean Bradley-Terry loss.
+
+    Args:
+        heads: (C, D) float64.
+    """
+    loss: Tensor = _MeanLoss.apply(heads, cultures)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _MeanLoss(torch.autograd.Function):
+    """`mean_loss` with its gradient in one reading of the pairs, of which nothing is held."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cultures: Sequence[TaughtPairs]) -> Tensor:
+        losses, gradient = heads.new_zeros(len(cultures)), torch.zeros_like(heads)
+        for row, culture in enumerate(cultures):
+            num_pairs = len(culture.ref_margins)
+            for part, differences in culture.blocks():
+                shares = None if culture.shares is None else culture.shares[part]
+                margins = culture.ref_margins[part] + differences @ heads[row]
+                with torch.enable_grad():
+                    margins.requires_grad_()
+                    each = labelled_losses(margins, shares, losses=bradley_terry_losses)
+                    loss = each.sum() / num_pairs
+                (slopes,) = torch.autograd.grad(loss, margins)
+                losses[row] += loss.detach()
+                gradient[row] += slopes @ differences
+        ctx.save_for_backward(gradient / len(cultures))
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return slope * gradient, None
 
 
 def solved(

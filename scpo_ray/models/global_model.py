@@ -22,7 +22,7 @@ from scpo_ray.models.tokenizing import tokenize
 from scpo_ray.records import ALONE, InputError, TextSource, Tokens, Worker
 from scpo_ray.settings.model import ModelConfig
 from scpo_ray.settings.train import Precision
-from scpo_ray.storage.stores import ScoreStore, Stores
+from scpo_ray.storage.stores import MappedRows, ScoreStore, Stores
 from scpo_ray.workers import from_first, together
 
 log = logging.getLogger(__name__)
@@ -103,10 +103,10 @@ class GlobalModel:
         # Read by one and handed on: what decides which pairs are kept must be one to the bit.
         return from_first(lambda: store.get(self.score_key, texts.hashes), self.worker)
 
-    def features(self, texts: TextSource) -> NDArray[np.float32] | None:
+    def features(self, texts: TextSource) -> MappedRows | None:
         """(T, D) float32, what the score head reads; None but on worker 0.
 
-        Computed and kept as the rewards are.
+        Computed and kept as the rewards are, and left on the disk.
 
         Raises: InputError if a feature is not finite, or as `reading.score_head`.
         """
@@ -117,7 +117,7 @@ class GlobalModel:
             return lambda ids: features_of_tokens(model, tokens, ids, self.worker)
 
         self._complete(store, texts, start)
-        return store.get(self.score_key, texts.hashes) if self.worker.rank == 0 else None
+        return store.mapped(self.score_key, texts.hashes) if self.worker.rank == 0 else None
 
     def frozen(self) -> RewardModel:
         """The network as it is, without the adapters that training would add."""

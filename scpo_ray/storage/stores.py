@@ -209,6 +209,34 @@ def _joined(several: Sequence[Tokens]) -> Tokens:
     )
 
 
+@dataclass(frozen=True)
+class MappedRows:
+    """The rewards (T,) or features (T, D) of T texts on the disk, memory-mapped, float32.
+
+    `rows[texts]` reads those of (n,) texts, by number and in any order: what is held is what was
+    asked for. Text t stands in `parts[number[t]]` in row `row[t]`.
+    """
+
+    parts: list[NDArray[np.float32]]
+    number: NDArray[np.int32]
+    row: NDArray[np.int32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.number), *(self.parts[0].shape[1:] if self.parts else ()))
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def __getitem__(self, texts: NDArray[np.int64]) -> NDArray[np.float32]:
+        values = np.empty((len(texts), *self.shape[1:]), np.float32)
+        numbers = self.number[texts]
+        for number in np.flatnonzero(np.bincount(numbers)):
+            mine = np.flatnonzero(numbers == number)
+            values[mine] = self.parts[number][self.row[texts[mine]]]
+        return values
+
+
 class ScoreStore:
     """What a model says of texts, on disk: per model (`key`) a folder of numbered parts.
 
@@ -233,19 +261,21 @@ class ScoreStore:
         return [missing[start : start + _TEXTS_PER_PART] for start in starts]
 
     def get(self, key: str, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """(T,) rewards of the texts with these hashes. Raises: InputError if some are missing."""
-        values = np.empty(0, np.float32)
-        num_found = 0
+        """(T,) rewards of the texts with these hashes. Raises: as `mapped`."""
+        return self.mapped(key, hashes)[np.arange(len(hashes))]
+
+    def mapped(self, key: str, hashes: NDArray[np.uint64]) -> "MappedRows":
+        """As `get`, left on the disk. Raises: InputError if some are missing."""
+        parts: list[NDArray[np.float32]] = []
+        number, row = np.full(len(hashes), -1, np.int32), np.zeros(len(hashes), np.int32)
         for texts, part, rows in self._found(key, hashes):
-            stored = np.load(part / "values.npy", mmap_mode="r")
-            if not num_found:
-                values = np.empty((len(hashes), *stored.shape[1:]), np.float32)
-            values[texts] = stored[rows]
-            num_found += len(texts)
-        if num_found < len(hashes):
-            missing = len(hashes) - num_found
-            raise InputError(f"{self.path(key)}: {missing} of {len(hashes)} texts cannot be read")
-        return values
+            number[texts], row[texts] = len(parts), rows
+            parts.append(np.asarray(np.load(part / "values.npy", mmap_mode="r")))
+        num_missing = int((number < 0).sum())
+        if num_missing:
+            whole = f"{num_missing} of {len(hashes)}"
+            raise InputError(f"{self.path(key)}: {whole} texts cannot be read")
+        return MappedRows(parts, number, row)
 
     def put(self, key: str, hashes: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
         """Keeps the (n,) rewards of n texts as a part; those that have one keep the one they have.

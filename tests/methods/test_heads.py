@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from scpo_ray.methods.heads import TaughtPairs, check_pairs
+import scpo_ray.methods.heads
+from scpo_ray.methods.heads import TaughtPairs, check_pairs, learned_changes, mean_loss
 from scpo_ray.methods.lore import Settings as LoreSettings
 from scpo_ray.methods.lore import low_rank_heads, rank_of
 from scpo_ray.methods.shared_offset import Settings as OffsetSettings
 from scpo_ray.methods.shared_offset import shared_offset_heads
+from scpo_ray.storage.stores import MappedRows, ScoreStore
+from scpo_ray.training.loss import bradley_terry_losses, labelled_losses
+from tests.models.test_same_tokens import pairs_of
 
 NOTHING = 1e-10
 """A penalty too small to matter."""
@@ -46,6 +50,67 @@ def test_heads_learn_shares_as_if_each_person_had_a_pair():
 
     np.testing.assert_allclose(heads, offset([one_feature(3, 1), one_feature(6, 4)]), atol=1e-5)
     np.testing.assert_allclose(heads[:, 0], np.log([3, 1.5]), atol=1e-4)
+
+
+@pytest.mark.parametrize("rows_in_one_go", [1, 3, 100])
+def test_the_loss_in_blocks_and_its_gradient_are_those_of_all_pairs_at_once(
+    rows_in_one_go, monkeypatch
+):
+    rng, num_features = np.random.default_rng(0), 4
+    monkeypatch.setattr(scpo_ray.methods.heads, "_BLOCK_BYTES", 8 * num_features * rows_in_one_go)
+    cultures = [
+        TaughtPairs(*(torch.from_numpy(rng.normal(size=size)) for size in ((n, 4), n)), shares)
+        for n, shares in ((7, None), (10, torch.from_numpy(rng.random(10))))
+    ]
+    plain, ours = (torch.ones(2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    losses = [
+        labelled_losses(
+            c.ref_margins + c.differences @ head, c.shares, losses=bradley_terry_losses
+        ).mean()
+        for c, head in zip(cultures, plain, strict=True)
+    ]
+    whole = (3 * torch.stack(losses).mean()).square()
+    whole.backward()
+
+    loss = (3 * mean_loss(cultures, ours)).square()
+    loss.backward()
+
+    torch.testing.assert_close(loss, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-10, atol=1e-14)
+
+
+def stored_features(folder, values: np.ndarray) -> MappedRows:
+    """Kept in two parts, the second one's texts standing between the first one's."""
+    store, hashes = ScoreStore(folder), np.arange(len(values), dtype=np.uint64)
+    for first in (0, 1):
+        store.put("key", hashes[first::2], values[first::2])
+    return store.mapped("key", hashes)
+
+
+def test_heads_from_features_on_the_disk_are_those_from_features_in_memory(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(80, 4)).astype(np.float32)
+    rewards = rng.normal(size=80).astype(np.float32)
+    pairs = pairs_of(*rng.permutation(80).reshape(40, 2).tolist(), cultures=(0, 1) * 20)
+    features = stored_features(tmp_path, values)
+    monkeypatch.setattr(scpo_ray.methods.heads, "_BLOCK_BYTES", 8 * 4 * 7)
+
+    def changes(features):
+        in_memory = []
+
+        def learn(cultures):
+            in_memory.extend(isinstance(c.differences, torch.Tensor) for c in cultures)
+            return shared_offset_heads(cultures, OffsetSettings())
+
+        found, _ = learned_changes(pairs, features, rewards, learn, method="-", shares=None)
+        return in_memory, np.stack(list(found.values()))
+
+    in_memory = changes(values)
+    monkeypatch.setattr(scpo_ray.methods.heads, "_MOST_KEPT_BYTES", 8 * 4 * 40 - 1)
+    on_disk = changes(features)
+
+    assert (in_memory[0], on_disk[0]) == ([True, True], [False, False])
+    np.testing.assert_array_equal(on_disk[1], in_memory[1])
 
 
 def test_without_penalties_each_head_is_the_log_odds_of_its_culture():

@@ -248,6 +248,22 @@ def test_scores_are_read_back_for_the_same_texts(tmp_path, small_parts, number, 
     assert len(store.missing("other", hashes_of(texts))) == -(-number // 40)
 
 
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_rows_left_on_the_disk_are_read_in_any_order_from_any_part(tmp_path, small_parts, shape):
+    store, texts = ScoreStore(tmp_path), list(range(100))
+    complete(store, texts, shape)
+
+    rows = store.mapped("key", hashes_of(texts))
+
+    assert (len(rows), rows.shape) == (100, (100, *shape))
+    assert len(rows.parts) == 3 and all(part.base is not None for part in rows.parts)
+    for asked in ([99, 0, 41, 40, 0], []):
+        found = rows[np.array(asked, dtype=np.int64)]
+        np.testing.assert_array_equal(found, rewards_of(asked, shape).reshape(-1, *shape))
+    with pytest.raises(InputError, match="1 of 101 texts cannot be read"):
+        store.mapped("key", hashes_of([*texts, 1_000]))
+
+
 @settings(max_examples=30)
 @given(asked=st.lists(lists, min_size=1, max_size=5))
 def test_any_list_of_texts_gets_its_scores_and_none_is_computed_twice(tmp_path_factory, asked):
