@@ -55,6 +55,7 @@ class DeepSpeedEngine:
         self.config = config
         self.worker = worker
         self.steps_done = 0
+        self.in_lockstep = config.zero_stage == 3
         self.parameters = prepare_network(model, config)
         settings = deepspeed_settings(config)
         join_group(worker)
