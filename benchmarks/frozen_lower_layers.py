@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from scpo_ray.experiment import load_inputs, open_run_dir, task_of
+from scpo_ray.experiment import load_inputs, task_of
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.selection import agreement_weights, disagreement_mask
 from scpo_ray.methods.task import Task
 from scpo_ray.models.reward_model import turn_off_dropout

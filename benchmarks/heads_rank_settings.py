@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from scpo_ray.experiment import load_inputs, open_run_dir, task_of
+from scpo_ray.experiment import load_inputs, task_of
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.choosing import NUM_FOLDS, culture_pairs, held_out_accuracy
 from scpo_ray.records import ALONE
 from scpo_ray.settings.files import load_sweep

@@ -38,7 +38,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import start_run
 from scpo_ray.methods.task import PreparedRun
 from scpo_ray.records import ALONE

@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.experiment import Midway, open_run_dir
+from scpo_ray.experiment import Midway
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch import sweeps
 from scpo_ray.launch.runs import start_run
 from scpo_ray.launch.sweep_trial import TrialJob, finished

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,13 @@ from scpo_ray.evaluation.opinions import (
     opinion_outcomes,
 )
 from scpo_ray.evaluation.scales import reference_scale, reference_texts
+from scpo_ray.inputs import truncated_texts, with_tokens
 from scpo_ray.methods.account import (
     choice_told,
     examples,
     pair_columns,
     selection_summaries,
     training_record,
-    truncated_texts,
 )
 from scpo_ray.methods.mixture import culture_weights_of, cultures_mask, training_fingerprint
 from scpo_ray.methods.task import FitContext, Fitted, PreparedRun, Selection, Task
@@ -34,8 +33,7 @@ from scpo_ray.models.export import load_exported, save_temperatures
 from scpo_ray.models.global_model import GlobalModel, open_global_model
 from scpo_ray.models.loading import check_recomputes
 from scpo_ray.models.precision import check_dtype
-from scpo_ray.models.rendering import RefusedTexts, refusal
-from scpo_ray.models.same_tokens import check_pairs_left, told_apart
+from scpo_ray.models.same_tokens import check_pairs_left
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import InputError, OpinionExample, Pairs, PreferenceData, Tokens, Worker
 from scpo_ray.results import (
@@ -47,9 +45,7 @@ from scpo_ray.results import (
     RunResult,
     TrainingRecord,
 )
-from scpo_ray.settings.naming import run_name
 from scpo_ray.settings.run import RunConfig
-from scpo_ray.storage.remote import RemoteFolder
 from scpo_ray.storage.run_dir import RunDir, load_result, trained_model_dir
 from scpo_ray.storage.scale_file import save_scale
 from scpo_ray.training.loop import TrainingSummary
@@ -107,48 +103,19 @@ def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | No
     return result
 
 
-def open_run_dir(config: RunConfig) -> RunDir:
-    """The run's folder: the same config finds the same one, and so resumes or is done."""
-    below = Path(config.experiment) / f"{run_name(config)}-{config.run_id}"
-    storage = config.launch.storage
-    remote = None if storage is None else RemoteFolder(storage).below(below.as_posix())
-    return RunDir(config.output_dir / below, config.output_dir / "cache", remote)
-
-
 def load_inputs(config: RunConfig, run_dir: RunDir) -> RunInputs:
     """The data, its tokens, and where the global model lies.
 
     Raises: InputError for whatever is wrong with the data or the model's folder, and naming each
         culture that has no pairs which the model can tell apart.
     """
-    inputs = with_tokens(config, load_preferences(config.data, run_dir.stores.data), run_dir)
-    check_pairs_left(inputs.data)
-    return inputs
-
-
-def with_tokens(config: RunConfig, data: PreferenceData, run_dir: RunDir) -> RunInputs:
-    """The data with its tokens, without the pairs that these do not tell apart.
-
-    Raises: InputError for what is wrong with the model's folder or cannot be rendered for it.
-    """
+    stores = run_dir.stores
+    data = load_preferences(config.data, stores.data)
     global_model = open_global_model(
-        config.model, run_dir.stores, device=config.device, precision=config.train.precision
+        config.model, stores, device=config.device, precision=config.train.precision
     )
-    try:
-        tokens = global_model.tokens(data.texts)
-    except RefusedTexts as refused:
-        raise refusal(refused, data, config.model.path) from None
-    num_warnings = len(data.warnings)
-    data = told_apart(data, tokens, global_model.renderer.unknown_id)
-    for warning in data.warnings[num_warnings:]:
-        log.warning("%s", warning)
-    if tokens.truncated.any():
-        log.info(
-            "%d of %d texts are longer than %d tokens and were cut",
-            tokens.truncated.sum(),
-            len(tokens.truncated),
-            config.model.max_length,
-        )
+    data, tokens = with_tokens(data, global_model.renderer, stores.tokens)
+    check_pairs_left(data)
     fingerprints = {
         "data": data.fingerprint,
         "model": global_model.fingerprint,

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import scpo_ray.launch.worker
 import scpo_ray.methods.network
 from scpo_ray.evaluation.scales import reference_scale
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import start_run
 from scpo_ray.models.export import load_exported
 from scpo_ray.models.files import model_fingerprint

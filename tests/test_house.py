@@ -65,6 +65,7 @@ ROOMS: dict[str, list[str]] = {
         "tokenization",
         "templates",
         "rendering",
+        "known_renderer",
         "tokenizing",
         "same_tokens",
         "feed_forward",
@@ -89,6 +90,7 @@ ROOMS: dict[str, list[str]] = {
         "adapted",
         "global_model",
     ],
+    "inputs": [],
     "evaluation": [
         "scales",
         "mixtures",
@@ -223,6 +225,7 @@ ROOMS: dict[str, list[str]] = {
     "commands": [
         "beginning",
         "checkup",
+        "health",
         "looks",
         "plans",
         "efficiency",

@@ -42,7 +42,7 @@ def quickstart(
 @app.command()
 def data(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Counts per culture, what was skipped and why, warnings, and what a training would refuse."""
-    from scpo_ray.commands.looks import data_health
+    from scpo_ray.commands.health import data_health
     from scpo_ray.records import InputError
     from scpo_ray.report import listings
     from scpo_ray.settings.files import load_config

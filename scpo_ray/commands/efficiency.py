@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scpo_ray.experiment import load_inputs, open_run_dir
+from scpo_ray.experiment import load_inputs
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.records import InputError
 from scpo_ray.settings.documents import write_yaml
 from scpo_ray.settings.files import holds_a_space, load_config, load_sweep

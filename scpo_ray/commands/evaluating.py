@@ -10,19 +10,13 @@ from scpo_ray.data.scored import ScoredPairs, read_scored_pairs
 from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
 from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.metrics import layer_masks, ranked_right
-from scpo_ray.experiment import (
-    Evaluated,
-    evaluate_rewards,
-    evaluated_texts,
-    load_inputs,
-    open_run_dir,
-    task_of,
-)
+from scpo_ray.experiment import Evaluated, evaluate_rewards, evaluated_texts, load_inputs, task_of
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.models.export import model_section, saved_temperatures
 from scpo_ray.models.files import resolve_model_dir
+from scpo_ray.models.known_renderer import known_renderer
 from scpo_ray.models.loading import load_reward_model
-from scpo_ray.models.rendering import load_renderer
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.models.tokenizing import tokenize
@@ -96,15 +90,16 @@ def evaluate_model(model: str, config: RunConfig) -> Evaluated:
 
 def _evaluated(model_dir: Path, config: RunConfig) -> Evaluated:
     worker, run_dir = local_worker(config), open_run_dir(config)
-    inputs = load_inputs(config, run_dir)
+    inputs, stores = load_inputs(config, run_dir), run_dir.stores
     task = task_of(config, inputs, worker)
     section = model_section(model_dir, config.model)
-    cache = run_dir.stores.converted
-    folder = resolve_model_dir(section, cache)
-    renderer = load_renderer(folder, section)
-    model = load_reward_model(folder, section, renderer, device=worker.device, seed=0, cache=cache)
+    folder = resolve_model_dir(section, stores.converted)
+    renderer = known_renderer(folder, section, stores.renderers)
+    model = load_reward_model(
+        folder, section, renderer.loaded, device=worker.device, seed=0, cache=stores.converted
+    )
     model = replace(model, precision=config.train.precision)
-    tokens = tokenize(renderer, task.data.texts, run_dir.stores.tokens)
+    tokens = tokenize(renderer, task.data.texts, stores.tokens)
     # Another tokenizer than the global model's may not tell other pairs apart.
     task = replace(task, data=told_apart(task.data, tokens, renderer.unknown_id))
     check_pairs_left(task.data)

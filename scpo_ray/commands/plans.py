@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import RunInputs, load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.sweep_trial import InputsCache, trial_job
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.methods.task import PreparedRun

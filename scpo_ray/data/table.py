@@ -132,36 +132,37 @@ class InteractionTable:
     @property
     def human_scores(self) -> NDArray[np.float64]:
         """(R,) float64."""
-        return _flat(self.columns, "human_scores")
+        return self._numbers("human_scores")
 
     @property
     def text_hashes(self) -> NDArray[np.uint64]:
         """(R,) uint64, of history, prompt and response: equal hashes are equal texts."""
-        return _flat(self.columns, "text_hashes")
+        return self._numbers("text_hashes")
 
     @property
     def option_numbers(self) -> NDArray[np.int64]:
         """(R,) int64, place in the survey's list of options; empty where there is none."""
-        return _flat(self.columns, "option_numbers").astype(np.int64, copy=False)
+        return self._numbers("option_numbers").astype(np.int64, copy=False)
 
     @property
     def refusals(self) -> NDArray[np.bool_]:
         """(R,) bool, whether the option is a refusal to answer; empty as `option_numbers`."""
-        return _flat(self.columns, "refusals").astype(np.bool_, copy=False)
+        return self._numbers("refusals").astype(np.bool_, copy=False)
 
     @property
     def response_lengths(self) -> NDArray[np.int32]:
         """(R,) int32, in characters."""
-        return _flat(self.columns, "response_lengths").astype(np.int32, copy=False)
+        return self._numbers("response_lengths").astype(np.int32, copy=False)
 
     @property
     def format_marks(self) -> NDArray[np.uint8]:
         """(R,) uint8: bit b is set where the response has the b-th of FORMAT_MARKS."""
-        return _flat(self.columns, "format_marks").astype(np.uint8, copy=False)
+        return self._numbers("format_marks").astype(np.uint8, copy=False)
 
     def text(self, row: int, response: int) -> Text:
+        turns = self.columns["history"][row].as_py()
         return Text(
-            history=self._history(row),
+            history=tuple((turn["role"], turn["text"]) for turn in turns),
             prompt=self.columns["prompt"][row].as_py(),
             response=self.columns["responses"][row].values[response].as_py(),
         )
@@ -172,12 +173,7 @@ class InteractionTable:
         return Place(name, self.columns["file_number"][row].as_py(), unit)
 
     def _numbers(self, name: str) -> NDArray[Any]:
-        numbers: NDArray[Any] = self.columns[name].to_numpy()
-        return numbers
-
-    def _history(self, row: int) -> tuple[tuple[str, str], ...]:
-        turns = self.columns["history"][row].as_py()
-        return tuple((turn["role"], turn["text"]) for turn in turns)
+        return _joined(self.columns[name].chunks)
 
 
 class TableTexts(TextSource):
@@ -282,7 +278,7 @@ def open_table(path: Path) -> InteractionTable:
             raise CorruptTableError(f"{path}: format or number of rows is wrong")
         table.validate()
         columns = dict(zip(table.column_names, table.columns, strict=True))
-        counts = pc.list_value_length(columns["responses"]).to_numpy()
+        counts = _joined(pc.list_value_length(columns["responses"]).chunks)
         return InteractionTable(
             cultures=tuple(summary["cultures"]),
             users=tuple(summary["users"]),
@@ -444,7 +440,9 @@ def _numbered(names: Iterable[str]) -> dict[str, int]:
     return codes
 
 
-def _flat(columns: dict[str, Any], name: str) -> NDArray[Any]:
-    # Truth values are packed, and so copied.
-    chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in columns[name].chunks]
-    return np.concatenate(chunks)
+def _joined(chunks: Sequence[Any]) -> NDArray[Any]:
+    """The numbers of a column's chunks, of lists all that are in them."""
+    flat = [c.flatten() if pa.types.is_list(c.type) else c for c in chunks]
+    # `to_numpy` would load pandas first, and truth values are packed, which dlpack does not know.
+    plain = [c.cast("uint8") if pa.types.is_boolean(c.type) else c for c in flat]
+    return np.concatenate([np.from_dlpack(c) for c in plain])

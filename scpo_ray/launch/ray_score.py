@@ -12,7 +12,8 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, load_inputs
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.ray_cluster import Resources, check_resources, connect, room_for, stand_where
 from scpo_ray.launch.relay import relayed_to_here
 from scpo_ray.models.global_model import check_finite, log_scored

@@ -11,7 +11,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from scpo_ray.experiment import open_run_dir
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.ray_cluster import check_resources, connect, stand_where, worker_resources
 from scpo_ray.launch.relay import RelayHandler, first_error, relayed_to_here, report_error
 from scpo_ray.launch.worker import work

@@ -13,7 +13,8 @@ import torch.distributed
 from scpo_ray.evaluation.comparable import ComparedRun, for_comparison, pair_outcomes
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.opinion_comparison import compare_opinions
-from scpo_ray.experiment import RunInputs, ended_result, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, ended_result, load_inputs
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.status import status_line, status_text, time_left
 from scpo_ray.launch.worker import local_worker, torchrun_worker, work
 from scpo_ray.records import ALONE, HeldOut, InputError

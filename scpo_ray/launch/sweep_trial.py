@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scpo_ray.experiment import RunInputs, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, load_inputs
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.worker import local_worker, work
 from scpo_ray.methods.task import Midway
 from scpo_ray.records import InputError, Layer

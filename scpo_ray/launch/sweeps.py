@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scpo_ray.evaluation.comparable import ComparedRun
-from scpo_ray.experiment import ended_result, global_rewards, open_run_dir
+from scpo_ray.experiment import ended_result, global_rewards
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.ray_cluster import worker_resources
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.ray_tune import BOTH_LAYERS, Searched, join, run_jobs, search
@@ -431,8 +432,7 @@ def _forget(prepared: PreparedSweep) -> None:
             if job.config.tracking.tracker == "mlflow":
                 forget_run(job.config, path)
             shutil.rmtree(path)
-        remote = open_run_dir(job.config).remote
-        if remote is not None:
+        if (remote := open_run_dir(job.config).remote) is not None:
             remote.remove("result.json")
 
 

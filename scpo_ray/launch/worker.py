@@ -16,11 +16,11 @@ from scpo_ray.experiment import (
     RunInputs,
     ended_result,
     load_inputs,
-    open_run_dir,
     prepare_run,
     run_experiment,
     run_fingerprints,
 )
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.task import FitContext, Midway
 from scpo_ray.models.reward_model import resolve_device
 from scpo_ray.records import InputError, Worker

@@ -1,4 +1,4 @@
-"""What a run's result says of its pairs, of how long they were, and of its fit."""
+"""What a run's result says of its pairs and of its fit."""
 
 import platform
 from importlib.metadata import version
@@ -11,21 +11,8 @@ from numpy.typing import NDArray
 import scpo_ray
 from scpo_ray.evaluation.layers import example_pairs, pair_ids
 from scpo_ray.methods.task import Fitted, PreparedRun, Task
-from scpo_ray.records import Pairs, PreferenceData, Tokens
+from scpo_ray.records import Pairs
 from scpo_ray.results import ChosenSelection, ExamplePair, SelectionSummary, TrainingRecord
-
-
-def truncated_texts(data: PreferenceData, tokens: Tokens) -> dict[str, int]:
-    """Culture -> how many of its pairs' distinct texts were cut at the maximum length."""
-    counts = {}
-    for code, culture in enumerate(data.cultures):
-        texts = [
-            texts_of_side[pairs.culture_codes == code]
-            for pairs in data.sides
-            for texts_of_side in (pairs.chosen, pairs.rejected)
-        ]
-        counts[culture] = int(tokens.truncated[np.unique(np.concatenate(texts))].sum())
-    return counts
 
 
 def examples(prepared: PreparedRun) -> list[ExamplePair]:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scpo_ray.models.files import conversion_of, model_fingerprint, resolve_model_dir
+from scpo_ray.models.known_renderer import KnownRenderer, known_renderer
 from scpo_ray.models.loading import Divided, load_reward_model
 from scpo_ray.models.precision import with_dtype
-from scpo_ray.models.rendering import Renderer, load_renderer
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.models.scoring import features_of_tokens, score_tokens
 from scpo_ray.models.tokenizing import tokenize
@@ -44,7 +44,7 @@ class GlobalModel:
 
     model_dir: Path
     config: ModelConfig
-    renderer: Renderer
+    renderer: KnownRenderer
     stores: Stores
     precision: Precision
     worker: Worker = ALONE
@@ -134,7 +134,7 @@ class GlobalModel:
         model = load_reward_model(
             self.model_dir,
             config,
-            self.renderer,
+            self.renderer.loaded,
             device=self.worker.device,
             seed=seed,
             divided=divided,
@@ -178,7 +178,7 @@ def open_global_model(
     Raises: InputError for whatever is wrong with its folder or its tokenizer.
     """
     model_dir = resolve_model_dir(config, stores.converted)
-    renderer = load_renderer(model_dir, config)
+    renderer = known_renderer(model_dir, config, stores.renderers)
     return GlobalModel(model_dir, with_dtype(config, device), renderer, stores, precision)
 
 

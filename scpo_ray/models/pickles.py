@@ -8,14 +8,13 @@ import pickle
 import shutil
 import warnings
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from scpo_ray.records import InputError
 from scpo_ray.storage.disk import digest_once, file_digest, whole_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +84,9 @@ def converted(folder: Path, pickles: list[Path], cache: Path, *, with_code: bool
     place = cache / key
     if _is_whole(place, hashes):
         return place
+    # Finding a model's folder, which most commands do, needs no torch.
+    from safetensors.torch import save_file
+
     log.info("%s: %s read into %s", folder, ", ".join(hashes), place / _WEIGHTS)
     tensors = _read(weights)
     with whole_folder(place) as part:
@@ -122,7 +124,9 @@ def _is_whole(place: Path, hashes: dict[str, str]) -> bool:
     return False
 
 
-def _read(paths: list[Path]) -> dict[str, Tensor]:
+def _read(paths: list[Path]) -> "dict[str, Tensor]":
+    import torch
+
     tensors: dict[str, Tensor] = {}
     for path in paths:
         try:
@@ -135,7 +139,9 @@ def _read(paths: list[Path]) -> dict[str, Tensor]:
             raise InputError(f"{path}: cannot be read as weights alone", [reason]) from None
         if not isinstance(content, dict) or not content:
             raise InputError(f"{path}: holds no weights by name")
-        others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+        others = [
+            str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)
+        ]
         if others:
             raise InputError(f"{path}: holds more than weights", others[:5])
         # Two names of one tensor become two: the format knows no sharing, the model ties anew.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.models.known_renderer import KnownRenderer
 from scpo_ray.models.rendering import RefusedTexts, Renderer
 from scpo_ray.records import InputError, Text, TextSource, Tokens
 from scpo_ray.storage.stores import TokenStore
@@ -30,8 +31,9 @@ _renderer: Renderer | None = None
 """Of a process that was begun for nothing else."""
 
 
-def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens:
-    """Tokens of T texts, memory-mapped; a text that was rendered before is read from `store`.
+def tokenize(renderer: KnownRenderer, texts: TextSource, store: TokenStore) -> Tokens:
+    """Tokens of T texts, memory-mapped; a text that was rendered before is read from `store`, and
+    the tokenizer is loaded only if one was not.
 
     Whatever the tokenizer or the template does otherwise, or another maximum length, makes a new
     entry. Many new texts are rendered on all CPUs of this process, in parts that a later call
@@ -43,9 +45,9 @@ def tokenize(renderer: Renderer, texts: TextSource, store: TokenStore) -> Tokens
 
     def encode(groups: Sequence[NDArray[np.int64]]) -> Iterator[Tokens]:
         try:
-            yield from _encoded(renderer, texts, groups)
+            yield from _encoded(renderer.loaded, texts, groups)
         except RefusedTexts:
-            raise RefusedTexts(_refusals(renderer, texts), len(texts)) from None
+            raise RefusedTexts(_refusals(renderer.loaded, texts), len(texts)) from None
 
     return store.get_or_encode(renderer.fingerprint[:32], texts.hashes, encode)
 

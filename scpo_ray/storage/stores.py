@@ -315,11 +315,12 @@ class WeightStore:
 
 class Stores:
     """Everything that runs share, below one folder; `data` has the data tables, `converted` the
-    models whose weights came as pickles."""
+    models whose weights came as pickles, `renderers` what is known of tokenizers."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
         self.converted = folder / "converted"
+        self.renderers = folder / "renderers"
         self.tokens = TokenStore(folder / "tokens")
         self.scores = ScoreStore(folder / "scores")
         self.features = ScoreStore(folder / "features")

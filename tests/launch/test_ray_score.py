@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scpo_ray.storage.stores
-from scpo_ray.experiment import RunInputs, global_rewards, load_inputs, open_run_dir
+from scpo_ray.experiment import RunInputs, global_rewards, load_inputs
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.ray_score import score_on_ray
 from scpo_ray.launch.worker import local_worker
 from scpo_ray.records import InputError

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scpo_ray.experiment import open_run_dir
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.worker import work
 from scpo_ray.records import Worker
 from scpo_ray.settings.run import RunConfig

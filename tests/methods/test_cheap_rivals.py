@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import start_run
 from scpo_ray.methods.heads import TaughtPairs
 from scpo_ray.methods.lore import shared_heads

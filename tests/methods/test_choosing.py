@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import start_run
 from scpo_ray.methods.choosing import CulturePairs, choose_selection
 from scpo_ray.methods.selection import select_pairs

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.launch.worker import work
 from scpo_ray.models.export import load_exported

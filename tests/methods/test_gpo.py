@@ -9,7 +9,8 @@ from scipy.special import softmax
 
 from scpo_ray.commands.exporting import export_model
 from scpo_ray.evaluation.distributions import similarities
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import compare, start_run
 from scpo_ray.methods.few_shot import (
     Answer,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scpo_ray.models.same_tokens as module
-from scpo_ray.commands.looks import data_health
-from scpo_ray.experiment import load_inputs, open_run_dir
+from scpo_ray.commands.health import data_health
+from scpo_ray.experiment import load_inputs
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.models.same_tokens import (
     check_pairs_left,
     have_same_tokens,

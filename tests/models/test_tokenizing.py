@@ -8,9 +8,11 @@ import psutil
 import pytest
 
 import scpo_ray.models.tokenizing
+from scpo_ray.models.known_renderer import known_renderer
 from scpo_ray.models.rendering import RefusedTexts
 from scpo_ray.models.tokenizing import tokenize
 from scpo_ray.records import InputError, Text
+from scpo_ray.settings.model import ModelConfig
 from scpo_ray.storage.stores import TokenStore
 from tests.models.test_global_model import ListedTexts
 from tests.models.test_rendering import CHAT_TEMPLATE, changed_tokenizer, renderer_of
@@ -23,7 +25,8 @@ TEXTS = [(f"about {'art ' * n}", response) for n in range(6) for response in RES
 @pytest.fixture
 def chat(tiny_backbone, tmp_path):
     folder = changed_tokenizer(tiny_backbone, tmp_path / "chat", chat_template=CHAT_TEMPLATE)
-    return renderer_of(folder)
+    config = ModelConfig(path=str(folder), max_length=48)
+    return known_renderer(folder, config, tmp_path / "renderers")
 
 
 @pytest.fixture

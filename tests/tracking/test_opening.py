@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from scpo_ray.experiment import open_run_dir
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.records import InputError
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.tracking.opening import StoreAwayError

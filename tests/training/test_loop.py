@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scpo_ray.experiment import PreparedRun, load_inputs, open_run_dir, prepare_run
+from scpo_ray.experiment import PreparedRun, load_inputs, prepare_run
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.group_dro import Groups, GroupWeights
 from scpo_ray.records import Worker
 from scpo_ray.settings.run import RunConfig

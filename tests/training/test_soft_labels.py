@@ -10,7 +10,8 @@ from scipy.special import expit
 
 from scpo_ray.data.synthetic import vocabulary
 from scpo_ray.evaluation.calibration import vote_shares
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_fingerprints
+from scpo_ray.experiment import load_inputs, prepare_run, run_fingerprints
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import start_run
 from scpo_ray.methods.group_dro import Groups, GroupWeights
 from scpo_ray.settings.run import RunConfig

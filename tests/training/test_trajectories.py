@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from scpo_ray.data.synthetic import vocabulary
-from scpo_ray.experiment import load_inputs, open_run_dir, prepare_run, run_experiment
+from scpo_ray.experiment import load_inputs, prepare_run, run_experiment
+from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.task import FitContext
 from scpo_ray.models import reading
 from scpo_ray.models.export import load_exported
