@@ -57,6 +57,7 @@ ROOMS: dict[str, list[str]] = {
         "synthetic",
         "pairing",
         "scored",
+        "codes",
         "splits",
         "health",
         "loading",

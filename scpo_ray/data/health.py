@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scpo_ray.data.pairing import IndexPairs
+from scpo_ray.data.codes import present
 from scpo_ray.data.table import FORMAT_MARKS, InteractionTable
 from scpo_ray.records import CultureCounts, Pairs
 
@@ -15,19 +15,37 @@ MIN_FORMAT_PAIRS = 50
 MAX_ALIKE = 5
 
 
-@dataclass(frozen=True)
-class Responses:
-    """What is known of each of the table's R responses, and where an interaction's begin."""
+# Pairs looked at in one go: the memory that this takes does not grow with the data.
+_PAIRS_PER_CHUNK = 65_536
 
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int32]
-    format_marks: NDArray[np.uint8]
+
+@dataclass(frozen=True)
+class ChosenAgainstRejected:
+    """Of C cultures: how many pairs there are, in how many the chosen response is longer, and in
+    how many the chosen, the rejected one has each of M format marks."""
+
+    num_pairs: NDArray[np.int64]
+    num_longer: NDArray[np.int64]
+    chosen_marks: NDArray[np.int64]
+    rejected_marks: NDArray[np.int64]
+
+    def longer_share(self, code: int) -> float | None:
+        """None without pairs."""
+        number = int(self.num_pairs[code])
+        return int(self.num_longer[code]) / number if number else None
+
+    def format_differences(self, code: int) -> dict[str, float]:
+        """Each mark's share of the chosen minus that of the rejected; none without pairs."""
+        number = int(self.num_pairs[code])
+        marked = zip(FORMAT_MARKS, self.chosen_marks[code], self.rejected_marks[code], strict=True)
+        return {mark: int(c) / number - int(r) / number for mark, c, r in marked if number}
 
 
 def count_cultures(
     table: InteractionTable,
     rows: NDArray[np.int64],
-    indices: IndexPairs,
+    ties: NDArray[np.int32],
+    equal_texts: NDArray[np.int32],
     sides: tuple[Pairs, Pairs, Pairs],
 ) -> dict[str, CultureCounts]:
     """The counts of each culture of the pairs.
@@ -37,39 +55,37 @@ def count_cultures(
     skipped before their culture was known stand under "".
 
     Args:
-        rows: the selected cultures' interactions, `indices` what pairing found in them.
+        rows: the selected cultures' interactions.
+        ties, equal_texts: (len(rows),) what pairing found in them.
         sides: the pairs of train, dev and test.
     """
-    responses = Responses(table.offsets, table.response_lengths, table.format_marks)
+    compared = compare_responses(table, sides)
     counts = {}
     # The table reads its columns anew at each use.
     row_cultures, clusters = table.culture_codes[rows], table.cluster_codes
     for code, culture in enumerate(sides[0].cultures):
         mine = np.flatnonzero(row_cultures == table.cultures.index(culture))
         my_rows = rows[mine]
-        my_pairs = [np.flatnonzero(pairs.culture_codes == code) for pairs in sides]
+        my_pairs = [pairs.culture_codes == code for pairs in sides]
         train_users, dev_users, test_users = (
-            len(np.unique(pairs.cluster_codes[numbers]))
-            for pairs, numbers in zip(sides, my_pairs, strict=True)
-        )
-        longer_chosen_share, format_differences = _chosen_against_rejected(
-            *_flat_responses(sides, my_pairs, table.offsets), responses
+            int(present(pairs.cluster_codes[is_mine]).sum())
+            for pairs, is_mine in zip(sides, my_pairs, strict=True)
         )
         counts[culture] = CultureCounts(
-            users=len(np.unique(clusters[my_rows])),
+            users=int(present(clusters[my_rows]).sum()),
             train_users=train_users,
             dev_users=dev_users,
             test_users=test_users,
             interactions=len(my_rows),
             responses=int((table.offsets[my_rows + 1] - table.offsets[my_rows]).sum()),
-            train_pairs=len(my_pairs[0]),
-            dev_pairs=len(my_pairs[1]),
-            test_pairs=len(my_pairs[2]),
-            ties=int(indices.ties[mine].sum()),
-            equal_texts=int(indices.equal_texts[mine].sum()),
-            longer_chosen_share=longer_chosen_share,
+            train_pairs=int(my_pairs[0].sum()),
+            dev_pairs=int(my_pairs[1].sum()),
+            test_pairs=int(my_pairs[2].sum()),
+            ties=int(ties[mine].sum()),
+            equal_texts=int(equal_texts[mine].sum()),
+            longer_chosen_share=compared.longer_share(code),
             train_test_texts=_num_shared_texts(sides, my_pairs),
-            format_differences=format_differences,
+            format_differences=compared.format_differences(code),
             skipped=table.skipped.get(culture, {}),
         )
     unplaced = table.skipped.get("")
@@ -116,39 +132,32 @@ def find_name_warnings(alike: dict[str, list[list[str]]]) -> list[str]:
     return warnings
 
 
-def _num_shared_texts(sides: tuple[Pairs, Pairs, Pairs], mine: Sequence[NDArray[np.int64]]) -> int:
-    """Distinct texts that stand in both train and test pairs, of the pairs at `mine`."""
-    train, test = (
-        np.unique(np.concatenate([sides[i].chosen[mine[i]], sides[i].rejected[mine[i]]]))
-        for i in (0, 2)
-    )
-    return int(np.isin(test, train, assume_unique=True).sum())
+def _num_shared_texts(sides: tuple[Pairs, Pairs, Pairs], mine: Sequence[NDArray[np.bool_]]) -> int:
+    """Distinct texts that stand in both train and test pairs, of the pairs where `mine`."""
+    train, test = (present(sides[i].chosen[mine[i]], sides[i].rejected[mine[i]]) for i in (0, 2))
+    size = min(len(train), len(test))
+    return int((train[:size] & test[:size]).sum())
 
 
-def _flat_responses(
-    sides: Sequence[Pairs], mine: Sequence[NDArray[np.int64]], offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of the pairs at `mine`, the chosen and the rejected response's number among all R."""
-    chosen, rejected = [], []
-    for pairs, rows in zip(sides, mine, strict=True):
-        starts = offsets[pairs.interactions[rows]]
-        chosen.append(starts + pairs.chosen_responses[rows])
-        rejected.append(starts + pairs.rejected_responses[rows])
-    return np.concatenate(chosen), np.concatenate(rejected)
-
-
-def _chosen_against_rejected(
-    chosen: NDArray[np.int64], rejected: NDArray[np.int64], responses: Responses
-) -> tuple[float | None, dict[str, float]]:
-    """Of pairs of responses: the share whose chosen one is longer; each format mark's share of
-    the chosen minus that of the rejected."""
-    if not len(chosen):
-        return None, {}
-    longer = float(np.mean(responses.lengths[chosen] > responses.lengths[rejected]))
-    return longer, {
-        mark: float(
-            np.mean(responses.format_marks[chosen] >> bit & 1)
-            - np.mean(responses.format_marks[rejected] >> bit & 1)
-        )
-        for bit, mark in enumerate(FORMAT_MARKS)
-    }
+def compare_responses(table: InteractionTable, sides: Sequence[Pairs]) -> ChosenAgainstRejected:
+    """Chosen beside rejected responses, of all pairs of all cultures in one go."""
+    num_cultures, num_marks = len(sides[0].cultures), len(FORMAT_MARKS)
+    num_longer = np.zeros(num_cultures, dtype=np.int64)
+    found = np.zeros((2, num_cultures, 1 << num_marks), dtype=np.int64)
+    lengths, marks = table.response_lengths, table.format_marks
+    for pairs in sides:
+        for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
+            part = slice(start, start + _PAIRS_PER_CHUNK)
+            codes = pairs.culture_codes[part]
+            begin = table.offsets[pairs.interactions[part]]
+            places = begin + pairs.chosen_responses[part], begin + pairs.rejected_responses[part]
+            is_longer = lengths[places[0]] > lengths[places[1]]
+            num_longer += np.bincount(codes[is_longer], minlength=num_cultures)
+            for which, place in enumerate(places):
+                cells = codes.astype(np.int64) << num_marks | marks[place]
+                counts = np.bincount(cells, minlength=found[which].size)
+                found[which] += counts.reshape(num_cultures, -1)
+    # Which of the marks each of their combinations has.
+    has = np.arange(1 << num_marks)[:, None] >> np.arange(num_marks) & 1
+    chosen_marks, rejected_marks = found @ has
+    return ChosenAgainstRejected(found[0].sum(axis=1), num_longer, chosen_marks, rejected_marks)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.data.codes import present
 from scpo_ray.data.health import count_cultures, find_name_warnings, find_warnings
 from scpo_ray.data.pairing import IndexPairs, make_pairs
 from scpo_ray.data.rows import InteractionSource, Notes
@@ -38,6 +39,9 @@ from scpo_ray.storage.disk import file_digest
 log = logging.getLogger(__name__)
 
 TRAIN, DEV, TEST, UNUSED = 0, 1, 2, -1
+
+# Pairs hashed in one go: the memory that this takes does not grow with the data.
+_PAIRS_PER_CHUNK = 65_536
 
 
 def load_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
@@ -77,7 +81,9 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     )
     refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test))]
 
-    counts = count_cultures(table, rows, indices, (train, dev, test))
+    ties, equal_texts = indices.ties, indices.equal_texts
+    del indices, sides
+    counts = count_cultures(table, rows, ties, equal_texts, (train, dev, test))
     warnings = [
         *find_name_warnings(table.alike),
         *find_warnings(counts, dev_size=config.split.dev_size),
@@ -253,10 +259,13 @@ def _numbered(
     if opinion_rows is not None:
         is_used[_response_places(table, opinion_rows)] = True
     positions, numbers = _number_texts(table.text_hashes, np.flatnonzero(is_used))
+    del is_used
+    scores = table.human_scores.astype(np.float32)
     train, dev, test = (
-        _pairs(table, indices, sides == side, numbers, cultures, culture_codes)
+        _pairs(table, indices, sides == side, numbers, scores, cultures, culture_codes)
         for side in (TRAIN, DEV, TEST)
     )
+    del scores
     opinions = None
     if opinion_rows is not None:
         opinions = _opinions(table, opinion_rows, numbers, sides, cultures, culture_codes)
@@ -290,16 +299,18 @@ def _pairs(
     indices: IndexPairs,
     is_mine: NDArray[np.bool_],
     numbers: NDArray[np.int32],
+    scores: NDArray[np.float32],
     cultures: tuple[str, ...],
     culture_codes: NDArray[np.int32],
 ) -> Pairs:
-    """The pairs of the interactions where `is_mine`; `numbers` are those of the responses."""
+    """The pairs of the interactions where `is_mine`; `numbers` and `scores`: (R,), of the
+    responses."""
     mine = np.flatnonzero(is_mine[indices.interactions])
     interactions = indices.interactions[mine]
     chosen_responses = indices.chosen_responses[mine]
     rejected_responses = indices.rejected_responses[mine]
     del mine
-    starts, scores = table.offsets[interactions], table.human_scores
+    starts = table.offsets[interactions]
     chosen_places, rejected_places = starts + chosen_responses, starts + rejected_responses
     return Pairs(
         interactions=interactions,
@@ -307,8 +318,8 @@ def _pairs(
         rejected=numbers[rejected_places].astype(np.int64),
         chosen_responses=chosen_responses,
         rejected_responses=rejected_responses,
-        chosen_scores=scores[chosen_places].astype(np.float32),
-        rejected_scores=scores[rejected_places].astype(np.float32),
+        chosen_scores=scores[chosen_places],
+        rejected_scores=scores[rejected_places],
         culture_codes=culture_codes[table.culture_codes[interactions]],
         cluster_codes=table.cluster_codes[interactions],
         cultures=cultures,
@@ -376,10 +387,14 @@ def _one_sided(
 def _fingerprint(sides: Sequence[Pairs], texts: TableTexts, opinions: Opinions | None) -> str:
     digest = hashlib.sha256(json.dumps(sides[0].cultures).encode())
     for pairs in sides:
-        _, clusters = np.unique(pairs.cluster_codes, return_inverse=True)
-        for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, clusters):
-            digest.update(len(column).to_bytes(8, "little"))
-            digest.update(column.astype("<i8", copy=False).data)
+        # A cluster's place among those of the side, however many there are besides.
+        clusters = np.cumsum(present(pairs.cluster_codes)) - 1
+        for column in (pairs.chosen, pairs.rejected, pairs.culture_codes, None):
+            digest.update(len(pairs).to_bytes(8, "little"))
+            for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
+                part = slice(start, start + _PAIRS_PER_CHUNK)
+                numbers = clusters[pairs.cluster_codes[part]] if column is None else column[part]
+                digest.update(numbers.astype("<i8", copy=False).data)
         for scores in (pairs.chosen_scores, pairs.rejected_scores):
             digest.update(scores.astype("<f4", copy=False).data)
     digest.update(texts.hashes.astype("<u8", copy=False).data)

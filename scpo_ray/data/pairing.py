@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_ROWS = 250_000
+CHUNK_ROWS = 65_536
 MAX_PAIRS = 500_000_000
 
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from scpo_ray.data.codes import present
+
 
 def split_users(num_users: int, test_size: float, seed: int) -> NDArray[np.bool_]:
     """Which users are held out: those of `datasets.Dataset.train_test_split` over their rows.
@@ -48,10 +50,12 @@ def fold_within_cultures(
     Returns: (N,) bool. Other cultures in the data do not change it.
     """
     held_out = np.zeros(len(unit_codes), dtype=np.bool_)
-    for culture in np.unique(culture_codes):
+    for culture in np.flatnonzero(present(culture_codes)):
         rows = np.flatnonzero(culture_codes == culture)
-        units, members = np.unique(unit_codes[rows], return_inverse=True)
-        held_out[rows] = (assign_folds(len(units), num_folds, seed) == fold)[members]
+        is_mine = present(unit_codes[rows])
+        is_drawn = np.zeros(len(is_mine), dtype=np.bool_)
+        is_drawn[is_mine] = assign_folds(int(is_mine.sum()), num_folds, seed) == fold
+        held_out[rows] = is_drawn[unit_codes[rows]]
     return held_out
 
 
@@ -72,21 +76,21 @@ def hold_out_dev(
 
     Returns: (N,) bool. No data fraction changes it.
     """
-    held_out = np.zeros(len(unit_codes), dtype=np.bool_)
     if not len(unit_codes) or not dev_size:
-        return held_out
+        return np.zeros(len(unit_codes), dtype=np.bool_)
+    num_units = int(unit_codes.max()) + 1
     # Its own stream: neither the split's nor the fractions' order.
-    ranks = np.random.default_rng([seed, 2]).permutation(int(unit_codes.max()) + 1)
-    # As one number each: rows of two are sorted twenty times as slowly.
-    cells = np.unique(unit_codes * (int(culture_codes.max()) + 1) + culture_codes)
-    cell_units, cell_cultures = np.divmod(cells, int(culture_codes.max()) + 1)
-    units, first, num_cultures = np.unique(cell_units, return_index=True, return_counts=True)
-    groups = np.where(num_cultures == 1, cell_cultures[first], -1)
-    for group in np.unique(groups):
-        mine = units[groups == group]
+    ranks = np.random.default_rng([seed, 2]).permutation(num_units)
+    # Of each unit a culture that it is in, whichever; 0 where it is in several, and -1 in none.
+    groups = np.full(num_units, -1, dtype=np.int64)
+    groups[unit_codes] = culture_codes + 1
+    groups[unit_codes[groups[unit_codes] != culture_codes + 1]] = 0
+    is_drawn = np.zeros(num_units, dtype=np.bool_)
+    for group in np.flatnonzero(present(groups[groups >= 0])):
+        mine = np.flatnonzero(groups == group)
         num_dev = math.floor(dev_size * len(mine) + 0.5)
-        held_out |= np.isin(unit_codes, mine[np.argsort(ranks[mine])][:num_dev])
-    return held_out
+        is_drawn[mine[np.argsort(ranks[mine])][:num_dev]] = True
+    return is_drawn[unit_codes]
 
 
 def keep_fraction(
@@ -109,9 +113,9 @@ def keep_fraction(
         return kept
     # Its own stream, so that the order is not the split's, which already sorted test from train.
     ranks = np.random.default_rng([seed, 1]).permutation(int(unit_codes.max()) + 1)
-    for culture in np.unique(culture_codes):
+    for culture in np.flatnonzero(present(culture_codes)):
         rows = np.flatnonzero(culture_codes == culture)
-        units = np.unique(unit_codes[rows])
+        units = np.flatnonzero(present(unit_codes[rows]))
         first = units[np.argsort(ranks[units])][: max(1, math.floor(fraction * len(units) + 0.5))]
-        kept[rows] = np.isin(unit_codes[rows], first)
+        kept[rows] = present(first, size=len(ranks))[unit_codes[rows]]
     return kept

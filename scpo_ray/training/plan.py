@@ -59,8 +59,7 @@ class Plan:
 
     def steps_from(self, last_step: int) -> Iterator[Step]:
         """The steps after `last_step`, in order."""
-        groups = np.arange(len(self.pairs)) if self.groups is None else self.groups
-        order = _Order(groups, self.seed)
+        order = _Order(len(self.pairs), self.groups, self.seed)
         for number in range(last_step + 1, self.num_steps + 1):
             start = (number - 1) * self.batch_size
             rows = order.between(start, start + self.batch_size)
@@ -68,8 +67,8 @@ class Plan:
 
     def num_tokens(self) -> int:
         """Tokens of all steps' texts, padding and sharing within a micro-batch left out."""
-        per_pair = self.lengths[self.pairs].sum(axis=1)
-        return round(float(per_pair.mean()) * self.batch_size * self.num_steps)
+        per_pair = int(self.lengths[self.pairs].sum()) / len(self.pairs)
+        return round(per_pair * self.batch_size * self.num_steps)
 
     def _divided(self, rows: NDArray[np.int64]) -> tuple[tuple[MicroBatch, ...], ...]:
         chunks = [self._micro_batch(chunk) for chunk in self._chunks(rows)]
@@ -140,9 +139,9 @@ class Plan:
 class _Order:
     """Epoch after epoch of all pairs, each epoch in an order of its own; one epoch kept."""
 
-    def __init__(self, groups: NDArray[np.int64], seed: int) -> None:
-        self.num_pairs = len(groups)
-        self.groups = np.unique(groups, return_inverse=True)[1]
+    def __init__(self, num_pairs: int, groups: NDArray[np.int64] | None, seed: int) -> None:
+        self.num_pairs = num_pairs
+        self.groups = None if groups is None else _Members.of(groups)
         self.seed = seed
         self.epoch = -1
         self.order = np.empty(0, dtype=np.int64)
@@ -154,14 +153,36 @@ class _Order:
             if epoch != self.epoch:
                 self.epoch = epoch
                 rng = np.random.default_rng((self.seed, epoch))
-                drawn = rng.permutation(self.groups.max() + 1)
-                places = np.empty_like(drawn)
-                places[drawn] = np.arange(len(drawn))
-                self.order = np.argsort(places[self.groups], kind="stable")
+                if self.groups is None:
+                    self.order = rng.permutation(self.num_pairs)
+                else:
+                    self.order = self.groups.in_turn(rng.permutation(len(self.groups.sizes)))
             taken = min(stop - start, self.num_pairs - offset)
             parts.append(self.order[offset : offset + taken])
             start += taken
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Members:
+    """G groups: `rows` (P,) of the first group's pairs, then of the next one's; `sizes` (G,)."""
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, groups: NDArray[np.int64]) -> "_Members":
+        # Most often they are in order already, which this kind of sort takes in one go.
+        rows = np.argsort(groups, kind="stable")
+        is_first = np.diff(groups[rows], prepend=groups[rows[0]] - 1) != 0
+        return cls(rows, np.diff(np.flatnonzero(is_first), append=len(rows)))
+
+    def in_turn(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(P,) the pairs of these groups, group after group."""
+        sizes = self.sizes[drawn]
+        begins = (np.cumsum(self.sizes) - self.sizes)[drawn]
+        shifts = begins - (np.cumsum(sizes) - sizes)
+        return self.rows[np.repeat(shifts, sizes) + np.arange(len(self.rows))]
 
 
 def plan_steps(

@@ -95,6 +95,23 @@ def test_a_question_is_held_out_for_choices_in_all_cultures_or_none():
     assert held_out.sum() == 12
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1), st.integers(0, 5))
+def test_units_of_several_cultures_are_held_out_apart_from_the_others(cells, seed):
+    units, cultures = np.array(cells).T
+    ranks = np.random.default_rng([seed, 2]).permutation(units.max() + 1)
+    groups: dict[int, set[int]] = {}
+    for unit in set(units.tolist()):
+        among = set(cultures[units == unit].tolist())
+        groups.setdefault(min(among) if len(among) == 1 else -1, set()).add(unit)
+    drawn = set()
+    for mine in groups.values():
+        drawn |= set(sorted(mine, key=lambda unit: ranks[unit])[: int(0.4 * len(mine) + 0.5)])
+
+    held_out = hold_out_dev(units, cultures, 0.4, seed)
+
+    assert held_out.tolist() == [unit in drawn for unit in units.tolist()]
+
+
 @given(CODES, st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 5))
 def test_smaller_fractions_are_nested_and_keep_whole_users(users, one, other, seed):
     units = np.array(users)

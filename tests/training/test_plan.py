@@ -185,6 +185,20 @@ def test_rows_of_one_step_are_of_near_equal_size_and_share_texts():
     assert [batch.texts.tolist() for batch in micro_batches(step)] == [[0, 1, 2], [3, 4, 5]]
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 3), st.booleans())
+def test_the_order_of_an_epoch_is_that_of_the_drawn_places(codes, seed, in_groups):
+    groups = np.array(codes) if in_groups else None
+    settings = {"batch_size": len(codes), "num_steps": 2, "seed": seed, "groups": groups}
+    plan = plan_of([[0, 1]] * len(codes), [5, 5], **settings)
+
+    for epoch, step in enumerate(plan.steps_from(0)):
+        drawn = np.random.default_rng((seed, epoch)).permutation(
+            len(set(codes)) if in_groups else len(codes)
+        )
+        mine = np.unique(codes, return_inverse=True)[1] if in_groups else np.arange(len(codes))
+        assert step.rows.tolist() == np.argsort(np.argsort(drawn)[mine], kind="stable").tolist()
+
+
 def test_pairs_of_a_group_come_one_after_the_other_and_groups_in_a_drawn_order():
     groups = np.array([7, 3, 7, 5, 3, 7])
     plan = plan_of([[0, 1]] * 6, [5, 5], batch_size=6, num_steps=4, groups=groups)
