@@ -52,7 +52,8 @@ def join(address: str | None) -> None:
     """Joins the cluster that is named, here or by RAY_ADDRESS, or starts a Ray on this machine
     that ends with us.
 
-    Raises: InputError if there is no cluster at the address, or it does not let us in.
+    Raises: InputError if there is no cluster at the address, it does not let us in, or no Ray can
+        be started here.
     """
     if ray.is_initialized():
         return
@@ -66,8 +67,8 @@ def join(address: str | None) -> None:
             # Our own lines come by another way; see `relay.py`.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
         _hide_token()
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise _no_cluster(address, str(error).strip().splitlines()[0]) from None
+    except Exception as error:  # Ray raises plain ones, for a machine that is too busy among them
+        raise _no_cluster(address, str(error).strip().partition("\n")[0]) from None
 
 
 def _check_listens(address: str) -> None:
@@ -82,6 +83,11 @@ def _check_listens(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> InputError:
+    if address == "local":
+        return InputError(
+            "no Ray can be started on this machine",
+            [reason, "launch.on: process trains without one; launch.address joins a cluster"],
+        )
     return InputError(
         f"launch.address = {address}: no Ray cluster can be joined there",
         [reason, "start one (cluster/local.md), or leave the address out"],

@@ -20,6 +20,8 @@ _LAST_TOKEN_HEADS = {
 }
 _END_TOKEN_HEAD = "classification_head"
 _ROUNDING = 3e-5
+# What a pass costs beside its tokens', on a CPU: DeBERTa projects its relative positions in each.
+_PASS_TOKENS = 128
 # By the weights' dtype: in bfloat16 the same text in another shape differs by its 8 bits.
 _PADDING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
@@ -57,9 +59,12 @@ class ScoredNetwork(nn.Module):
         """(R,) rewards of (R, T) tokens.
 
         Args:
-            lengths: (R,) on the CPU, and `places`: (N,), where the texts are computed in one row of
-                real tokens alone (`rows.Row`); only for a network that `packing` found fit.
+            lengths: (R,) on the CPU. With `places`, (N,), the texts are computed in one row of real
+                tokens alone (`rows.Row`); only for a network that `packing` found fit. Without
+                them in passes of near-equal lengths, each padded no further than it has to be.
         """
+        if lengths is not None and places is None:
+            return self._by_length(input_ids, attention_mask, token_type_ids, lengths)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         plain = self.plain
         if token_type_ids is not None and _takes(plain, "token_type_ids"):
@@ -78,6 +83,18 @@ class ScoredNetwork(nn.Module):
         if rewards.shape != (len(input_ids),):
             raise ValueError(f"{len(input_ids)} texts got rewards of shape {tuple(rewards.shape)}")
         return rewards
+
+    def _by_length(
+        self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None, lengths: Tensor
+    ) -> Tensor:
+        """(R,) rewards, from several passes where that saves more padding than a pass costs."""
+        runs = near_equal_runs(lengths.numpy())
+        rewards = []
+        for run in runs:
+            width = int(lengths[run[0]])
+            types = None if token_type_ids is None else token_type_ids[run, :width]
+            rewards.append(self(input_ids[run, :width], mask[run, :width], types))
+        return torch.cat(rewards)[np.argsort(np.concatenate(runs))]
 
     def _alone(self, plain: Any, row: Row | None, read: Tensor) -> Tensor | None:
         """Where the last feed-forward network computes alone; None for everywhere."""
@@ -269,13 +286,41 @@ def two_short_texts(plain: Any) -> Tokens | None:
     )
 
 
+def near_equal_runs(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Which of the (R,) lengths to pad together, the longest first: the places of each run.
+
+    Of all ways to cut the sorted lengths into runs the one with the fewest tokens, padded ones and
+    what a pass costs by itself counted.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    widths, number = lengths[order], len(lengths)
+    fewest, cut = np.zeros(number + 1), np.zeros(number + 1, dtype=np.int64)
+    for end in range(1, number + 1):
+        starts = np.arange(end)
+        costs = fewest[:end] + widths[:end] * (end - starts) + _PASS_TOKENS
+        cut[end] = np.argmin(costs)
+        fewest[end] = costs[cut[end]]
+    runs, end = [], number
+    while end:
+        runs.append(order[cut[end] : end])
+        end = int(cut[end])
+    return runs[::-1]
+
+
 def pad_texts(
-    tokens: Tokens, text_ids: NDArray[np.int64], filler: int, device: str, *, in_row: bool = False
+    tokens: Tokens,
+    text_ids: NDArray[np.int64],
+    filler: int,
+    device: str,
+    *,
+    in_row: bool = False,
+    by_length: bool = False,
 ) -> dict[str, Tensor]:
     """The texts' tokens padded on the right to the longest: (R, T) `input_ids` and masks.
 
     Args:
         in_row: with what `ScoredNetwork.forward` needs to compute real tokens alone.
+        by_length: with what it needs to compute texts of near-equal length together.
     """
     starts, ends = tokens.offsets[text_ids], tokens.offsets[text_ids + 1]
     width = int((ends - starts).max())
@@ -291,7 +336,8 @@ def pad_texts(
     if types is not None:
         arrays["token_type_ids"] = types
     batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    if in_row:
+    if in_row or by_length:
         batch["lengths"] = torch.from_numpy(ends - starts)
+    if in_row:
         batch["places"] = torch.from_numpy(np.flatnonzero(mask)).to(device)
     return batch

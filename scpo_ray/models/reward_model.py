@@ -61,10 +61,18 @@ class RewardModel:
             return "nf4"
         return str(self.dtype).removeprefix("torch.")
 
-    def batch(self, tokens: Tokens, text_ids: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The texts' (R, T) tokens on the device, padded where padding is masked out."""
-        filler = filler_id(self.scored.plain)
-        return pad_texts(tokens, text_ids, filler, self.device, in_row=self.in_rows)
+    def batch(
+        self, tokens: Tokens, text_ids: NDArray[np.int64], *, by_length: bool = False
+    ) -> dict[str, Tensor]:
+        """The texts' (R, T) tokens on the device, padded where padding is masked out.
+
+        Args:
+            by_length: a network that pads may compute them in several passes, of near-equal lengths
+                each, on a CPU, where a pass costs little by itself.
+        """
+        filler, by_length = filler_id(self.scored.plain), by_length and self.device == "cpu"
+        how = {"in_row": self.in_rows, "by_length": by_length}
+        return pad_texts(tokens, text_ids, filler, self.device, **how)
 
     def rewards(self, batch: dict[str, Tensor]) -> Tensor:
         """(R,) float32 rewards: of each text the one that the saved model gives to it alone.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scpo_ray.models.reward_model import RewardModel
 from scpo_ray.records import Worker
@@ -29,6 +29,9 @@ from scpo_ray.training.optimization import (
 from scpo_ray.workers import join_group
 
 log = logging.getLogger(__name__)
+
+_GATHERED_IN = "comm_dtype"
+"""What DeepSpeed calls, on a weight, the dtype that it is gathered in."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class DeepSpeedEngine:
         self.config = config
         self.worker = worker
         self.steps_done = 0
+        self.in_lockstep = config.zero_stage == 3
         self.parameters = prepare_network(model, config)
         settings = deepspeed_settings(config)
         join_group(worker)
@@ -66,6 +70,18 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self._deepspeed = deepspeed
+        chosen = settings["torch_autocast"]["lower_precision_safe_modules"]
+        if config.zero_stage == 3 and config.precision == "bf16" and not chosen:
+            self._gather_rounded()
+
+    def _gather_rounded(self) -> None:
+        """Has linear layers' weights gathered in bf16, as autocast computes with them: no number
+        changes. What computes in float32 is gathered so, and gradients are summed in float32."""
+        for module in self.model.network.modules():
+            if type(module) is nn.Linear and module.weight.dtype == torch.float32:
+                setattr(module.weight, _GATHERED_IN, torch.bfloat16)
+        # DeepSpeed's own way would sum the gradients of these weights in bf16, too.
+        self._engine.optimizer.get_param_comm_dtype = lambda weight: weight.dtype
 
     def rewards(self, inputs: dict[str, Tensor]) -> Tensor:
         rewards: Tensor = self._engine(**inputs)
@@ -119,9 +135,14 @@ class DeepSpeedEngine:
         weights = dict(network.named_parameters())
         if hasattr(network, "peft_config"):
             weights = self.parameters
+        # Weights may still lie gathered, and rounded, from the last pass.
+        self._engine.empty_partition_cache()
         for name, parameter in weights.items():
+            rounded = vars(parameter).pop(_GATHERED_IN, None)
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 whole = parameter.detach().cpu().clone()
+            if rounded is not None:
+                setattr(parameter, _GATHERED_IN, rounded)
             yield name, whole
         for name, buffer in network.named_buffers():
             if name in network.state_dict():

@@ -26,7 +26,7 @@ def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
         # Otherwise its own kernels, which are compiled for minutes when a run starts.
         "optimizer.params.torch_adam": True,
         "zero_force_ds_cpu_optimizer": False,
-        # Otherwise ZeRO 3 hands its weights on in bf16: they would be evaluated and saved rounded.
+        # Otherwise gradients are summed in bf16, and weights saved as ZeRO 3 has gathered them.
         "torch_autocast.lower_precision_safe_modules": [],
         "steps_per_print": _NEVER,
     }

@@ -25,10 +25,15 @@ from scpo_ray.training.optimization import (
 
 
 class Engine(Protocol):
-    """Every worker makes the same calls; `model` is what its rewards come from."""
+    """Every worker makes the same calls; `model` is what its rewards come from.
+
+    `in_lockstep`: all workers must call each layer equally often in a pass, since it gathers its
+    weights then.
+    """
 
     model: RewardModel
     steps_done: int
+    in_lockstep: bool
 
     def rewards(self, inputs: dict[str, Tensor]) -> Tensor:
         """(R,) rewards of padded texts, with gradient."""
@@ -68,6 +73,8 @@ def start_engine(model: RewardModel, config: TrainConfig, worker: Worker) -> Eng
 
 class TorchEngine:
     """Plain PyTorch: AdamW over the weights that can be trained, the whole on every worker."""
+
+    in_lockstep = False
 
     def __init__(self, model: RewardModel, config: TrainConfig, worker: Worker) -> None:
         self.model = replace(model, precision=config.precision)

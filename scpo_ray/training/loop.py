@@ -205,7 +205,8 @@ def step_loss(
     pair_losses: list[Tensor] = []
     micro_batches = step.micro_batches(worker.rank)
     for number, batch in enumerate(micro_batches, start=1):
-        inputs = engine.model.batch(data.tokens, batch.texts)
+        by_length = not engine.in_lockstep
+        inputs = engine.model.batch(data.tokens, batch.texts, by_length=by_length)
         pairs = torch.from_numpy(batch.pairs).to(worker.device)
         margins = pair_margins(engine.rewards(inputs), pairs)
         shares = data.shares_of(batch.rows, worker.device)

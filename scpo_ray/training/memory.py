@@ -11,9 +11,9 @@ from scpo_ray.training.deepspeed_settings import deepspeed_settings
 _MASTER, _MOMENTS = 4, 8
 """Bytes of a trained weight's float32 value, and of AdamW's two moments of it."""
 
-# DeepSpeed's own, where the user's JSON says nothing: weights in a bucket of gradients, and
-# gathered weights that may stay.
-_BUCKET, _LIVE = 500_000_000, 1_000_000_000
+# DeepSpeed's own, where the user's JSON says nothing: weights in a bucket of gradients, gathered
+# weights that may stay, and those that are gathered ahead at once.
+_BUCKET, _LIVE, _AHEAD = 500_000_000, 1_000_000_000, 50_000_000
 
 
 def estimate_memory(
@@ -30,7 +30,7 @@ def estimate_memory(
     weights = shape.frozen_bytes + trained
     master = _MASTER * shape.trained
     optimizer = _MOMENTS * shape.trained
-    gradients, buffers = trained, 0
+    gradients, buffers, gathered = trained, 0, 0
     if config.engine == "deepspeed":
         zero = deepspeed_settings(config)["zero_optimization"]
         bucket = min(trained, trained_bytes * _number(zero, "reduce_bucket_size", _BUCKET))
@@ -45,13 +45,16 @@ def estimate_memory(
         if stage == 3:
             live = shape.weight_bytes * _number(zero, "stage3_max_live_parameters", _LIVE)
             buffers = min(weights, live) + 3 * bucket
+            # What is gathered ahead lies in one piece until each weight has been copied out of it.
+            ahead = shape.weight_bytes * _number(zero, "stage3_prefetch_bucket_size", _AHEAD)
+            gathered = min(weights, live) + min(weights, ahead)
             weights //= workers
     elif device != "cpu":
         # AdamW makes its new values for all weights at once.
         buffers = trained
     activations = _activations(shape, config)
-    if stage == 3 and activations is not None:
-        activations += buffers - 3 * bucket
+    if activations is not None:
+        activations += gathered
     offloaded = optimizer if config.offload_optimizer else 0
     on_gpu = device != "cpu"
     loading = _MASTER * shape.largest if stage == 3 else weights

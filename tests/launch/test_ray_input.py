@@ -65,6 +65,17 @@ def test_an_address_without_a_cluster_is_refused(tiny_reward_model, tmp_path, ad
     assert_refused(outcome, f"launch.address = {address}: no Ray cluster can be joined there")
 
 
+def test_a_ray_that_cannot_be_started_here_is_one_clear_error(
+    tiny_reward_model, tmp_path, monkeypatch
+):
+    # Longer than a socket's name may be: Ray itself raises a plain OSError.
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 120)))
+
+    outcome = in_process("train", ray_config(tmp_path, tiny_reward_model))
+
+    assert_refused(outcome, "no Ray can be started on this machine", "AF_UNIX path length")
+
+
 def test_two_workers_are_not_one_process(scpo, tiny_reward_model, tmp_path):
     config = ray_config(tmp_path, tiny_reward_model, launch={"on": "process"})
 

@@ -15,7 +15,7 @@ from tests.tiny import tiny_document
 
 TORCH = {"engine": "torch"}
 ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in range(4)]
-STEPS, CHECKPOINT, STOP = 24, 10, 13
+STEPS, CHECKPOINT, STOP = 12, 5, 8
 
 
 class Stopped(Exception):

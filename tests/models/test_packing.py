@@ -2,15 +2,19 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from scpo_ray.models import reading
 from scpo_ray.models.packing import fit_for_rows, fit_to_read_alone
-from scpo_ray.models.reading import ScoredNetwork
+from scpo_ray.models.reading import ScoredNetwork, near_equal_runs
 from scpo_ray.models.reward_model import RewardModel, turn_off_dropout
 from scpo_ray.settings.model import LoraConfig
 from scpo_ray.settings.train import TrainConfig
@@ -137,6 +141,44 @@ def test_what_nobody_reads_need_not_be_computed(name):
         model = RewardModel(network, None, "cpu", 99, in_rows=in_rows, only_read=True)
         assert_same(network, rewards_of(model, tokens), expected)
         assert torch.equal(rewards_alone(network, tokens), expected)
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=7))
+def test_texts_are_padded_together_where_that_costs_fewest_tokens(lengths):
+    runs = near_equal_runs(np.array(lengths))
+
+    assert sorted(np.concatenate(runs)) == list(range(len(lengths)))
+    in_order = sorted(lengths, reverse=True)
+    assert [lengths[place] for run in runs for place in run] == in_order
+    ways = (
+        np.split(np.array(in_order), np.flatnonzero(cuts) + 1)
+        for cuts in product([False, True], repeat=len(lengths) - 1)
+    )
+    fewest = min(sum(len(run) * run[0] + 128 for run in way) for way in ways)
+    assert sum(len(run) * lengths[run[0]] + 128 for run in runs) == fewest
+
+
+@pytest.mark.parametrize("only_read", [False, True])
+@pytest.mark.parametrize("name", ["deberta-v2", "bert", "llama", "bart", "t5"])
+def test_passes_of_near_equal_lengths_give_each_texts_rewards_and_gradients(
+    name, only_read, monkeypatch
+):
+    # Each length in a pass of its own.
+    monkeypatch.setattr(reading, "_PASS_TOKENS", 1)
+    network, tokens = network_in_family(name), texts_of(LENGTHS)
+    expected = rewards_alone(network, tokens)
+    model = RewardModel(network, None, "cpu", 99, only_read=only_read)
+    widths = []
+
+    def see(layer: nn.Module, args: Any, given: Any) -> None:
+        widths.append((args[0] if args else given["input_ids"]).shape[1])
+
+    network.base_model.register_forward_pre_hook(see, with_kwargs=True)
+
+    rewards = model.rewards(model.batch(tokens, np.arange(len(LENGTHS)), by_length=True))
+
+    assert widths == sorted(LENGTHS, reverse=True)
+    assert_same(network, rewards, expected)
 
 
 def test_the_last_feed_forward_network_gets_the_read_tokens_alone():

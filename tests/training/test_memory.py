@@ -47,6 +47,16 @@ def test_a_frozen_base_has_no_gradients_and_stays_in_its_dtype():
     assert found.total == 2_040 + 40 + 80 + 60
 
 
+def test_a_pass_of_divided_weights_has_them_whole_and_once_more_while_they_arrive():
+    whole = estimate_memory(WHOLE, train(3), num_workers=2, device="cpu")
+    adapted = estimate_memory(ADAPTED, train(3), num_workers=2, device="cpu")
+
+    assert whole.activations == 60 + 400 + 400
+    assert adapted.activations == 60 + 2 * (2_000 + 40)
+    # Beside few trained weights it is the most that there is: their gradients travel in 3 buckets.
+    assert adapted.total == (2_000 + 40 + 40 + 40 + 80) // 2 + adapted.activations
+
+
 def test_recomputed_activations_are_those_between_layers_and_one_layers_own():
     plain = estimate_memory(WHOLE, train(), num_workers=1, device="cpu")
     again = estimate_memory(WHOLE, train(gradient_checkpointing=True), num_workers=1, device="cpu")

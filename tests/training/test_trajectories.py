@@ -1,6 +1,6 @@
 """One plan, one trajectory: whichever engine computes it, on however many workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scpo_ray.data.synthetic import vocabulary
 from scpo_ray.experiment import load_inputs, prepare_run, run_experiment
 from scpo_ray.inputs import open_run_dir
 from scpo_ray.methods.task import FitContext
+from scpo_ray.models import reading
 from scpo_ray.models.export import load_exported
+from scpo_ray.models.loading import drawn_by
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.records import Worker
 from scpo_ray.results import OpinionScores, RunResult
@@ -24,6 +27,7 @@ from scpo_ray.training.plan import Plan
 from scpo_ray.workers import first_worker_first
 from tests.evaluation.test_opinions import opinions_document
 from tests.group import Groups
+from tests.models.test_reward_model import save_tiny
 from tests.tiny import tiny_document
 
 TORCH = {"engine": "torch"}
@@ -77,6 +81,17 @@ def run(worker: Worker, config: RunConfig) -> dict[str, Any] | None:
     }
 
 
+def run_all_by_length(
+    worker: Worker, documents: list[dict[str, Any]]
+) -> list[dict[str, Any] | None]:
+    """As `run_all`; what is padded is padded in passes of one length each."""
+    before, reading._PASS_TOKENS = reading._PASS_TOKENS, 1
+    try:
+        return run_all(worker, documents)
+    finally:
+        reading._PASS_TOKENS = before
+
+
 def opinions_of_all(worker: Worker, documents: list[dict[str, Any]]) -> list[list[OpinionScores]]:
     """Of each run; nothing on the other workers than the first."""
     results = [ended(worker, RunConfig.model_validate(document))[0] for document in documents]
@@ -106,6 +121,7 @@ def _follow(
     workers: int,
     variants: Sequence[dict[str, Any]],
     /,
+    task: Callable[..., list[dict[str, Any] | None]] = run_all,
     **sections: Any,
 ) -> list[Trajectory]:
     # Who computes a run is not in its folder's name: experiments of their own keep them apart.
@@ -114,7 +130,7 @@ def _follow(
         | {"train": {**TRAIN, **sections.get("train", {}), **variant}}
         for number, variant in enumerate(variants)
     ]
-    results = groups.run(workers, run_all, documents)[0]
+    results = groups.run(workers, task, documents)[0]
     configs = [RunConfig.model_validate(document) for document in documents]
     return [
         Trajectory(**result, rewards=exported_rewards(config))
@@ -206,6 +222,33 @@ def test_adapters_on_a_bfloat16_base_are_trained_alike_by_every_engine(follow):
 
     for trajectory in follow(2, [ZERO[1], ZERO[3]], model=halved, train=SHORT):
         np.testing.assert_allclose(trajectory.loss, alone.loss, rtol=2e-3)
+
+
+def test_a_network_that_is_padded_is_trained_alike_by_length_and_by_every_engine(
+    follow, tiny_reward_model, tmp_path
+):
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    shape = DebertaV2Config(
+        vocab_size=len(vocabulary()) + 4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        num_labels=1,
+    )
+    with drawn_by(0):
+        network = DebertaV2ForSequenceClassification(shape)
+    folder = save_tiny(network, tiny_reward_model, tmp_path / "deberta")
+    settings = {"model": {"path": str(folder)}, "train": SHORT}
+    [alone] = follow(1, [TORCH], **settings)
+
+    trajectories = follow(2, [TORCH, *ZERO], task=run_all_by_length, **settings)
+
+    for trajectory in trajectories:
+        assert_same(trajectory, alone)
 
 
 def test_clipping_and_normalized_weights_mean_the_same_on_every_engine(follow):
