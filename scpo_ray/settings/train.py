@@ -20,7 +20,8 @@ class TrainConfig(Section):
 
     draw: Literal["pairs", "interactions"] = "pairs"
     """What is drawn into steps: single pairs, as in the paper, or all pairs of an interaction one
-    after the other, so that a response in several pairs is mostly computed once."""
+    after the other, so that a response in several pairs is mostly computed once. Both are the same
+    where an interaction has one pair, as in a file of chosen and rejected responses."""
 
     soft_labels: bool = False
     """Learn by how much `chosen` is preferred: the share of people who preferred it to `rejected`
