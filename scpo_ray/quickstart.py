@@ -47,7 +47,7 @@ def quickstart(output_dir: Path) -> Quickstart:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """A model this small gains nothing from more threads, which wait for each other where other
-    programs run: nine minutes in place of one and a half."""
+    programs run: nine minutes in place of three beside two of them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
