@@ -34,7 +34,7 @@ from scpo_ray.models.reward_model import turn_off_dropout
 from scpo_ray.records import ALONE
 from scpo_ray.settings.files import load_sweep
 
-TAUS, BETAS, RATES = [0.51, 0.52, 0.55, None], [0.1, 0.3, 1.0], [5e-5, 2e-4]
+TAUS, BETAS, RATES = [0.51, 0.55, None], [0.1, 1.0], [5e-5, 2e-4]
 BATCH, TEXTS = 16, 64
 
 

@@ -13,44 +13,48 @@ it score the training pairs one by one, filters and weights, trains, and tests. 
 padded to 512 tokens as there, of which a few pairs and steps tell, since all cost the same; and,
 kinder, to the longest of a batch, of which `--singles` whole runs are made.
 
-Of a command all processes count, Ray's too: what outlives its parent is waited for here.
+Of a command all processes count, Ray's too.
 """
 
 import argparse
 import ctypes
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 TRIALS, STEPS, BATCH, RATE, LONGEST = 24, 100, 16, 1e-4, 512
 TAUS, BETAS, FRACTIONS = [0.51, 0.52, 0.55, None], [0.1, 0.3, 1.0], [0.5, 1.0]
-SUBREAPER = 36
-"""prctl's number: what outlives its parent becomes this process's child."""
+SUBREAPER, EVERY_S = 36, 0.3
+"""prctl's number: what outlives its parent becomes this process's child. Ray's own processes wait
+for none of theirs, so that CPU time is looked up so often."""
 
 
 def measured(command: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds until the command and all that it started have ended."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    """Wall seconds of the command, and CPU seconds of it and all that it starts, as last seen."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    wall = time.monotonic() - started
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    started, seconds = time.monotonic(), dict[tuple[int, float], float]()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        while process.poll() is None:
+            time.sleep(EVERY_S)
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    times = child.cpu_times()
+                    seconds[child.pid, child.create_time()] = times.user + times.system
+        wall = time.monotonic() - started
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(said.read())
+    return wall, sum(seconds.values())
 
 
 def scpo(command: str, file: Path, document: dict[str, Any]) -> tuple[float, float]:
