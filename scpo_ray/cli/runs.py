@@ -27,7 +27,7 @@ def quickstart(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Generated data, a tiny model, six methods on three cultures, a report: about a minute."""
+    """Generated data, a tiny model, six methods on three cultures, a report: 90 seconds."""
     from scpo_ray import quickstart as story
     from scpo_ray.report import tables
 
