@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adapters_together import drawn_texts
 from memory import WORKERS, on_workers
 
-PAIRS, MEAN_TOKENS, STEPS = 8, 100, 4
+PAIRS, STEPS = 8, 4
 
 
 class Clock:
@@ -34,16 +35,6 @@ class Clock:
         value = call(*arguments)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
         return value
-
-
-def drawn_tokens(vocabulary: int) -> Any:
-    from scpo_ray.records import Tokens
-
-    rng, number = np.random.default_rng(0), 2 * PAIRS * STEPS
-    lengths = rng.integers(MEAN_TOKENS // 2, MEAN_TOKENS * 3 // 2, number)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = rng.integers(1_000, vocabulary, offsets[-1]).astype(np.int32)
-    return Tokens(ids, None, offsets, np.zeros(number, dtype=bool))
 
 
 def train_by_turns(rank: int, folder: Path, answers: "Queue[Any]") -> None:
@@ -72,7 +63,7 @@ def train_by_turns(rank: int, folder: Path, answers: "Queue[Any]") -> None:
     # The second one's gradients are summed by PyTorch, in place of the engine.
     ours, theirs = TorchEngine(models[0], train, worker), TorchEngine(models[1], train, ALONE)
     parallel = DistributedDataParallel(theirs.model.scored)
-    tokens = drawn_tokens(models[0].network.config.vocab_size)
+    tokens = drawn_texts(2 * PAIRS * STEPS, models[0].network.config.vocab_size)
     plan = plan_steps(
         np.arange(2 * PAIRS * STEPS).reshape(-1, 2),
         tokens.lengths,
