@@ -128,6 +128,28 @@ def paired(number: int, seed: int) -> None:
             print(f"| {name} | {num_users} | {100 * alarms / number:.1f} |", flush=True)
 
 
+def unequal(number: int, seed: int) -> None:
+    """A true difference: the same for everyone, or made by a few users who lose far more."""
+    print("\n| one model is worse by | users | its interval holds that |\n|---|---|---|")
+    for name, share, loss in (
+        ("5 points for everyone", 1.0, 0.05),
+        ("30 points for one user in five", 0.2, 0.3),
+        ("60 points for one user in twelve", 1 / 12, 0.6),
+    ):
+        for num_users in NUM_USERS[1:]:
+            rng = np.random.default_rng(8 + 1_000 * seed)
+            held = 0
+            for _ in range(number):
+                ours, theirs, users = two_models(
+                    rng, even_sizes(rng, num_users), 0.07, np.zeros(num_users)
+                )
+                losing = rng.random(num_users) < share
+                lost = losing[users] & (rng.random(len(users)) < loss)
+                found = paired_difference(ours & ~lost, theirs | lost, users)
+                held += found.low <= -share * loss <= found.high
+            print(f"| {name} | {num_users} | {100 * held / number:.1f} |", flush=True)
+
+
 def macro(number: int, seed: int) -> None:
     """Means over seven cultures: of different people, one of them alone, the same questions."""
     print("\n| macro mean of 7 cultures | holds the truth | false alarms at 5 % |\n|---|---|---|")
@@ -283,7 +305,7 @@ def large(number: int, seed: int) -> None:
 
 PARTS = {
     part.__name__: part
-    for part in (coverage, paired, macro, seeds, best_of_many, lowest, power, large)
+    for part in (coverage, paired, unequal, macro, seeds, best_of_many, lowest, power, large)
 }
 
 

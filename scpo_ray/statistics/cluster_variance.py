@@ -58,11 +58,14 @@ class Layout:
             pairs of a cluster correlated by `CLUSTER_CORRELATION` (Kish).
         factor: what the variance of the cultures with several clusters is multiplied by, for those
             with one; it is theirs in proportion.
+        concentration: the squares of the clusters' expected variances, added up, over their sum
+            squared: 1 / their number were all alike.
     """
 
     degrees: float
     thinness: float
     factor: float
+    concentration: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def cluster_layout(sizes: NDArray[np.float64]) -> Layout | None:
     With shares h and cluster errors of variance v the estimated variance is a quadratic form of
     the errors, sum of d (e - h sum(e))^2 with d = 1 / (1 - h); its mean and variance follow. A
     culture with one cluster does not say how its clusters differ: it takes the variance that the
-    others' clusters have, for its size.
+    others' clusters have, for its size. How much that is hangs on how alike the pairs of a cluster
+    are; it grows or falls with their correlation all the way, so it is the larger of what
+    independent and wholly alike pairs say.
 
     Args:
         sizes: (G, C) pairs of each cluster in each culture.
@@ -111,17 +116,18 @@ def cluster_layout(sizes: NDArray[np.float64]) -> Layout | None:
     if serves.size == 0 or (per_culture == 0).any() or (per_culture < 2).all():
         return None
     columns = [sizes[rows, column] for column, rows in enumerate(serves.T)]
-    known = alone = thinness = 0.0
+    thinness, known, alone = 0.0, np.zeros(2), np.zeros(2)
     strata = []
     for column in columns:
         h = column / column.sum()
         v = h**2 * (1 + CLUSTER_CORRELATION * (column - 1)) / column
         thinness += float(v.sum())
+        independent_and_alike = float((h**2 / column).sum()), float((h**2).sum())
         if len(column) < 2:
-            alone += float(v[0])
+            alone += independent_and_alike
         else:
             strata.append((h, v))
-            known += float(v.sum())
+            known += independent_and_alike
     if (serves.sum(axis=1) > 1).any():
         h, whole_sizes = (sizes / sizes.sum(axis=0)).mean(axis=1), sizes.sum(axis=1)
         v = h**2 * (1 + CLUSTER_CORRELATION * (whole_sizes - 1)) / whole_sizes
@@ -139,10 +145,12 @@ def cluster_layout(sizes: NDArray[np.float64]) -> Layout | None:
     # Where one cluster has nearly all pairs rounding eats the spread; one degree is left.
     most = sum(len(h) - 1 for h, _ in strata)
     degrees = expected**2 / spread if spread > 0 else 1.0
+    variances = np.concatenate([v for _, v in strata])
     return Layout(
         degrees=min(max(degrees, 1.0), float(most)),
         thinness=thinness / len(columns) ** 2,
-        factor=1 + alone / known,
+        factor=1 + float((alone / known).max()),
+        concentration=float((variances**2).sum() / variances.sum() ** 2),
     )
 
 

@@ -194,9 +194,9 @@ def measured(
     found = macro_parts(outcomes, clusters)
     spreads = []
     if found.layout is not None:
-        for place, variance in enumerate(found.variances.tolist()):
+        for place, parts in enumerate(found.parts.T):
             of_model = _together([of_culture[place] for of_culture in seeds])
-            spreads.append(Spread(variance, found.layout, of_model))
+            spreads.append(Spread.of(parts, found.layout, of_model))
     return Measured(found.values, found.parts, tuple(spreads), found.num_pairs, len(found.labels))
 
 

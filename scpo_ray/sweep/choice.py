@@ -172,7 +172,7 @@ def _ends(
     if not known:
         return None, None
     layout = min(known, key=lambda layout: layout.degrees)
-    spread = Spread(float(moved @ moved), layout, SeedVariance(0.0, 0.0))
+    spread = Spread.of(moved, layout, SeedVariance(0.0, 0.0))
     return spread.share_ends(value, LEVEL)
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import t
 
 from scpo_ray.results import Difference, Estimate
 from scpo_ray.statistics.cluster_variance import (
+    SeedVariance,
     cluster_layout,
     macro_parts,
     macro_seed_variance,
@@ -249,16 +251,35 @@ def test_equal_models_are_called_different_at_most_about_one_time_in_twenty(num_
     assert np.mean(alarms) < 0.07
 
 
-def test_an_accuracy_near_100_is_covered_too():
+# The smaller the shape, the more users are at 100 % and the farther below are the few others.
+@pytest.mark.parametrize(("num_users", "shape", "least"), [(8, 20, 0.93), (25, 3.5, 0.9)])
+def test_an_accuracy_near_100_is_covered_too(num_users: int, shape: float, least: float):
     generator = np.random.default_rng(6)
     held = []
     for _ in range(500):
-        users = np.repeat(np.arange(8), generator.integers(2, 31, size=8))
-        taste = generator.beta(97 * 0.2, 3 * 0.2, size=8)
+        users = np.repeat(np.arange(num_users), generator.integers(2, 31, size=num_users))
+        taste = generator.beta(0.97 * shape, 0.03 * shape, size=num_users)
         estimate = accuracy(generator.random(len(users)) < taste[users], users)
         held.append(estimate.low <= 0.97 <= estimate.high)
 
-    assert np.mean(held) > 0.93
+    assert np.mean(held) > least
+
+
+def test_a_share_trusts_its_variance_less_where_one_user_makes_it():
+    users = np.repeat(np.arange(20), 10)
+    layout = cluster_layout(np.full((20, 1), 10.0))
+    even, lonely = np.tile([1] * 9 + [0], 20), np.where(users == 0, 0, 1)
+
+    of_even, of_lonely = (
+        Spread.of(macro_parts([right[:, None]], [users]).parts[:, 0], layout, SeedVariance(0, 0))
+        for right in (even, lonely)
+    )
+
+    # One of 20 users has nearly all of the variance: two degrees of freedom are left of 19.
+    assert (of_even.excess, of_lonely.excess) == (0, pytest.approx(0.9, abs=0.15))
+    sure = replace(of_lonely, excess=0.0)
+    assert of_lonely.share_ends(0.95, 0.05)[0] < sure.share_ends(0.95, 0.05)[0]
+    assert of_lonely.ends(-0.05, 0.05) == sure.ends(-0.05, 0.05)
 
 
 @pytest.mark.parametrize("right", [0, 1])
@@ -347,6 +368,14 @@ def test_a_culture_with_one_user_takes_the_variance_of_the_others_users():
     assert verdict(whole) == "worse" and whole.p_value < 0.001
     width, narrower = whole.high - whole.low, without.high - without.low
     assert width == pytest.approx(narrower * 6 / 7 * math.sqrt(1 + 20 / 6), rel=0.01)
+
+
+@pytest.mark.parametrize(("pairs", "factor"), [(4, 1 + 8), (16, 1 + 2), (100, 1 + 2)])
+def test_what_one_user_is_taken_to_vary_by_holds_however_alike_their_pairs_are(pairs, factor):
+    sizes = np.array([[16, 0], [16, 0], [0, pairs]], dtype=float)
+
+    # Beside two users of 16 pairs: 32 / pairs as much if pairs are independent, twice if alike.
+    assert cluster_layout(sizes).factor == pytest.approx(factor)
 
 
 def test_where_every_culture_has_one_user_nothing_says_how_users_differ():
