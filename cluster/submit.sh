@@ -89,6 +89,9 @@ submit.sh: $sweep as job $id, on $address
   go on:   this same command
 TEXT
 
+# Where it does not write to a terminal, Ray's command would keep the job's lines back until it ends.
+export PYTHONUNBUFFERED=1
+
 # The job begins in its copy of the checkout, which is also where Python finds scpo_ray; relative
 # paths are then those of the shared folder. The command itself reserves nothing: its trials do.
 # shellcheck disable=SC2016

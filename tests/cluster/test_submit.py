@@ -75,8 +75,10 @@ def ray_that_notes(tmp_path: Path) -> Path:
 
 
 def environment_of(path: Path, settings: dict[str, str]) -> dict[str, str]:
-    """This environment without Ray's, with `path` before all others, and the settings."""
-    inherited = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "SCPO_"))}
+    """This environment without Ray's and Python's, with `path` before all others, and the
+    settings: what a user's shell need not have is not leant on."""
+    own = ("RAY_", "SCPO_", "PYTHON")
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith(own)}
     return inherited | {"PATH": f"{path}:{os.environ['PATH']}"} | settings
 
 
