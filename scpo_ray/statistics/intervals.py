@@ -63,7 +63,7 @@ class Spread:
 
     `variance`: over other clusters; `layout`: what their sizes say of it; `excess`: the relative
     variance of that variance which is due to a few clusters far off, as among users who are nearly
-    all at 100 %.
+    all at 100 %. Shares alone heed it (`share_ends`), so a share's is made by `of`.
     """
 
     variance: float
@@ -92,7 +92,7 @@ class Spread:
         that all gave the same, up to t^2 / (n + t^2) of all pairs may be others (the score
         interval of a share that was never seen).
         """
-        step = self._step(level)
+        step = _step(self.layout.degrees, level)
         seeds = self._seeds_square(level)
         if self.variance > NO_VARIANCE:
             below = above = step**2 * self.variance
@@ -106,8 +106,7 @@ class Spread:
         variance were they independent, and t for the normal. Of its degrees of freedom only those
         count that clusters far off leave: near 0 and 1 it holds more often so, where a difference
         only gets wider (benchmarks/interval_coverage.py, benchmarks/README.md)."""
-        degrees = max(1.0, 2 / (2 / self.layout.degrees + self.excess))
-        step = float(-stdtrit(degrees, level / 2))
+        step = _step(max(1.0, 2 / (2 / self.layout.degrees + self.excess)), level)
         seeds = self._seeds_square(level)
         spread = value * (1 - value)
         if self.variance <= NO_VARIANCE or spread <= 0:
@@ -160,16 +159,12 @@ class Spread:
                 square += _needed(degrees, level) ** 2 * variance
         return sqrt(square) if 0 < square <= 1 else None
 
-    def _step(self, level: float) -> float:
-        """How many standard errors away from the value an interval ends."""
-        return float(-stdtrit(self.layout.degrees, level / 2))
-
     def _seeds_square(self, level: float) -> float:
         """The seeds' half-width squared: by itself, for few seeds know their variance badly, and
         an average of the two kinds of degrees of freedom would hide it."""
         if self.seeds.value <= NO_VARIANCE:
             return 0.0
-        return float(stdtrit(self.seeds.degrees, level / 2) ** 2 * self.seeds.value)
+        return _step(self.seeds.degrees, level) ** 2 * self.seeds.value
 
 
 def accuracy(outcomes: NDArray[Any], clusters: NDArray[Any]) -> Estimate:
@@ -279,7 +274,7 @@ def mean_half_width(
     found = macro_parts([_column(values)], [clusters])
     if found.layout is None:
         return None
-    return float(-stdtrit(found.layout.degrees, level / 2) * np.sqrt(found.variances[0]))
+    return _step(found.layout.degrees, level) * sqrt(found.variances[0])
 
 
 def verdict(found: Difference | None) -> Verdict:
@@ -401,6 +396,11 @@ def _unseen(square: float) -> float:
     return square / (1 + square)
 
 
+def _step(degrees: float, level: float) -> float:
+    """How many standard errors away from the value an interval ends."""
+    return float(-stdtrit(degrees, level / 2))
+
+
 def _needed(degrees: float, level: float) -> float:
     """Standard errors that a difference must be for p <= `level` in 80 % of cases."""
-    return float(stdtrit(degrees, 1 - level / 2) + stdtrit(degrees, POWER))
+    return _step(degrees, level) + float(stdtrit(degrees, POWER))

@@ -268,14 +268,17 @@ def test_an_accuracy_near_100_is_covered_too(num_users: int, shape: float, least
 def test_a_share_trusts_its_variance_less_where_one_user_makes_it():
     users = np.repeat(np.arange(20), 10)
     layout = cluster_layout(np.full((20, 1), 10.0))
-    even, lonely = np.tile([1] * 9 + [0], 20), np.where(users == 0, 0, 1)
+    place = np.tile(np.arange(10), 20)
+    even, lonely = (place > 1) | (users % 2 == 0), users > 0
 
     of_even, of_lonely = (
         Spread.of(macro_parts([right[:, None]], [users]).parts[:, 0], layout, SeedVariance(0, 0))
         for right in (even, lonely)
     )
 
-    # One of 20 users has nearly all of the variance: two degrees of freedom are left of 19.
+    # Half of the users are at 80 %; or one of 20 has nearly all of the variance, so that two
+    # degrees of freedom are left of 19.
+    assert of_even.variance > 0
     assert (of_even.excess, of_lonely.excess) == (0, pytest.approx(0.9, abs=0.15))
     sure = replace(of_lonely, excess=0.0)
     assert of_lonely.share_ends(0.95, 0.05)[0] < sure.share_ends(0.95, 0.05)[0]
