@@ -230,13 +230,13 @@ def best_of_many(number: int, seed: int) -> None:
         (6, 1, 4),
         (12, 1, 8),
         (6, 1, 25),
+        (20, 1, 25),
         (12, 3, 13),
         (50, 3, 13),
     ):
         rng = np.random.default_rng(5 + 1_000 * seed)
         counts = np.zeros(2)
-        repeats = max(1, number // 4)
-        for _ in range(repeats):
+        for _ in range(number):
             outcomes, clusters = equal_models(rng, cultures, users, models)
             score = measured(outcomes, clusters, [[{}] * models] * cultures)
             alone = score.minus(score, int(score.values.argmax()), level=0.05)
@@ -245,7 +245,7 @@ def best_of_many(number: int, seed: int) -> None:
                 any(verdict(found) == "worse" for found in several if found)
                 for several in (alone, together)
             ]
-        shown = " | ".join(f"{100 * count / repeats:.1f}" for count in counts)
+        shown = " | ".join(f"{100 * count / number:.1f}" for count in counts)
         print(f"| {models} | {cultures}, {users} | {shown} |", flush=True)
 
 

@@ -21,8 +21,8 @@ from scpo_ray.statistics.intervals import LEVEL, NO_VARIANCE, Spread
 
 # Cells of a block of resamples: bounds the memory.
 BLOCK_CELLS = 2_000_000
-# Degrees of freedom from which, and with no more models than which, joint resamples say how far the
-# best of equal models is ahead: with fewer they said it too often in simulation.
+# Degrees of freedom from which joint resamples say how far the best of equal models is ahead: with
+# fewer they said too little of it in simulation.
 MANY_DEGREES = 20
 # A culture may be the lowest if this level's interval of it reaches below all others' upper ends.
 CONTACT_LEVEL = 0.01
@@ -122,22 +122,22 @@ class Measured:
 
         Were all models equal, one of them would come out best by chance; the largest distance of
         the others from it, each over its own standard error, is drawn in joint resamples. That is
-        the least favourable case: where one is truly ahead, fewer can be taken for the best. Few
-        clusters tell neither which models go together nor each standard error well: there it is
-        Bonferroni's over all pairs of models, for any two could have been these.
+        the least favourable case: where one is truly ahead, fewer can be taken for the best. Which
+        models go together is known from the clusters alone, hence `_shrunk`. Few clusters tell each
+        standard error badly, too: there it is Bonferroni's over all pairs of models, for any two
+        could have been these.
         """
         there = np.flatnonzero(~np.isnan(self.values))
-        if len(there) < 2 or not self.spreads:
-            return level
-        degrees = self.spreads[there[0]].layout.degrees
-        if degrees < max(MANY_DEGREES, len(there)):
+        if len(there) < 3 or not self.spreads:
+            return level  # Two models are one pair.
+        if self.spreads[there[0]].layout.degrees < MANY_DEGREES:
             return 2 * level / (len(there) * (len(there) - 1))
-        parts = self.parts[:, there]
-        seeds = np.array([self.spreads[place].seeds.value for place in there])
-        own = (parts**2).sum(axis=0) + seeds
+        parts, apart = _shrunk(self.parts[:, there])
+        apart += np.array([self.spreads[place].seeds.value for place in there])
+        own = (parts**2).sum(axis=0) + apart
         errors: dict[int, NDArray[np.float64]] = {}
         largest = []
-        for moved in _moved(parts, seeds, samples=samples, rng=rng):
+        for moved in _moved(parts, apart, samples=samples, rng=rng):
             winners = moved.argmax(axis=1)
             for best in np.unique(winners).tolist():
                 if best not in errors:
@@ -340,17 +340,42 @@ def ranking(values: Sequence[float | None], *, mode: Mode) -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
+def _shrunk(
+    parts: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(G, S) parts and (S,) variances: some of what the clusters say of how models move together,
+    and the rest as if each model moved by itself.
+
+    Clusters that are few beside the models show more likeness among these than there is, by chance,
+    and so fewer chances of a lucky best. The share that is taken away is Ledoit and Wolf's (2004),
+    of what is left of the parts without the models' mean, which moves no difference.
+    """
+    num_clusters, num_models = parts.shape
+    parts = parts - parts.mean(axis=1, keepdims=True)
+    squares = (parts**2).sum(axis=0)
+    # With the mean taken away, models that move by themselves keep (S - 1) / S of their variance.
+    alone = squares * num_models / (num_models - 1)
+    # Sums over all S x S covariances, from the smaller of the two products.
+    product = parts @ parts.T if num_clusters < num_models else parts.T @ parts
+    together = float((product**2).sum())
+    target = float((1 - 2 / num_models) * (alone**2).sum() + (alone.sum() / num_models) ** 2)
+    distance = together - 2 * float(squares @ alone) + target
+    error = float(((parts**2).sum(axis=1) ** 2).sum()) - together / num_clusters
+    share = min(1.0, max(0.0, error) / distance) if distance > NO_VARIANCE**2 else 1.0
+    return parts * np.sqrt(1 - share), share * alone
+
+
 def _moved(
     parts: NDArray[np.float64],
-    seeds: NDArray[np.float64],
+    variances: NDArray[np.float64],
     *,
     samples: int,
     rng: np.random.Generator,
 ) -> Iterator[NDArray[np.float64]]:
     """Blocks of (rows, S), `samples` rows over all: the models moved together, each cluster by a
-    normal draw of its own, and each model by its seeds."""
+    normal draw of its own, and each model by itself."""
     num_clusters, num_models = parts.shape
-    errors = np.sqrt(seeds)
+    errors = np.sqrt(variances)
     block = max(1, BLOCK_CELLS // max(num_clusters, num_models))
     for start in range(0, samples, block):
         rows = min(block, samples - start)

@@ -41,7 +41,7 @@ def test_several_models_have_the_numbers_of_each_by_itself():
         )
 
 
-@pytest.mark.parametrize(("number", "users", "models"), [(1, 6, 6), (1, 25, 12), (3, 13, 30)])
+@pytest.mark.parametrize(("number", "users", "models"), [(1, 6, 6), (1, 25, 12), (1, 25, 40)])
 def test_of_equal_models_one_is_called_behind_the_best_at_most_one_time_in_twenty(
     number, users, models
 ):
@@ -56,6 +56,21 @@ def test_of_equal_models_one_is_called_behind_the_best_at_most_one_time_in_twent
 
     # 0.05, and three standard errors of 150 cases.
     assert np.mean(alarms) < 0.05 + 3 * 0.018
+
+
+def test_models_that_go_together_are_fewer_chances_of_a_lucky_best():
+    rng = np.random.default_rng(2)
+    [apart], clusters = cultures(rng, 1, 60, 12)
+    [few], _ = cultures(rng, 1, 60, 3)
+    flips = rng.random(apart.shape) < 0.01
+    alike = np.abs(np.repeat(few, 4, axis=1) - flips)
+
+    def level(outcomes: np.ndarray) -> float:
+        score = measured([outcomes], clusters, [[{}] * outcomes.shape[1]])
+        return score.simultaneous_level(0.05, samples=4_000, rng=rng)
+
+    bonferroni = 0.05 / 66
+    assert bonferroni < level(apart) < level(alike) < level(few) < level(few[:, :2]) == 0.05
 
 
 def test_a_model_that_is_far_worse_is_behind_whatever_else_was_tried():
