@@ -4,6 +4,7 @@ On a terminal (rich's) and on a page, of the same numbers.
 """
 
 from collections.abc import Mapping, Sequence
+from math import floor, log10
 from typing import Any
 
 from rich.table import Table as TerminalTable
@@ -130,13 +131,14 @@ def best_of_n_table(
         f"{ours} beats\n{theirs}'s pick, %",
     )
     for culture, b in best_of_n.items():
+        digits = _score_digits(b)
         add_row(
             table,
             culture,
             str(b.num_prompts),
             f"{b.mean_responses:.1f}",
-            *(number(b.regret.get(name)) for name in ("model", "global", "random")),
-            number(b.regret_minus_global, signed=True),
+            *(number(b.regret.get(name), digits=digits) for name in ("model", "global", "random")),
+            number(b.regret_minus_global, signed=True, digits=digits),
             *(number(b.regret_sd.get(name), digits=2) for name in ("model", "global")),
             *(percent(b.win_rate.get(name)) for name in ("random", "global")),
         )
@@ -187,15 +189,23 @@ def best_of_n_tables(results: Sequence[RunResult], unit: str) -> list[Table]:
     ]
     rows = []
     for result, culture, b in _own(results, "best_of_n"):
+        digits = _score_digits(b)
         cells = [
-            *(_plain(b.regret.get(name), 1) for name in ("model", "global", "random")),
-            _plain(b.regret_minus_global, 1),
+            *(_plain(b.regret.get(name), 1, digits) for name in ("model", "global", "random")),
+            _plain(b.regret_minus_global, 1, digits),
             _plain(b.regret_sd.get("model"), 1, digits=2),
             *(cell_of(b.win_rate.get(name), unit) for name in ("random", "global")),
         ]
         size = f"{b.num_prompts:,} prompts, {b.mean_responses:.1f} responses each"
         rows.append(Row(_row_name(result, culture), size, "", cells))
     return [Table("Regret and wins of the model’s picks", "run", columns, rows)] if rows else []
+
+
+def _score_digits(found: BestOfN) -> int:
+    """Decimals that suit the scores' scale: 1 where a random pick loses 10 to 99 points (of 100,
+    say), 3 where it loses 0.1 to 0.99 (scores of 0 and 1)."""
+    loss = found.regret["random"].value or 10.0
+    return min(6, max(1, 2 - floor(log10(loss))))
 
 
 def _own(results: Sequence[RunResult], what: str) -> list[tuple[RunResult, str, Any]]:

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from scpo_ray.evaluation.champion import Contest, Judgement
 from scpo_ray.methods.margins import look_at_margins
-from scpo_ray.report import listings, tables
+from scpo_ray.report import confidence, listings, tables
 from scpo_ray.report.overviews import CultureScores, DataHealth, GlobalScores, PlannedRun, SweepCost
 from scpo_ray.report.terminal import fitted
-from scpo_ray.results import OpinionScores, OpinionSummary
+from scpo_ray.results import BestOfN, Estimate, OpinionScores, OpinionSummary
 from scpo_ray.tracking.trackers import RegisteredModel
 from tests.results import comparison, counts, difference, estimate, evaluation
 from tests.sweep_results import CURVES, sweep_result
@@ -149,3 +149,17 @@ def test_no_cell_of_numbers_is_ever_broken(cells, width):
     text = shown(table, width)
 
     assert all(cell.strip() in text for row in cells for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [(100, "31.4 [20.0, 40.0]"), (10, "3.14 [2.00, 4.00]"), (1, "0.314 [0.200, 0.400]")],
+)
+def test_regret_has_the_decimals_that_the_scores_scale_needs(scale, said):
+    regret = {
+        "model": Estimate(0.314 * scale, 0.2 * scale, 0.4 * scale, 9, 4),
+        "random": Estimate(0.5 * scale, 0.3 * scale, 0.7 * scale, 9, 4),
+    }
+    picks = BestOfN(9, 2.0, regret, {}, None, None, {})
+
+    assert said in shown(confidence.best_of_n_table({"South": picks}), 160)
