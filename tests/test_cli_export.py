@@ -11,7 +11,7 @@ from scpo_ray.commands.exporting import _base_by_its_name
 from scpo_ray.launch.runs import start_run
 from scpo_ray.report.card import model_card
 from scpo_ray.results import Scale
-from scpo_ray.storage.disk import read_json
+from scpo_ray.storage.disk import folder_fault, read_json
 from tests.results import run_result
 from tests.tiny import tiny_config
 
@@ -106,6 +106,22 @@ def test_a_wrong_tool_is_said_before_anything_is_written(scpo, run, tmp_path):
     assert outcome.code == 2
     assert "--check 'vllm': must be of transformers, pipeline" in outcome.err
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("how", [(), ("--merge",)])
+def test_an_exported_model_that_is_scaled_anew_stays_whole(scpo, adapters, tmp_path, how):
+    folder, answers = tmp_path / "exported", tmp_path / "answers.jsonl"
+    rows = [{"prompt": "What now?", "responses": ["Go on.", "Stop here, and rest."]}]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert scpo("export", adapters, folder, *how).code == 0
+
+    for _ in range(2):
+        outcome = scpo("scale", folder, answers)
+        assert outcome.code == 0, outcome.err
+
+    outcome = scpo("reward", f"North={folder}", answers)
+    assert outcome.code == 0, outcome.err
+    assert folder_fault(folder) is None
 
 
 # The card

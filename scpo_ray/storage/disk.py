@@ -97,13 +97,17 @@ def put_in_place(part: Path, path: Path, digests: dict[str, str]) -> None:
 def put_into(folder: Path, name: str, text: str) -> None:
     """Writes a file into a folder that `put_in_place` named, as part of it; it stays whole.
 
-    A kill in between leaves the folder whole without the file.
+    A kill in between leaves the folder whole without the file. A folder without a manifest, as
+    another program wrote it, gets none: it would speak of this file alone.
     """
-    others = {n: digest for n, digest in (_manifest(folder) or {}).items() if n != name}
-    _write_manifest(folder, others)
+    manifest = _manifest(folder)
+    others = {n: digest for n, digest in (manifest or {}).items() if n != name}
+    if manifest is not None:
+        _write_manifest(folder, others)
     with whole_file(folder / name) as part:
         part.write_text(text, encoding="utf-8")
-    _write_manifest(folder, {**others, name: file_digest(folder / name)})
+    if manifest is not None:
+        _write_manifest(folder, {**others, name: file_digest(folder / name)})
 
 
 def _write_manifest(folder: Path, digests: Mapping[str, str]) -> None:
@@ -202,17 +206,25 @@ def _manifest(path: Path) -> Mapping[str, str] | None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """A JSON object, whole or not at all, with the hash of the rest as its first member.
+    """A JSON object, whole or not at all, as `signed_json` writes it.
+
+    Raises: ValueError for NaN, infinity and an object without members.
+    """
+    text = signed_json(document)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def signed_json(document: Mapping[str, Any]) -> str:
+    """A JSON object with the hash of the rest as its first member.
 
     Raises: ValueError for NaN, infinity and an object without members.
     """
     if not document:
-        raise ValueError(f"{path}: nothing to write")
+        raise ValueError("nothing to write")
     content = json.dumps(dict(document), indent=1, allow_nan=False) + "\n"
-    body = content.removeprefix("{\n").encode()
-    first = f'{{\n "sha256": "{hashlib.sha256(body).hexdigest()}",\n'
-    with whole_file(path) as part:
-        part.write_bytes(first.encode() + body)
+    body = content.removeprefix("{\n")
+    return f'{{\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}",\n{body}'
 
 
 def read_json(path: Path, remedy: str) -> bytes:

@@ -168,6 +168,12 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, value):
     assert json.loads(read_json(tmp_path / "a.json", "")) == {"x": 1}
 
 
+def test_a_file_put_into_a_folder_of_another_program_gives_it_no_manifest(tmp_path):
+    put_into(tmp_path, "note.json", "first")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["note.json"]
+
+
 def test_a_file_put_into_a_whole_folder_is_part_of_what_is_checked(tmp_path):
     path = tmp_path / "model"
     with whole_folder(path) as part:
