@@ -424,6 +424,14 @@ def test_settings_that_do_not_fit_the_data_or_model_are_refused(scpo, place, ove
     assert_refused(scpo("train", place.write(), "--set", override), place, message)
 
 
+def test_a_culture_that_data_cultures_leaves_out_is_refused_with_that_setting(scpo, place):
+    place.document["data"] |= {"cultures": ["North"]}
+
+    outcome = scpo("train", place.write(), "--set", "culture_weights={South: 1.0}")
+
+    assert_refused(outcome, place, "no culture 'South' in data.cultures, which leaves all others")
+
+
 def test_an_unknown_culture_of_a_comparison_is_refused(scpo, place):
     document = {"run": place.document, "space": {"culture": ["North", "Soth"]}}
     path = write_yaml(place.folder / "compare.yaml", document)

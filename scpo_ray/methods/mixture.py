@@ -16,7 +16,8 @@ def culture_weights_of(config: RunConfig, data: PreferenceData) -> dict[str, flo
     """Culture -> weight, as set or all alike. Raises: InputError naming an unknown culture."""
     if config.culture_weights is None:
         return dict.fromkeys(data.cultures, 1.0)
-    check_culture_names(list(config.culture_weights), data.cultures, "culture_weights")
+    weighted, left = list(config.culture_weights), config.data.cultures
+    check_culture_names(weighted, data.cultures, "culture_weights", left=left)
     return dict(config.culture_weights)
 
 

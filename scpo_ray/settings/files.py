@@ -11,6 +11,7 @@ from scpo_ray.records import InputError
 from scpo_ray.settings.comparison import ComparisonConfig
 from scpo_ray.settings.data import SOURCES, DataSection
 from scpo_ray.settings.documents import MAX_CHARACTERS, read_yaml
+from scpo_ray.settings.methods import METHODS
 from scpo_ray.settings.presets import PRESETS
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.settings.section import Section, inner_sections
@@ -90,13 +91,26 @@ def load_header(path: Path) -> str:
     return " ".join(lines)
 
 
-def check_culture_names(wanted: Sequence[str], known: Sequence[str], setting: str) -> None:
-    """Raises InputError naming each unknown culture and the nearest names the data has."""
-    problems = [
-        f"{setting}: no culture {name!r} in the data; nearest: {nearest_names(name, known)}"
-        for name in wanted
-        if name not in known
-    ]
+def check_culture_names(
+    wanted: Sequence[str],
+    known: Sequence[str],
+    setting: str,
+    *,
+    left: Sequence[str] | None = None,
+    by: str = "data.cultures",
+) -> None:
+    """Raises InputError naming each unknown culture and the nearest known names.
+
+    Args:
+        left: the only cultures that the setting `by` leaves of the data's; None: it leaves all.
+    """
+    problems = []
+    for name in wanted:
+        if name not in known:
+            is_left_out = left is not None and name not in left
+            place = f"{by}, which leaves all others out" if is_left_out else "the data"
+            near = nearest_names(name, known)
+            problems.append(f"{setting}: no culture {name!r} in {place}; nearest: {near}")
     if problems:
         raise InputError("unknown cultures", problems)
 
@@ -237,11 +251,15 @@ def _problem(error: Any, section: type[Section]) -> str:
 
 
 def _settings(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """All settings of a section, dotted; of the data, those of every source."""
+    """All settings of a section, dotted; of the data, those of every source, and of methods."""
     for name, field in section.model_fields.items():
         below = inner_sections(field.annotation)
         if DataSection in below:
-            below = [source.settings for source in SOURCES.own()]
+            below = [source.settings for source in SOURCES.usable()]
+        elif Section in below:
+            for method in METHODS.usable():
+                if method.settings is not None:
+                    yield from _settings(method.settings, f"{prefix}{name}.{method.name}.")
         elif not below:
             yield f"{prefix}{name}"
         for inner in below:

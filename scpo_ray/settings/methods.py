@@ -4,17 +4,13 @@ A method is one file in `scpo_ray/methods/`, or an entry point of another packag
 `scpo_ray.methods`: nothing here names one.
 """
 
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scpo_ray.records import InputError
 from scpo_ray.settings.plugins import Plugins
 from scpo_ray.settings.section import Section
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +98,12 @@ def own_methods() -> list[str]:
     return [method.name for method in METHODS.own() if not method.is_rival]
 
 
-def usable_methods() -> list[Method]:
-    """All that can be had, in that order; another package's that cannot be imported is left out,
-    and refused where it is named."""
-    usable = []
-    for name in method_names():
-        try:
-            usable.append(METHODS[name])
-        except InputError as error:
-            log.debug("%s", error)
-    return usable
-
-
 def method_order(name: str) -> int:
     """Where a method stands among others in a table; one that is not there any more comes last."""
     names = method_names()
     return names.index(name) if name in names else len(names)
+
+
+def usable_methods() -> list[Method]:
+    """All that can be had, in that order."""
+    return sorted(METHODS.usable(), key=lambda method: method_order(method.name))

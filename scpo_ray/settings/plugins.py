@@ -6,6 +6,7 @@ when one of their names is asked for: settings are above what they choose from.
 """
 
 import importlib
+import logging
 import pkgutil
 import re
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from scpo_ray.records import InputError
 from scpo_ray.settings.spelling import nearest_names
+
+log = logging.getLogger(__name__)
 
 
 class Named(Protocol):
@@ -62,6 +65,17 @@ class Plugins(Generic[T]):
     def own(self) -> tuple[T, ...]:
         """What this package offers, by file."""
         return tuple(self._own.values())
+
+    def usable(self) -> list[T]:
+        """All that can be had, in the order of `names`; another package's that cannot be imported
+        is left out, and refused where it is named."""
+        usable = []
+        for name in self.names():
+            try:
+                usable.append(self[name])
+            except InputError as error:
+                log.debug("%s", error)
+        return usable
 
     @property
     def noun(self) -> str:

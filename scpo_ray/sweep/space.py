@@ -68,7 +68,8 @@ def comparison_trials(comparison: ComparisonConfig, known_cultures: Sequence[str
     Raises: InputError if the space names a culture the data has not.
     """
     if comparison.space.culture is not None:
-        check_culture_names(comparison.space.culture, known_cultures, "space.culture")
+        left = comparison.run.data.cultures
+        check_culture_names(comparison.space.culture, known_cultures, "space.culture", left=left)
     cultures = comparison.space.culture or list(known_cultures)
     run = comparison.run
     times = len(cultures) if comparison.space.equal_compute else 1
@@ -150,13 +151,18 @@ def sweep_cultures(sweep: SweepConfig, known_cultures: Sequence[str]) -> list[st
 
     Raises: InputError if it, or the objective, names a culture that the data or the space has not.
     """
-    cultures = [""]
+    cultures, objective, left = [""], [sweep.objective.culture], sweep.run.data.cultures
     if CULTURE in sweep.space:
         cultures = list(_values(sweep.space[CULTURE]))
-        check_culture_names(cultures, known_cultures, "space.culture")
-    if sweep.objective.culture not in ("macro", "worst"):
-        scored = cultures if CULTURE in sweep.space else known_cultures
-        check_culture_names([sweep.objective.culture], scored, "objective.culture")
+        check_culture_names(cultures, known_cultures, "space.culture", left=left)
+    if sweep.objective.culture in ("macro", "worst"):
+        return cultures
+    if CULTURE in sweep.space:
+        check_culture_names(
+            objective, cultures, "objective.culture", left=cultures, by="space.culture"
+        )
+    else:
+        check_culture_names(objective, known_cultures, "objective.culture", left=left)
     return cultures
 
 
@@ -244,7 +250,8 @@ def trials_of(
                 config = _resolved(sweep, setting.values, culture, seed, fold, known_cultures)
                 if _has_the_data_of(config, sweep.run):
                     weighted = list(config.culture_weights or {})
-                    check_culture_names(weighted, known_cultures, "culture_weights")
+                    left = config.data.cultures
+                    check_culture_names(weighted, known_cultures, "culture_weights", left=left)
             except InputError as error:
                 problems += [f"{setting.label}: {problem}" for problem in error.problems]
                 continue

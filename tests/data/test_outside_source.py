@@ -103,7 +103,8 @@ def test_its_settings_are_overridden_and_kept_as_any_others_are(installed, confi
     ("override", "problem"),
     [
         ("data.files=3", "data.files = 3: must be a valid dictionary"),
-        ("data.fils={}", "data.fils = {}: no such setting"),
+        ("data.fils={}", "data.fils = {}: no such setting; nearest: data.files"),
+        ("data.promt=x", "data.promt = x: no such setting; nearest: data.prompt"),
         ("data.prompt=null", "data.prompt = null: must be a valid string"),
         ("data.split.test_size=2", "data.split.test_size = 2: must be less than 1"),
         ("data.source=two_colums", "data.source = two_colums: there is none of this name; near"),

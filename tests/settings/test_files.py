@@ -70,6 +70,10 @@ run:
     [
         ("tain: {max_steps: 3}", "tain = {'max_steps': 3}: no such setting"),
         ("3: 4", "3: no such setting"),
+        (
+            "methods: {group_dro: {step_siz: 1}}",
+            "methods.group_dro.step_siz = 1: no such setting; nearest: methods.group_dro.step_size",
+        ),
         ("learning_rate: 3", "learning_rate = 3: no such setting; nearest: train.learning_rate"),
         ("seed: -1", "seed = -1: must be greater than or equal to 0"),
         ("seed: true", "seed: must be a number, not true or false"),
@@ -416,6 +420,23 @@ def test_an_unknown_culture_is_told_with_the_nearest_names():
         f"data.cultures: no culture 'Korea' in the data; nearest: {nearest_names('Korea', known)}",
     )
     assert "'Korea, Republic of'" in error.value.problems[1]
+
+
+@pytest.mark.parametrize(
+    ("left", "by", "place"),
+    [
+        (None, "data.cultures", "the data"),
+        (["Peru", "US"], "data.cultures", "the data"),
+        (["Peru"], "data.cultures", "data.cultures, which leaves all others out"),
+        (["Peru"], "space.culture", "space.culture, which leaves all others out"),
+    ],
+)
+def test_a_culture_that_a_setting_leaves_out_is_told_with_that_setting(left, by, place):
+    with pytest.raises(InputError) as error:
+        check_culture_names(["US"], ["Peru"], "culture_weights", left=left, by=by)
+
+    [problem] = error.value.problems
+    assert problem == f"culture_weights: no culture 'US' in {place}; nearest: 'Peru'"
 
 
 def test_known_cultures_are_no_problem():
