@@ -422,6 +422,21 @@ def test_odd_culture_names_stay_inside_the_output_folder(scpo, place, name):
 )
 def test_settings_that_do_not_fit_the_data_or_model_are_refused(scpo, place, override, message):
     assert_refused(scpo("train", place.write(), "--set", override), place, message)
+    assert not list(place.output_dir.rglob("run.json"))
+
+
+@pytest.mark.parametrize("command", ["data", "train"])
+def test_a_maximum_length_beyond_the_model_is_refused_by_all_and_leaves_no_run(
+    scpo, place, command
+):
+    path = place.write()
+
+    for _ in range(2):
+        outcome = scpo(command, path, "--set", "model.max_length=129")
+        message = "model.max_length = 129: "
+        assert_refused(outcome, place, message, "at most 128 tokens", tables=command == "data")
+
+    assert not list(place.output_dir.rglob("run.json"))
 
 
 def test_a_culture_that_data_cultures_leaves_out_is_refused_with_that_setting(scpo, place):

@@ -83,7 +83,8 @@ def work(
         check_alike(inputs.fingerprints, "fingerprints", worker)
         if from_first(lambda: _has_ended(config, inputs, run_dir, sweep), worker):
             return run_dir.path
-        prepared = prepare_run(config, inputs, worker)
+        with _forgotten_if_refused(run_dir, worker):
+            prepared = prepare_run(config, inputs, worker)
         with _tracked(config, worker, run_dir, sweep) as tracker:
             result = run_experiment(prepared, FitContext(run_dir, tracked_by(tracker), midway))
             if result is not None and sweep is None:
@@ -115,6 +116,17 @@ def _held_by_first(run_dir: RunDir, worker: Worker, wait_s: float) -> Iterator[N
             if worker.rank == 0:
                 stack.enter_context(run_dir.locked(wait_s=wait_s))
         yield
+
+
+@contextmanager
+def _forgotten_if_refused(run_dir: RunDir, worker: Worker) -> Iterator[None]:
+    """What is refused before its first step is no run that was stopped."""
+    try:
+        yield
+    except InputError:
+        if worker.rank == 0:
+            run_dir.forget_config()
+        raise
 
 
 def _check_all_see(run_dir: RunDir, worker: Worker) -> None:

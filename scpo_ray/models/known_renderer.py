@@ -66,7 +66,8 @@ def known_renderer(folder: Path, config: ModelConfig, records: Path) -> KnownRen
     read from, the settings and the libraries that read them. Code that comes with a model may
     look elsewhere, so that with `config.trust_remote_code` it is loaded each time.
 
-    Raises: InputError as `load_renderer`.
+    Raises: InputError as `load_renderer`, or if the network reads fewer tokens than
+        `config.max_length`.
     """
     record = None if config.trust_remote_code else records / f"{_key(folder, config)}.json"
     if record is not None and record.exists():
@@ -75,7 +76,11 @@ def known_renderer(folder: Path, config: ModelConfig, records: Path) -> KnownRen
             return KnownRenderer(folder, config, **document, record=record)
         except (InputError, ValueError, TypeError) as error:
             log.warning("what is known of a tokenizer is damaged, and made anew: %s", error)
+    # With torch, which the renderer that is known does without.
+    from scpo_ray.models.loading import check_max_length
+
     renderer = load_renderer(folder, config)
+    check_max_length(folder, config)
     known: dict[str, Any] = {
         "fingerprint": renderer.fingerprint,
         "unknown_id": renderer.unknown_id,

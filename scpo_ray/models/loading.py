@@ -380,6 +380,14 @@ def _load_with_adapters(
     return network
 
 
+def check_max_length(folder: Path, config: ModelConfig) -> None:
+    """Raises: InputError if the network that config.json describes reads fewer tokens than
+    `config.max_length`, or if config.json cannot be used; of adapters nothing is said, whose base
+    model may be on the hub."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        _check_positions(_outline(folder, config), config)
+
+
 def _check_positions(network: nn.Module, config: ModelConfig) -> None:
     """A model with learned positions cannot read beyond the last one."""
     for name, module in network.named_modules():

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from scpo_ray.records import InputError
 from scpo_ray.storage.disk import disk_errors, read_json, remove
-from scpo_ray.storage.run_dir import CHECKPOINTS, RESULT_FILE, RUN_FILE, load_result
+from scpo_ray.storage.run_dir import CHECKPOINTS, LOCK_FILE, RESULT_FILE, RUN_FILE, load_result
 
 State = Literal["ended", "running", "stopped", "damaged"]
 
@@ -156,7 +156,7 @@ def _found(place: Path, folder: Path) -> FoundRun:
 
 
 def _is_running(place: Path) -> bool:
-    file = place / ".lock"
+    file = place / LOCK_FILE
     if not file.exists():
         return False
     try:

@@ -25,6 +25,7 @@ from scpo_ray.storage.disk import (
     disk_errors,
     inside,
     read_json,
+    remove,
     whole_file,
     write_json,
 )
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 TRAINING_FILE = "training.json"
 RESULT_FILE = "result.json"
 COMPARISON_FILE = "comparison.json"
@@ -79,7 +81,7 @@ class RunDir:
         """Holds the folder for one process. Raises: InputError if another one does so longer."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=wait_s)
+            lock = FileLock(self.path / LOCK_FILE, timeout=wait_s)
             try:
                 lock.acquire()
             except Timeout:
@@ -95,7 +97,7 @@ class RunDir:
         """Returns once no other process is running this run."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+            lock = FileLock(self.path / LOCK_FILE)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -120,6 +122,11 @@ class RunDir:
             if changed:
                 raise InputError(f"{self.path}: began with other input", changed)
         write_json(path, {"config": config, "fingerprints": fingerprints})
+
+    def forget_config(self) -> None:
+        """Undoes `save_config` where nothing of the run has been kept since."""
+        if all(path.name in (RUN_FILE, LOCK_FILE) for path in self.path.iterdir()):
+            remove(self.path / RUN_FILE)
 
     def remove_checkpoints(self) -> None:
         if self.remote is not None:
