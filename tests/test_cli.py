@@ -401,3 +401,25 @@ def test_what_cannot_be_exported_is_refused(scpo, config, tmp_path):
     assert nothing.code == 2
     assert f"{tmp_path / 'runs'}: has no trained model" in nothing.err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_runs_says_where_some_are(scpo, tmp_path):
+    (tmp_path / "quickstart" / "experiment" / "run").mkdir(parents=True)
+    (tmp_path / "quickstart" / "experiment" / "run" / "run.json").write_text("{}")
+
+    for command in ("runs", "clean"):
+        outcome = scpo(command, tmp_path)
+        assert outcome.code == 0
+        said = f"{tmp_path}: no runs in it; there are in {tmp_path / 'quickstart'}"
+        assert said in outcome.err
+        assert outcome.out == ""
+
+
+@pytest.mark.parametrize("command", [("runs",), ("clean",), ("export",), ("report",)])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(scpo, tmp_path, command):
+    others = [tmp_path / "out"] if command == ("export",) else []
+
+    outcome = scpo(*command, tmp_path / "nosuch", *others)
+
+    assert outcome.code == 2
+    assert f"{tmp_path / 'nosuch'}: no such folder" in outcome.err

@@ -2,11 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scpo_ray.cli.shown import JsonOption, say, show
+
+if TYPE_CHECKING:
+    from scpo_ray.storage.inventory import Inventory
 
 app = typer.Typer()
 
@@ -20,7 +23,8 @@ def runs(folder: FolderArgument = Path("runs"), as_json: JsonOption = False) -> 
     from scpo_ray.storage.inventory import inventory
 
     found = inventory(folder)
-    shown = [listings.run_table(found)]
+    _say_where_runs_are(found)
+    shown = [listings.run_table(found)] if found.runs else []
     if found.deletable:
         shown.append(listings.deletable_table(found))
     show(as_json, asdict(found), shown)
@@ -36,6 +40,7 @@ def clean(
     from scpo_ray.storage.inventory import delete, inventory
 
     found = inventory(folder)
+    _say_where_runs_are(found)
     if not found.deletable:
         say(f"{folder}: nothing to delete")
         return
@@ -45,3 +50,9 @@ def clean(
         chosen = [kind for kind in chosen if typer.confirm(f"Delete {kind.kind}?", err=True)]
     deleted = delete(chosen)
     say(f"deleted: {deleted / 1e6:.1f} MB in {len(chosen)} of {len(found.deletable)} kinds")
+
+
+def _say_where_runs_are(found: "Inventory") -> None:
+    if not found.runs:
+        below = ", ".join(found.below)
+        say(f"{found.folder}: no runs in it" + (f"; there are in {below}" if below else ""))

@@ -34,7 +34,9 @@ def report_folders(
     problems = []
     for folder in folders:
         runs = [folder] if (folder / "result.json").is_file() else _runs_below(folder)
-        if not runs:
+        if not folder.is_dir():
+            problems.append(f"{folder}: no such folder")
+        elif not runs:
             problems.append(f"{folder}: no result.json in it or one folder below")
         results += [load_result(run) for run in runs]
         if (folder / COMPARISON_FILE).is_file():

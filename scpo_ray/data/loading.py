@@ -79,7 +79,7 @@ def read_preferences(config: DataSection, cache_dir: Path) -> PreferenceData:
     train, dev, test, texts, opinions = _numbered(
         table, indices, sides, opinion_rows, cultures, culture_codes
     )
-    refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test))]
+    refusals = [*unknown, *(no_split or _one_sided(table, sides, train, test, config.split))]
 
     ties, equal_texts = indices.ties, indices.equal_texts
     del indices, sides
@@ -362,9 +362,16 @@ def _opinions(
 
 
 def _one_sided(
-    table: InteractionTable, sides: NDArray[np.int8], train: Pairs, test: Pairs
+    table: InteractionTable,
+    sides: NDArray[np.int8],
+    train: Pairs,
+    test: Pairs,
+    split: SplitConfig,
 ) -> list[str]:
     """One line for each culture without training or test pairs, then what to do."""
+    decides = f"dev_size = {split.dev_size:g}"
+    if split.num_folds is not None:
+        decides = f"num_folds = {split.num_folds}"
     problems, usable = [], []
     for code, culture in enumerate(train.cultures):
         num_train = int((train.culture_codes == code).sum())
@@ -373,13 +380,18 @@ def _one_sided(
             usable.append(culture)
             continue
         mine = table.culture_codes == table.cultures.index(culture)
-        users = [len(np.unique(table.cluster_codes[mine & (sides == s)])) for s in (TRAIN, TEST)]
+        users = [
+            len(np.unique(table.cluster_codes[mine & (sides == side)]))
+            for side in (TRAIN, DEV, TEST)
+        ]
+        on_dev = f"; data.split.{decides} takes {users[1]} for dev"
         problems.append(
             f"{culture}: {num_train} training pairs of {users[0]} users (or questions), "
-            f"{num_test} test pairs of {users[1]}: must have both"
+            f"{num_test} test pairs of {users[2]}: must have both"
+            + (on_dev if users[1] and not users[0] else "")
         )
-    if problems:
-        named = ", ".join(usable) or "none"
+    if problems and usable:
+        named = ", ".join(usable)
         problems.append(f"name in data.cultures only cultures that have both: {named}")
     return problems
 

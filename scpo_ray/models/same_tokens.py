@@ -120,9 +120,10 @@ def check_pairs_left(data: PreferenceData) -> None:
             "become the same tokens: must have others on both sides"
         )
     if problems:
-        named = ", ".join(usable) or "none"
         problems.append("a model with another vocabulary or a higher model.max_length may help")
-        problems.append(f"name in data.cultures only cultures that have both: {named}")
+        if usable:
+            named = ", ".join(usable)
+            problems.append(f"name in data.cultures only cultures that have both: {named}")
         raise InputError("cultures without pairs that the model can tell apart", problems)
 
 

@@ -174,25 +174,34 @@ class CultureRewards:
         asked, problems = [], []
         for number, item in enumerate(items):
             try:
-                each = checked_item(item, self.cultures)
-                if each.how is not None:
-                    self.check_mixture([culture for culture, _ in each.weights])
-                asked.append(each)
+                asked.append(checked_item(item, self.cultures))
             except InputError as error:
                 problems.append(f"item {number}: " + ": ".join([error.title, *error.problems]))
         if problems:
             more = [f"and {len(problems) - 20} more"] if problems[20:] else []
             raise InputError("items that cannot be scored", [*problems[:20], *more])
+        mixed = [each for each in asked if each.how is not None]
+        self.check_mixtures([[culture for culture, _ in each.weights] for each in mixed])
         return asked
 
-    def check_mixture(self, cultures: Sequence[str]) -> None:
-        """Raises: InputError if the models' rewards of a text cannot be put together."""
+    def check_mixtures(self, mixtures: Sequence[Sequence[str]]) -> None:
+        """Raises: InputError if the rewards of a mixture's models cannot be put together; what
+        all mixtures lack is said once.
+
+        Args:
+            mixtures: each one's cultures.
+        """
+        cultures = dict.fromkeys(culture for mixture in mixtures for culture in mixture)
         bare = [culture for culture in cultures if not self.has_scale(culture)]
         if bare:
             raise InputError(
                 f"mix: no scale in the model of {', '.join(bare)}",
                 ["scpo scale FOLDER... FILE makes them: a mixture is of standardised rewards"],
             )
+        for mixture in dict.fromkeys(map(tuple, mixtures)):
+            self._check_alike(mixture)
+
+    def _check_alike(self, cultures: Sequence[str]) -> None:
         models = [(c, self._models[name]) for c in cultures for name in self._members[c]]
         for what, parts in (
             ("renderers", [(c, m.renderer.fingerprint) for c, m in models]),

@@ -32,8 +32,7 @@ def steer_file(
     """
     check_files([file], "file")
     checked: list[Mix] = [(checked_mix(mix, rewards.cultures), how) for mix in mixes]
-    for weights, _ in checked:
-        rewards.check_mixture(list(weights))
+    rewards.check_mixtures([list(weights) for weights, _ in checked])
     notes = Notes()
     read = list(_read(file, notes, rewards.cultures))
     notes.raise_problems()

@@ -50,9 +50,12 @@ class Deletable:
 
 @dataclass(frozen=True)
 class Inventory:
+    """`below`: where `folder` has no runs, the output folders in it that have some."""
+
     folder: str
     runs: list[FoundRun]
     deletable: list[Deletable]
+    below: list[str]
 
 
 def inventory(folder: Path) -> Inventory:
@@ -65,6 +68,7 @@ def inventory(folder: Path) -> Inventory:
     patterns = (RUN_FILE, f"*/{RUN_FILE}", f"*/*/{RUN_FILE}")
     places = sorted(file.parent for pattern in patterns for file in folder.glob(pattern))
     runs = [_found(place, folder) for place in places]
+    deeper = [] if runs else folder.glob(f"*/*/*/{RUN_FILE}")
     states = dict(zip(places, (run.state for run in runs), strict=True))
     ended = [place for place, state in states.items() if state == "ended"]
     stopped = [place for place, state in states.items() if state == "stopped"]
@@ -103,6 +107,7 @@ def inventory(folder: Path) -> Inventory:
             for kind, loss, paths in kinds
             if paths
         ],
+        sorted({str(file.parents[2]) for file in deeper}),
     )
 
 

@@ -202,6 +202,8 @@ def load_result(path: Path) -> RunResult:
 
 def trained_model_dir(path: Path) -> Path:
     """The model in an ended run's folder. Raises: InputError if there is none or it is damaged."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder")
     folder = path / "model"
     if not folder.exists():
         raise InputError(f"{path}: has no trained model (no folder {folder.name} in it)")

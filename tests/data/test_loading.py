@@ -337,6 +337,25 @@ def test_data_is_shown_whatever_a_training_would_refuse(tmp_path, rows, settings
     assert error.value.problems == data.refusals
 
 
+@pytest.mark.parametrize(
+    ("split", "cause"),
+    [
+        ({"dev_size": 0.95}, "; data.split.dev_size = 0.95 takes 3 for dev"),
+        ({"dev_size": 0, "test_size": 0.2}, None),
+    ],
+)
+def test_a_dev_share_that_leaves_no_training_user_is_named(tmp_path, split, cause):
+    config = _preferences(tmp_path, _people("A", 4), split=split)
+
+    refusals = read_preferences(config, tmp_path / "cache").refusals
+
+    if cause is None:
+        assert not refusals
+    else:
+        assert len(refusals) == 1 and refusals[0].endswith(f"must have both{cause}")
+        assert "0 training pairs of 0 users" in refusals[0]
+
+
 def test_one_user_cannot_be_split(tmp_path):
     with pytest.raises(InputError, match="one user only"):
         load_preferences(_preferences(tmp_path, [_row("A", "u")]), tmp_path / "cache")
