@@ -439,6 +439,20 @@ def test_a_maximum_length_beyond_the_model_is_refused_by_all_and_leaves_no_run(
     assert not list(place.output_dir.rglob("run.json"))
 
 
+@pytest.mark.parametrize(
+    ("is_backbone", "said"), [(True, "has no score head"), (False, "no config.json in it")]
+)
+def test_the_fault_of_an_evaluated_folder_is_said_of_it(
+    scpo, place, tiny_backbone, is_backbone, said
+):
+    folder = tiny_backbone if is_backbone else place.folder
+
+    outcome = scpo("evaluate", folder, place.write())
+
+    assert_refused(outcome, place, f"{folder}: ", said)
+    assert "model.path" not in outcome.err and "new_head" not in outcome.err
+
+
 def test_a_culture_that_data_cultures_leaves_out_is_refused_with_that_setting(scpo, place):
     place.document["data"] |= {"cultures": ["North"]}
 

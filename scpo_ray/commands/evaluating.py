@@ -1,6 +1,8 @@
 """A trained model on the test pairs of a config; two files of scores of anybody's models."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.models.tokenizing import tokenize
+from scpo_ray.records import InputError
 from scpo_ray.results import Difference, ScoreComparison
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.run import RunConfig
@@ -93,11 +96,12 @@ def _evaluated(model_dir: Path, config: RunConfig) -> Evaluated:
     inputs, stores = load_inputs(config, run_dir), run_dir.stores
     task = task_of(config, inputs, worker)
     section = model_section(model_dir, config.model)
-    folder = resolve_model_dir(section, stores.converted)
-    renderer = known_renderer(folder, section, stores.renderers)
-    model = load_reward_model(
-        folder, section, renderer.loaded, device=worker.device, seed=0, cache=stores.converted
-    )
+    with _faults_of(section.path):
+        folder = resolve_model_dir(section, stores.converted)
+        renderer = known_renderer(folder, section, stores.renderers)
+        model = load_reward_model(
+            folder, section, renderer.loaded, device=worker.device, seed=0, cache=stores.converted
+        )
     model = replace(model, precision=config.train.precision)
     tokens = tokenize(renderer, task.data.texts, stores.tokens)
     # Another tokenizer than the global model's may not tell other pairs apart.
@@ -107,3 +111,17 @@ def _evaluated(model_dir: Path, config: RunConfig) -> Evaluated:
     texts = evaluated_texts(task.data, seed=config.seed)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
     return evaluate_rewards(task, rewards, saved_temperatures(folder))
+
+
+@contextmanager
+def _faults_of(model: str) -> Iterator[None]:
+    """Faults of a model that no setting names are said of it, without advice on settings that
+    only a training has."""
+    try:
+        yield
+    except InputError as error:
+        title = error.title.removeprefix(f"model.path = {model}: ")
+        if title == error.title:
+            raise
+        advice = [line for line in error.problems if "model.new_head" not in line]
+        raise InputError(f"{model}: {title}", advice) from None
