@@ -172,14 +172,14 @@ class MarginLook:
 
     Attributes:
         quantiles: share -> of the sizes of the global model's margins, reward units.
-        kept: tau -> share of the pairs below it; thresholds: share -> the tau that keeps it.
+        kept: tau -> share of the pairs below it; thresholds: share -> the tau for it, or None.
         num_kept: pairs that the tau of the settings keeps; weights: beta -> over these.
         warnings: where a value of the settings does next to nothing.
     """
 
     quantiles: dict[float, float]
     kept: dict[float, float]
-    thresholds: dict[float, float]
+    thresholds: dict[float, float | None]
     num_kept: int
     weights: dict[float, WeightLook]
     warnings: list[str]

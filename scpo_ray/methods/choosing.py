@@ -25,6 +25,7 @@ from scpo_ray.methods.task import Task
 from scpo_ray.records import InputError
 from scpo_ray.results import ChosenSelection, TriedSelection
 from scpo_ray.settings.selection import SelectionConfig
+from scpo_ray.settings.shown import threshold_texts
 from scpo_ray.statistics.intervals import stream
 from scpo_ray.storage.stores import MappedRows
 from scpo_ray.training.loss import bradley_terry_losses, labelled_losses
@@ -164,8 +165,9 @@ def _candidates(
     if filters and config.filter_threshold != "auto":
         thresholds = [config.filter_threshold]
     elif filters:
-        shares = 1 / (1 + np.exp(-np.quantile(margins, KEPT_SHARES)))
-        found = {float(f"{share:.6g}") for share in shares} | {PAPER_THRESHOLD}
+        quantiles = torch.from_numpy(np.quantile(margins, KEPT_SHARES))
+        shares = [share for share in torch.sigmoid(quantiles).tolist() if share > 0]
+        found = {float(text) for text in threshold_texts(shares, digits=6)} | {PAPER_THRESHOLD}
         thresholds = [None, *sorted(found)]
     temperatures: list[float | None] = [None]
     if weighting == "agreement" and config.weight_temperature != "auto":

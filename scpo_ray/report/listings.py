@@ -1,6 +1,6 @@
 """What there is and what would be done, as tables for a terminal: data, plans, models, runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -16,7 +16,7 @@ from scpo_ray.report.overviews import (
     SweepCost,
 )
 from scpo_ray.report.terminal import add_row, points, size, titled
-from scpo_ray.settings.shown import duration, plain
+from scpo_ray.settings.shown import duration, plain, threshold_texts
 from scpo_ray.storage.inventory import Inventory
 from scpo_ray.tracking.trackers import RegisteredModel
 
@@ -88,7 +88,7 @@ def score_tables(scores: GlobalScores) -> list[Table]:
         "pairs",
         "ranked right",
         "mean margin",
-        "kept" if threshold is None else f"kept below {threshold:g}",
+        "kept" if threshold is None else f"kept below {threshold_texts([threshold], digits=6)[0]}",
     )
     for culture, s in scores.cultures.items():
         add_row(
@@ -129,9 +129,15 @@ def _margin_table(scores: GlobalScores) -> Table:
             table,
             culture,
             *(f"{size:.3g}" for size in s.margins.quantiles.values()),
-            *(f"{tau:.4g}" for tau in s.margins.thresholds.values()),
+            *_thresholds(s.margins.thresholds.values()),
         )
     return table
+
+
+def _thresholds(found: Iterable[float | None]) -> Iterator[str]:
+    found = list(found)
+    texts = iter(threshold_texts([tau for tau in found if tau is not None], digits=4))
+    return ("none" if tau is None else next(texts) for tau in found)
 
 
 def _choice_tables(scores: GlobalScores) -> Iterator[Table]:
@@ -140,12 +146,14 @@ def _choice_tables(scores: GlobalScores) -> Iterator[Table]:
     kept = titled(
         "tau: share of the training pairs kept, %",
         "culture",
-        *(f"{tau:g}" for tau in first.kept),
+        *threshold_texts(list(first.kept), digits=6),
     )
     for culture, s in scores.cultures.items():
         add_row(kept, culture, *(f"{100 * share:.1f}" for share in s.margins.kept.values()))
     yield kept
-    tau = "all" if scores.filter_threshold is None else f"below tau {scores.filter_threshold:g}"
+    tau = "all"
+    if scores.filter_threshold is not None:
+        tau = f"below tau {threshold_texts([scores.filter_threshold], digits=6)[0]}"
     weights = titled(
         f"beta: mean weight of the pairs ({tau}), and how many equal ones would say as much (Kish)",
         "culture",

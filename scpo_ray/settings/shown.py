@@ -1,7 +1,7 @@
 """How things are shown: texts without control characters and passwords, shares, times. Pure."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -186,3 +186,17 @@ def without_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, str) and value and (is_secret_name(name) or password_fault(value)):
         return "***"
     return value
+
+
+def threshold_texts(thresholds: Sequence[float], *, digits: int) -> list[str]:
+    """Win probabilities in as many significant digits, `digits` at least, as tell them apart, and
+    from 0.5 and 1: of small margins all are near 0.5, of large ones near 1."""
+    values = [*thresholds, 0.5, 1.0]
+
+    def texts(digits: int) -> list[str]:
+        return [f"{value:.{digits}g}" for value in values]
+
+    # 17 digits tell any two numbers apart.
+    enough = next(n for n in range(digits, 18) if len(set(texts(n))) == len(set(values)))
+    # One more: the last digit alone would move the share that a threshold keeps.
+    return texts(enough if enough == digits else min(enough + 1, 17))[: len(thresholds)]

@@ -7,7 +7,7 @@ import torch
 from scpo_ray.experiment import load_inputs, prepare_run
 from scpo_ray.inputs import open_run_dir
 from scpo_ray.launch.runs import start_run
-from scpo_ray.methods.choosing import CulturePairs, choose_selection
+from scpo_ray.methods.choosing import KEPT_SHARES, CulturePairs, choose_selection
 from scpo_ray.methods.selection import select_pairs
 from scpo_ray.records import ALONE, InputError
 from scpo_ray.settings.naming import result_metrics
@@ -64,6 +64,21 @@ def test_what_is_set_stays_and_what_a_method_does_not_do_is_not_varied():
     assert len(of_weight.tried) == 4
     assert {each.weight_temperature for each in of_filter.tried} == {None}
     assert len(of_filter.tried) == 6
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e5])
+def test_the_thresholds_tried_keep_their_shares_whatever_the_unit(unit):
+    pairs = people(outliers=0.2)
+    pairs = replace(pairs, ref_chosen=unit * pairs.ref_chosen)
+
+    found = choose(pairs, weighting="none")
+
+    tried = {each.filter_threshold for each in found.tried} - {None, 0.7}
+    chances = torch.sigmoid(pairs.ref_chosen.double())
+    kept = sorted(float((chances < tau).double().mean()) for tau in tried)
+    if unit <= 1:
+        assert kept == pytest.approx(KEPT_SHARES, abs=0.03)
+    assert tried and max(tried) <= 1
 
 
 def test_the_values_tried_follow_the_margins_unit():

@@ -12,6 +12,7 @@ from scpo_ray.settings.shown import (
     password_fault,
     plain,
     text_fault,
+    threshold_texts,
     without_secrets,
 )
 
@@ -113,6 +114,19 @@ def test_names_of_secrets(name):
 )
 def test_names_of_no_secrets(name):
     assert not is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "texts"),
+    [
+        ([0.5123456, 0.7], ["0.5123", "0.7"]),
+        ([0.50000013, 0.50000024], ["0.50000013", "0.50000024"]),
+        ([0.5, 0.99999999], ["0.5", "0.99999999"]),
+        ([], []),
+    ],
+)
+def test_thresholds_are_told_apart_from_each_other_and_from_a_half(thresholds, texts):
+    assert threshold_texts(thresholds, digits=4) == texts
 
 
 @pytest.mark.parametrize(
