@@ -4,6 +4,7 @@ import pytest
 
 from scpo_ray.evaluation.recommendation import Candidate, recommend, recommendations
 from scpo_ray.report.answer import answer_row, comparison_answer
+from scpo_ray.report.answer_picture import Line, answer_figure
 from scpo_ray.results import Difference
 from tests.results import comparison, difference, estimate
 
@@ -45,3 +46,20 @@ def test_a_method_of_which_nothing_is_known_is_not_said_to_be_worse(known, main,
     row = answer_row("Chile", "", found, "users")
 
     assert (row.cells[4].main, row.cells[4].lines) == (main, lines)
+
+
+@pytest.mark.parametrize(
+    ("far", "half_width", "scale"),
+    [(-0.8, 0.02, "symlog"), (-0.25, 0.2, "linear"), (-0.06, 0.02, "linear")],
+)
+def test_the_scale_bends_only_where_a_difference_dwarfs_the_others_intervals(
+    far, half_width, scale
+):
+    lines = [
+        Line("scpo", Difference(0.0, None, None, None, None, 9, 4)),
+        *(Line(m, difference(v, half_width)) for m, v in (("weight", -0.004), ("filter", far))),
+    ]
+
+    [axes] = answer_figure({"Chile": lines}).axes
+
+    assert axes.get_xscale() == scale
