@@ -91,17 +91,20 @@ def judge(
 
     Args:
         cultures: those the new model was trained for, usually one.
-        first: the first champion of the line, if that is another one than `champion`.
+        first: the first champion of the line, if that is another one than `champion`. One with the
+            new model's own margins is that model, come back, and no rival of itself.
         distinctive_threshold: as in the new model's evaluation.
         margin: accuracy, in [0, 1].
 
     Returns: not champion, and no contests, if two were tested on other pairs or with another
         global model, or the new one on none of a trained culture.
-    Raises: ValueError if a margin of `PairOutcomes` is NaN or infinite, or a setting is out of
-        its range.
+    Raises: ValueError if a margin of `PairOutcomes` is NaN or infinite, no culture is named, or a
+        setting is out of its range.
     """
     if not 0 <= margin <= 1:
         raise ValueError(f"margin must be in [0, 1], got {margin}")
+    if not cultures:
+        raise ValueError("cultures must name one at least, got none")
     rivals: dict[Against, PairOutcomes] = {"champion": champion}
     if first is not None:
         rivals["first champion"] = first
@@ -110,6 +113,8 @@ def judge(
     obstacle = _obstacle(new, rivals, [c for c in cultures if c not in tested])
     if obstacle is not None:
         return Judgement(False, f"it cannot be compared: {obstacle}", margin, [])
+    if first is not None and np.array_equal(first.margin, new.margin):
+        del rivals["first champion"]
     trained = [tested[culture] for culture in cultures]
     others = [pairs for culture, pairs in tested.items() if culture not in cultures]
     asked: list[tuple[TestPairs, Layer, Sequence[CulturePairs]]] = [

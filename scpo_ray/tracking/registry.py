@@ -124,11 +124,13 @@ def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     Args:
         model, champion: as in "scpo-Mexico:3" or "scpo-Mexico:champion".
 
-    Raises: InputError if one of them is not there, their pairs cannot be read or are not the same
-        ones, or the store cannot be used.
+    Raises: InputError if one of them is not there, both are one version, their pairs cannot be
+        read or are not the same ones, or the store cannot be used.
     """
     client, aliases = open_models(uri, MODEL_PREFIX)
     versions = [_version(client, uri, aliases, name) for name in (model, champion)]
+    if _name(versions[0]) == _name(versions[1]):
+        raise InputError(f"{model} and {champion} are one version, {_name(versions[0])}: name two")
     tested = _tested(client, uri, versions[0])
     judgement = _judged(client, uri, tested, versions[1])
     judgement = _named(judgement, *versions)

@@ -167,6 +167,16 @@ def test_losses_add_up_against_the_first_champion_of_the_line():
     assert "other cultures against the first champion -6.67 [" in steps[1].reason
 
 
+def test_a_first_champion_that_comes_back_is_no_rival_of_itself():
+    first, last = mexico(6), mexico()
+    again = PairOutcomes(**{**vars(first), "margin": first.margin.copy()})
+
+    judgement = judged(again, last, first=first)
+
+    assert judgement == judged(first, last)
+    assert judgement.is_champion
+
+
 def test_small_losses_that_many_questions_can_show_do_not_drift():
     rng = np.random.default_rng(3)
     clusters = 120
@@ -265,6 +275,8 @@ def test_a_first_champion_tested_on_other_pairs_is_not_compared():
 def test_settings_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"margin must be in \[0, 1\], got -0.02"):
         judged(mexico(), mexico(), margin=-0.02)
+    with pytest.raises(ValueError, match="cultures must name one at least, got none"):
+        judged(mexico(), mexico(), [])
 
 
 # Properties

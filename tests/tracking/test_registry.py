@@ -274,6 +274,17 @@ def test_comparing_changes_nothing_and_says_what_promoting_would(three):
     assert promote(three, "scpo-Mexico:candidate", force=False) == allowed
 
 
+def test_a_version_is_not_compared_with_itself(three):
+    with pytest.raises(InputError, match="are one version, scpo-Mexico:1: name two"):
+        compare_versions(three, "scpo-Mexico:1", "scpo-Mexico:champion")
+    promote(three, "scpo-Mexico:3", force=False)
+
+    back = compare_versions(three, "scpo-Mexico:1", "scpo-Mexico:champion")
+
+    assert back.first == "scpo-Mexico:1"
+    assert {contest.against for contest in back.contests} == {"champion"}
+
+
 def test_promoting_follows_the_rule(three):
     refused = promote(three, "scpo-Mexico:2", force=False)
     assert (refused.is_champion, aliases(three)) == (False, {"champion": 1, "candidate": 3})
