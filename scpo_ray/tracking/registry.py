@@ -132,7 +132,7 @@ def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     if _name(versions[0]) == _name(versions[1]):
         raise InputError(f"{model} and {champion} are one version, {_name(versions[0])}: name two")
     tested = _tested(client, uri, versions[0])
-    judgement = _judged(client, uri, tested, versions[1])
+    judgement = _judged(client, uri, versions[0], tested, versions[1])
     judgement = _named(judgement, *versions)
     if not judgement.contests:
         raise InputError(f"{judgement.model} and {judgement.champion}: {judgement.reason}")
@@ -224,7 +224,8 @@ def _judgement(
             return _recorded(version)
         return _named(Judgement(True, _ALREADY, MARGIN, []), version, None)
     try:
-        judgement = _judged(client, uri, tested or _tested(client, uri, version), champion)
+        tested = tested or _tested(client, uri, version)
+        judgement = _judged(client, uri, version, tested, champion)
     except StoreAwayError:
         raise
     except InputError as error:
@@ -233,25 +234,44 @@ def _judgement(
     return _named(judgement, version, champion)
 
 
-def _judged(client: Any, uri: str, tested: _Tested, champion: Any) -> Judgement:
+def _judged(client: Any, uri: str, version: Any, tested: _Tested, champion: Any) -> Judgement:
     settings = EvaluationConfig.model_validate(tested.result.config["evaluation"])
-    side = tested.result.chosen_on
     first = _first(champion)
     begun = None
     if first != _name(champion):
         name, _, number = first.rpartition(":")
         with store_errors(uri):
-            version = client.get_model_version(name, number)
-        begun = _outcomes(client, uri, version, side)
+            beginner = client.get_model_version(name, number)
+        begun = _rival(client, uri, version, tested, beginner)
     judgement = judge(
         tested.outcomes,
-        _outcomes(client, uri, champion, side),
+        _rival(client, uri, version, tested, champion),
         trained_cultures(tested.result.culture_weights),
         first=begun,
         distinctive_threshold=settings.distinctive_threshold,
         margin=MARGIN,
     )
-    return replace(judgement, side=side)
+    return replace(judgement, side=tested.result.chosen_on)
+
+
+def _rival(client: Any, uri: str, version: Any, tested: _Tested, rival: Any) -> PairOutcomes:
+    """What a version that another one is held against did, on the side of both.
+
+    Raises: InputError if they are of different sides: the one without dev users may have learned
+        from the other's, and test users are not there to be chosen on.
+    """
+    result = _read(client, uri, rival, RESULT_FILE, load_result)
+    if result.chosen_on != tested.result.chosen_on:
+        both = " and ".join(
+            f"{_name(of)} on {found.chosen_on} users "
+            f"(data.split.dev_size {found.config['data']['split']['dev_size']:g})"
+            for of, found in ((version, tested.result), (rival, result))
+        )
+        raise InputError(
+            f"{both} are judged on different people: train {_name(version)} anew with the "
+            f"data.split of {_name(rival)}, or promote it by force"
+        )
+    return _outcomes(client, uri, rival, result.chosen_on)
 
 
 def _first(champion: Any) -> str:

@@ -47,7 +47,10 @@ class Run:
         )
         self.result: RunResult = replace(
             run_result(culture="Mexico", seed=seed),
-            config={"evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": 200}},
+            config={
+                "evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": 200},
+                "data": {"split": {"dev_size": 0.15}},
+            },
         )
         self.folder = folder / str(seed)
         with whole_folder(self.folder / "model") as part:
@@ -204,19 +207,32 @@ def test_a_champion_whose_test_pairs_are_others_or_lost_stays(tmp_path, store):
     )
 
 
-def test_without_dev_users_models_are_compared_on_test_users_with_their_like_alone(tmp_path, store):
-    first, second, held_out = (Run(tmp_path, store, seed=seed) for seed in range(3))
-    for run in (first, second):
-        run.result = replace(run.result, dev={})
+@pytest.mark.parametrize("old_has_dev", [False, True])
+def test_without_dev_users_models_are_compared_on_test_users_with_their_like_alone(
+    old_has_dev, tmp_path, store
+):
+    first, second, other = (Run(tmp_path, store, seed=seed) for seed in range(3))
+    for run in (other,) if old_has_dev else (first, second):
+        config = {**run.result.config, "data": {"split": {"dev_size": 0.0}}}
+        run.result = replace(run.result, dev={}, config=config)
         (run.folder / "dev_pairs.parquet").unlink()
+        run.track()
 
     first.register()
-    alike, apart = second.register(), held_out.register()
+    alike, apart = second.register(), other.register()
 
-    assert (alike.side, len(alike.contests) > 0) == ("test", True)
+    old, new = ("dev users", "test users") if old_has_dev else ("test users", "dev users")
+    sizes = {"dev users": "0.15", "test users": "0"}
+    assert (alike.side, len(alike.contests) > 0) == (old.split()[0], True)
+    assert (apart.is_champion, apart.contests) == (False, [])
     assert apart.reason == (
-        "it cannot be compared: scpo-Mexico:1: its MLflow run has no dev_pairs.parquet"
+        f"it cannot be compared: scpo-Mexico:3 on {new} (data.split.dev_size {sizes[new]}) and "
+        f"scpo-Mexico:1 on {old} (data.split.dev_size {sizes[old]}) are judged on different "
+        "people: train scpo-Mexico:3 anew with the data.split of scpo-Mexico:1, or promote it by "
+        "force"
     )
+    with pytest.raises(InputError, match="scpo-Mexico:1 on .* are judged on different people"):
+        compare_versions(store, "scpo-Mexico:3", "scpo-Mexico:1")
 
 
 def test_a_run_that_was_never_tracked_is_tracked_first(tmp_path, store):
