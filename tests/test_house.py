@@ -145,6 +145,7 @@ ROOMS: dict[str, list[str]] = {
         "few_shot",
         "rewording",
         "averaging",
+        "held_out",
         "ways",
         "scpo",
         "pooled",
