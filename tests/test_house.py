@@ -108,6 +108,7 @@ ROOMS: dict[str, list[str]] = {
         "recommendation",
         "nearness",
         "champion",
+        "held_out",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "choice", "efficiency", "summary"],
     "tracking": [
@@ -145,7 +146,6 @@ ROOMS: dict[str, list[str]] = {
         "few_shot",
         "rewording",
         "averaging",
-        "held_out",
         "ways",
         "scpo",
         "pooled",

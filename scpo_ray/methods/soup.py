@@ -36,7 +36,7 @@ def check_settings(config: Any) -> None:
 def check(task: Any) -> None:
     """Raises: InputError as `model_folders`, and naming each model that may have learned from
     pairs on which the soup is tested or chosen."""
-    from scpo_ray.methods.held_out import not_held_out, run_of_model
+    from scpo_ray.evaluation.held_out import not_held_out, run_of_model
 
     folders = model_folders(task.settings.models, task.trained_cultures)
     runs = {folder: run for folder in folders if (run := run_of_model(folder)) is not None}
@@ -76,8 +76,8 @@ def model_folders(patterns: list[str], cultures: list[str]) -> list[Path]:
 
 def fit(prepared: Any, context: Any) -> Any:
     """The mean of the models' weights, saved as a model."""
+    from scpo_ray.evaluation.held_out import run_of_model
     from scpo_ray.methods.averaging import fit_mean
-    from scpo_ray.methods.held_out import run_of_model
 
     task = prepared.task
     folders = model_folders(task.settings.models, task.trained_cultures)

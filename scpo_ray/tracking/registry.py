@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from scpo_ray.evaluation.champion import MARGIN, Contest, Judgement, in_points, judge
 from scpo_ray.evaluation.comparable import PairOutcomes, pair_outcomes
+from scpo_ray.evaluation.held_out import EndedRun
 from scpo_ray.records import HeldOut, InputError
 from scpo_ray.results import Difference, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
@@ -155,6 +156,19 @@ def fetch_run(uri: str, model: str, downloads: Path) -> tuple[Path, RunResult]:
     result = _read(client, uri, version, RESULT_FILE, load_result)
     with store_errors(uri), slow_uploads():
         return model_folder(version, uri, downloads), result
+
+
+def fetch_ended_run(uri: str, model: str) -> EndedRun:
+    """The run that made a registered version, with the pairs that it held out.
+
+    Raises: InputError if the version or what its run left cannot be read, or the store be used.
+    """
+    client, aliases = open_models(uri, MODEL_PREFIX)
+    version = _version(client, uri, aliases, model)
+    result = _read(client, uri, version, RESULT_FILE, load_result)
+    test = _read(client, uri, version, *_PAIRS["test"])
+    dev = _read(client, uri, version, *_PAIRS["dev"]) if result.dev else None
+    return EndedRun(result, test, dev)
 
 
 def fetch_model(uri: str, model: str, downloads: Path) -> tuple[str, Path]:
