@@ -16,7 +16,7 @@ from scpo_ray.storage.run_dir import RunDir
 from scpo_ray.tracking.mlflow_store import find_run, open_models
 from scpo_ray.tracking.registry import compare_versions, promote, register_champion
 from scpo_ray.tracking.trackers import list_models, start_tracker
-from tests.evaluation.test_champion import mexico
+from tests.evaluation.test_champion import mexico, with_texts
 from tests.results import run_result
 from tests.tracking.test_trackers import make_config
 
@@ -233,6 +233,16 @@ def test_without_dev_users_models_are_compared_on_test_users_with_their_like_alo
     )
     with pytest.raises(InputError, match="scpo-Mexico:1 on .* are judged on different people"):
         compare_versions(store, "scpo-Mexico:3", "scpo-Mexico:1")
+
+
+def test_the_same_rows_with_other_labels_are_no_test_of_the_champion(tmp_path, store):
+    Run(tmp_path, store, with_texts(mexico())).register()
+    same = Run(tmp_path, store, with_texts(mexico(6)), seed=1).register()
+    turned = Run(tmp_path, store, with_texts(mexico(12), turned=True), seed=2).register()
+
+    assert same.is_champion
+    assert (turned.is_champion, turned.contests) == (False, [])
+    assert "the two differ in their texts: in 1800 of 1800 pairs" in turned.reason
 
 
 def test_a_run_that_was_never_tracked_is_tracked_first(tmp_path, store):
