@@ -531,6 +531,7 @@ def test_runs_on_the_same_pairs_share_all_but_their_margins():
             "culture": np.array(["A", "B"], object),
             "pair_id": np.array(["a", "b"], object),
             "cluster": np.array([0, 1]),
+            "pair_hash": np.array([3, 5], np.uint64),
             "ref_margin": np.ones(2, np.float32),
             "margin": np.full(2, margin, np.float32),
         }
@@ -539,7 +540,7 @@ def test_runs_on_the_same_pairs_share_all_but_their_margins():
     second = pair_outcomes(columns(2.0), first)
     other = pair_outcomes(columns(2.0) | {"cluster": np.array([0, 0])}, first)
 
-    shared = ("culture", "pair_id", "cluster", "ref_margin")
+    shared = ("culture", "pair_id", "cluster", "ref_margin", "pair_hash")
     assert all(getattr(second, name) is getattr(first, name) for name in shared)
     assert second.margin.tolist() == [2, 2] and other.cluster.tolist() == [0, 0]
 
