@@ -76,11 +76,12 @@ def read_scored_pairs(first: Path, second: Path) -> ScoredPairs:
     left_out: Counter[str] = Counter()
     used = list(_usable(people, known, left_out))
     pairs = _pairs([row for row, _ in used])
+    if num_tied := len(used) - len(np.unique(pairs.interactions)):
+        left_out["all its human scores are equal, to about seven digits"] = num_tied
     if not len(pairs):
         raise InputError(
             f"{first}, {second}: no pair of responses to compare",
-            [f"{reason}: {number} rows" for reason, number in left_out.items()]
-            or ["all responses of each prompt have equal human scores or equal texts"],
+            [f"{reason}: {number} rows" for reason, number in left_out.items()],
         )
     scores = np.array([s for _, of in used for s in of], dtype=np.float32).reshape(-1, 2)
     lengths = np.array([len(text) for row, _ in used for text in row.responses], dtype=np.int64)

@@ -116,7 +116,11 @@ def test_a_bad_row_is_told_with_its_line(row, problem, tmp_path):
     [
         ([ROW], "nobody says what is preferred"),
         ([PEOPLE, ROW | {"culture": "Chile", "scores": [0, 0, 0]}], "a response has two scores"),
-        ([PEOPLE | {"human_scores": [1, 1, 1]}], "no pair of responses to compare"),
+        ([PEOPLE | {"human_scores": [1, 1, 1]}], "all its human scores are equal, .* 1 rows"),
+        (
+            [PEOPLE | {"human_scores": [1 + 1e-9, 1, 1]}],
+            "all its human scores are equal, .* 1 rows",
+        ),
         ([PEOPLE | {"prompt": "q"}], "a response is scored in one file alone: 1 rows"),
     ],
 )
