@@ -31,14 +31,15 @@ class ScoredPairs:
 
     Attributes:
         pairs: index the scores; clusters are users, or else questions, or else rows.
-        scores, other_scores: (T,) float32 of the first and of the second file's model.
+        scores, other_scores: (T,) float64 of the first and of the second file's model: as they
+            stand there, for what is far from 0 in float32 is rounded by more than models differ.
         lengths: (T,) int64, characters of the responses.
         left_out: reason -> rows of people's scores that are in no number.
     """
 
     pairs: Pairs
-    scores: NDArray[np.float32]
-    other_scores: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    other_scores: NDArray[np.float64]
     lengths: NDArray[np.int64]
     left_out: dict[str, int]
 
@@ -83,7 +84,7 @@ def read_scored_pairs(first: Path, second: Path) -> ScoredPairs:
             f"{first}, {second}: no pair of responses to compare",
             [f"{reason}: {number} rows" for reason, number in left_out.items()],
         )
-    scores = np.array([s for _, of in used for s in of], dtype=np.float32).reshape(-1, 2)
+    scores = np.array([s for _, of in used for s in of], dtype=np.float64).reshape(-1, 2)
     lengths = np.array([len(text) for row, _ in used for text in row.responses], dtype=np.int64)
     return ScoredPairs(pairs, scores[:, 0], scores[:, 1], lengths, dict(left_out))
 

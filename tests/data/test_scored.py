@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scpo_ray.commands.evaluating import compare_scores
 from scpo_ray.data.scored import read_scored_pairs
 from scpo_ray.records import InputError
 
@@ -48,6 +49,22 @@ def test_a_models_scores_are_found_by_prompt_and_response_in_any_order(ending, t
     assert found.pairs.rejected.tolist() == [0, 0, 3, 3]
     assert found.pairs.cluster_codes.tolist() == [0, 0, 1, 1]
     assert found.left_out == {}
+
+
+@pytest.mark.parametrize("offset", [1e8, 1e12, -1e12])
+def test_what_is_added_to_all_of_a_models_scores_changes_no_outcome(offset, tmp_path):
+    rows = [
+        PEOPLE | {"prompt": f"p{n}", "scores": [0.5, 0.625, 0.75], "user": f"u{n}"}
+        for n in range(4)
+    ]
+    moved = [row | {"scores": [score + offset for score in row["scores"]]} for row in rows]
+    first, far = write(tmp_path / "a.jsonl", rows), write(tmp_path / "far.jsonl", moved)
+
+    found = compare_scores(far, first)
+
+    assert found.evaluation["Chile"].after["all"].value == 1
+    assert found.macro["all"].value == 0
+    assert found.best_of_n["Chile"].regret["model"].value == 0
 
 
 def test_people_may_stand_in_the_second_file_and_what_one_model_lacks_is_counted(tmp_path):
