@@ -30,11 +30,12 @@ class ScoredPairs:
     """The test pairs of two models' files.
 
     Attributes:
-        pairs: index the scores; clusters are users, or else questions, or else rows.
+        pairs: index the scores; clusters are users, or else questions, or else prompts.
         scores, other_scores: (T,) float64 of the first and of the second file's model: as they
             stand there, for what is far from 0 in float32 is rounded by more than models differ.
         lengths: (T,) int64, characters of the responses.
         left_out: reason -> rows of people's scores that are in no number.
+        clusters: what the clusters are: of "users", "questions", "prompts" those that occur.
     """
 
     pairs: Pairs
@@ -42,6 +43,7 @@ class ScoredPairs:
     other_scores: NDArray[np.float64]
     lengths: NDArray[np.int64]
     left_out: dict[str, int]
+    clusters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def read_scored_pairs(first: Path, second: Path) -> ScoredPairs:
     known = [_model_scores(rows, path) for rows, path in zip(files, (first, second), strict=True)]
     left_out: Counter[str] = Counter()
     used = list(_usable(people, known, left_out))
-    pairs = _pairs([row for row, _ in used])
+    clusters = [_cluster(row) for row, _ in used]
+    pairs = _pairs([row for row, _ in used], clusters)
     if num_tied := len(used) - len(np.unique(pairs.interactions)):
         left_out["all its human scores are equal, to about seven digits"] = num_tied
     if not len(pairs):
@@ -86,7 +89,8 @@ def read_scored_pairs(first: Path, second: Path) -> ScoredPairs:
         )
     scores = np.array([s for _, of in used for s in of], dtype=np.float64).reshape(-1, 2)
     lengths = np.array([len(text) for row, _ in used for text in row.responses], dtype=np.int64)
-    return ScoredPairs(pairs, scores[:, 0], scores[:, 1], lengths, dict(left_out))
+    kinds = tuple(dict.fromkeys(kind for kind, _ in clusters))
+    return ScoredPairs(pairs, scores[:, 0], scores[:, 1], lengths, dict(left_out), kinds)
 
 
 def _read(path: Path, notes: Notes) -> list[_Row]:
@@ -173,21 +177,21 @@ def _score(row: _Row, text: str, scores: dict[Key, float]) -> float | None:
     return scores.get((None, row.prompt, text)) if own is None else own
 
 
-def _pairs(rows: Sequence[_Row]) -> Pairs:
+def _cluster(row: _Row) -> tuple[str, str]:
+    """What the row came into the data with. Where nobody is named, rows of one prompt may be of one
+    person or of many, and are alike in any case: the models' scores of them are the same."""
+    if row.user is not None:
+        return "users", row.user
+    return ("prompts", row.prompt) if row.question is None else ("questions", row.question)
+
+
+def _pairs(rows: Sequence[_Row], clusters: Sequence[tuple[str, str]]) -> Pairs:
     offsets = np.cumsum([0, *(len(row.responses) for row in rows)], dtype=np.int64)
     human_scores = np.array([s for row in rows for s in row.human_scores or ()], dtype=np.float64)
     # Within a row all texts differ, so each is a text of its own.
     hashes = np.arange(len(human_scores), dtype=np.uint64)
     found = make_pairs(offsets, human_scores, hashes, np.arange(len(rows)), min_gap=0.0)
     cultures = list(dict.fromkeys(row.culture or ONE_CULTURE for row in rows))
-    clusters = [
-        ("user", row.user)
-        if row.user is not None
-        else ("question", row.question)
-        if row.question is not None
-        else ("row", str(place))
-        for place, row in enumerate(rows)
-    ]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     culture_codes = np.array([cultures.index(r.culture or ONE_CULTURE) for r in rows], np.int32)
     cluster_codes = np.array([numbers[name] for name in clusters], np.int64)

@@ -92,15 +92,16 @@ def test_a_culture_may_have_its_own_scores(tmp_path):
     assert found.other_scores.tolist() == [0.5, 2, 1] * 2
 
 
-def test_without_users_questions_are_clusters_and_without_either_rows(tmp_path):
+def test_without_users_questions_are_clusters_and_without_either_prompts(tmp_path):
     row = {k: v for k, v in PEOPLE.items() if k not in ("user", "culture")}
-    rows = [row, row | {"question": "q"}, row | {"question": "q"}, row]
+    rows = [row, row | {"question": "q"}, row | {"question": "q"}, row, row | {"prompt": "other"}]
     first = write(tmp_path / "a.jsonl", rows)
 
     found = read_scored_pairs(first, first)
 
     assert found.pairs.cultures == ("all",)
-    assert found.pairs.cluster_codes[::2].tolist() == [0, 1, 1, 2]
+    assert found.pairs.cluster_codes[::2].tolist() == [0, 1, 1, 0, 2]
+    assert found.clusters == ("prompts", "questions")
     np.testing.assert_array_equal(found.scores, found.other_scores)
 
 
