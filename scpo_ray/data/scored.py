@@ -1,6 +1,6 @@
 """Two files of anybody's scores of responses, and people's scores of the same, into test pairs."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class _Row:
     user: str | None
     question: str | None
     prompt: str
+    words: str
     responses: tuple[str, ...]
     scores: tuple[float, ...]
     human_scores: tuple[float, ...] | None
@@ -77,7 +78,9 @@ def read_scored_pairs(first: Path, second: Path) -> ScoredPairs:
         raise InputError(f"{first}, {second}: nobody says what is preferred", [rule])
     known = [_model_scores(rows, path) for rows, path in zip(files, (first, second), strict=True)]
     left_out: Counter[str] = Counter()
-    used = list(_usable(people, known, left_out))
+    used, lacking = _usable(people, known, left_out)
+    if lacking:
+        left_out.update(_why_lacking(lacking, next(rows for rows in files if rows is not people)))
     clusters = [_cluster(row) for row, _ in used]
     pairs = _pairs([row for row, _ in used], clusters)
     if num_tied := len(used) - len(np.unique(pairs.interactions)):
@@ -116,22 +119,25 @@ def _row(row: dict[str, Any]) -> _Row:
         name: name_field(row, name) if row.get(name) not in (None, "") else None
         for name in ("culture", "user", "question")
     }
+    prompt, words = _prompt(row["prompt"])
     has_people = row.get("human_scores") not in (None, "")
     return _Row(
         **named,
-        prompt=_prompt(row["prompt"]),
+        prompt=prompt,
+        words=words,
         responses=tuple(responses),
         scores=_numbers(row, "scores", len(responses)),
         human_scores=_numbers(row, "human_scores", len(responses)) if has_people else None,
     )
 
 
-def _prompt(value: Any) -> str:
-    """As one text: of chat messages, each role and text."""
+def _prompt(value: Any) -> tuple[str, str]:
+    """As one text, of chat messages each role and text; and what is said alone, without roles."""
     read = messages_read("prompt", value)
     if isinstance(read, str):
-        return read
-    return "\n".join(f"{role}: {text}" for role, text in messages("prompt", read))
+        return read, read
+    turns = messages("prompt", read)
+    return "\n".join(f"{role}: {text}" for role, text in turns), "\n".join(t for _, t in turns)
 
 
 def _numbers(row: dict[str, Any], name: str, count: int) -> tuple[float, ...]:
@@ -158,8 +164,10 @@ def _model_scores(rows: Sequence[_Row], path: Path) -> dict[Key, float]:
 
 def _usable(
     people: Sequence[_Row], known: Sequence[dict[Key, float]], left_out: Counter[str]
-) -> Iterator[tuple[_Row, list[tuple[float, float]]]]:
-    """Rows that people scored, with both models' scores of each response."""
+) -> tuple[list[tuple[_Row, list[tuple[float, float]]]], list[tuple[_Row, str]]]:
+    """Rows that people scored, with both models' scores of each response; and those of which a
+    response is in their own file alone, with the first such response."""
+    used, lacking = [], []
     for row in people:
         if row.human_scores is None:
             left_out["without human_scores"] += 1
@@ -167,9 +175,30 @@ def _usable(
         found = [[_score(row, text, scores) for scores in known] for text in row.responses]
         both = [(a, b) for a, b in found if a is not None and b is not None]
         if len(both) < len(found):
-            left_out["a response is scored in one file alone"] += 1
-            continue
-        yield row, both
+            lacking.append((row, row.responses[[None in pair for pair in found].index(True)]))
+        else:
+            used.append((row, both))
+    return used, lacking
+
+
+def _why_lacking(lacking: Sequence[tuple[_Row, str]], other: Sequence[_Row]) -> Iterator[str]:
+    """For each response that the other file lacks, what differs where the rest of it is there."""
+    cultures: dict[tuple[str, str], dict[str | None, None]] = defaultdict(dict)
+    forms = set()
+    for row in other:
+        for text in row.responses:
+            cultures[row.prompt, text][row.culture] = None
+            forms.add((row.words, text))
+    for row, text in lacking:
+        if found := cultures.get((row.prompt, text)):
+            there = ", ".join(str(name) for name in list(found)[:3])
+            there += f" and {len(found) - 3} more" if len(found) > 3 else ""
+            mine = "no culture" if row.culture is None else row.culture
+            yield f"a response is scored for {mine} in one file, for {there} in the other"
+        elif (row.words, text) in forms:
+            yield "its prompt is text in one file and chat messages (or other roles) in the other"
+        else:
+            yield "a response is scored in one file alone"
 
 
 def _score(row: _Row, text: str, scores: dict[Key, float]) -> float | None:

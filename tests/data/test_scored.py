@@ -140,6 +140,11 @@ def test_a_bad_row_is_told_with_its_line(row, problem, tmp_path):
             "all its human scores are equal, .* 1 rows",
         ),
         ([PEOPLE | {"prompt": "q"}], "a response is scored in one file alone: 1 rows"),
+        ([PEOPLE | {"responses": ["a", "bb", "C"]}], "is scored in one file alone: 1 rows"),
+        (
+            [PEOPLE | {"prompt": [{"role": "user", "content": "p"}]}],
+            "its prompt is text in one file and chat messages .* in the other: 1 rows",
+        ),
     ],
 )
 def test_what_cannot_be_compared_says_why(rows, problem, tmp_path):
@@ -147,6 +152,22 @@ def test_what_cannot_be_compared_says_why(rows, problem, tmp_path):
 
     with pytest.raises(InputError, match=problem):
         read_scored_pairs(first, write(tmp_path / "b.jsonl", [ROW]))
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "reason"),
+    [
+        ("Perú", ["PERÚ"], "scored for Perú in one file, for PERÚ in the other: 1 rows"),
+        (None, ["Chile"], "scored for no culture in one file, for Chile in the other: 1 rows"),
+        ("A", list("BCDEF"), "scored for A in one file, for B, C, D and 2 more in the other"),
+    ],
+)
+def test_cultures_that_are_named_otherwise_are_told(mine, others, reason, tmp_path):
+    first = write(tmp_path / "a.jsonl", [PEOPLE | {"culture": mine}])
+    second = write(tmp_path / "b.jsonl", [ROW | {"culture": name} for name in others])
+
+    with pytest.raises(InputError, match=reason):
+        read_scored_pairs(first, second)
 
 
 def test_a_missing_file_is_refused(tmp_path):
