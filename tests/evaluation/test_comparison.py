@@ -14,6 +14,7 @@ from scpo_ray.evaluation.comparable import (
 )
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.metrics import noise_outcomes
+from scpo_ray.evaluation.recommendation import recommendations
 from scpo_ray.records import LAYERS
 from scpo_ray.results import ComparisonResult, Difference, Estimate, MethodSummary
 from scpo_ray.statistics.intervals import macro_difference, macro_mean, standing
@@ -363,6 +364,9 @@ def test_a_method_that_lacks_a_culture_has_no_macro_value_and_its_failure_is_car
 
     assert result.failures == {"scpo/Mexico/seed 0": "loss is NaN at step 7"}
     assert [(s.method, s.culture) for s in result.summaries] == [
+        ("global", ""),
+        ("global", "Chile"),
+        ("global", "Mexico"),
         ("finetune", ""),
         ("finetune", "Chile"),
         ("finetune", "Mexico"),
@@ -554,3 +558,20 @@ def test_of_a_result_a_comparison_keeps_its_own_culture_whole_and_of_others_what
     assert israel.difference == {"all": result.evaluation["Israel"].difference["all"]}
     assert (israel.before, israel.controls, israel.minus_noise) == ({}, {}, {})
     assert shown.data is result.data
+
+
+def test_the_global_model_stands_beside_the_methods_though_it_was_not_run():
+    # Twelve users; scpo ranks fewer of the pairs right than the global model does.
+    ref = [1.0, 1.0, 1.0, -1.0] * 6
+    asked = [
+        make_run("scpo", culture, own=[-0.5, -0.5, 0.5, -0.5] * 6, other=ref, ref=ref)
+        for culture in CULTURES
+    ]
+    of_global = [make_run("global", culture, own=ref, other=ref, ref=ref) for culture in CULTURES]
+
+    without, beside = compare(asked), compare([*asked, *of_global])
+
+    assert without.methods == ["global", "scpo"]
+    assert without.summaries == beside.summaries
+    assert [r.name for r in recommendations(without)] == ["global"] * 3
+    assert summary_of(without, "scpo", "").minus_best.high < 0
