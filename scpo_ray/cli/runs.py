@@ -169,6 +169,8 @@ def _compare_scores(files: tuple[Path, Path], as_json: bool) -> None:
     found = compare_scores(*files)
     picked = best_of_n_table(found.best_of_n, names=("first", "second"))
     show(as_json, asdict(found), [score_comparison_table(found), picked])
+    if "prompts" in found.clusters:
+        say("rows without user and question: intervals and tests take all rows of a prompt as one")
     for reason, number in found.left_out.items():
         say(f"left out: {number} rows: {reason}")
 

@@ -51,6 +51,7 @@ def compare_scores(first: Path, second: Path) -> ScoreComparison:
         macro=_macro_differences(scored),
         best_of_n=evaluate_best_of_n(scored.pairs, scored.scores, scored.other_scores),
         left_out=scored.left_out,
+        clusters=scored.clusters,
     )
 
 

@@ -66,7 +66,7 @@ def score_comparison_table(found: ScoreComparison) -> TerminalTable:
         f"share of pairs ranked right, %: {found.first} (first), {found.second} (second)",
         "culture",
         "pairs",
-        "users or\nquestions",
+        " or\n".join(found.clusters),
         "first",
         "second",
         "first\nminus second",
