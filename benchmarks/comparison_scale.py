@@ -49,6 +49,7 @@ def columns(num_cultures: int, users: int) -> dict[str, np.ndarray]:
         "culture": culture.astype(object),
         "pair_id": np.array([f"interaction-{i:07d}:0>1" for i in range(len(culture))], object),
         "cluster": np.repeat(np.arange(num_cultures * users), PAIRS_OF_A_USER),
+        "pair_hash": np.arange(len(culture), dtype=np.uint64),
         "ref_margin": rng.standard_normal(len(culture)).astype(np.float32),
     }
 

@@ -72,7 +72,8 @@ class RunInputs:
 @dataclass(frozen=True)
 class Evaluated:
     """What was found on the test side, and in `dev` on the users held out for choices (empty where
-    nobody is); what is of opinions where the data holds them."""
+    nobody is); what is of opinions where the data holds them. `warnings`: why the numbers may be
+    too good."""
 
     pairs: dict[str, CultureEvaluation]
     dev: dict[str, CultureEvaluation]
@@ -81,6 +82,7 @@ class Evaluated:
     opinions: list[OpinionScores]
     outcomes: dict[Options, OpinionOutcomes] | None
     opinion_examples: list[OpinionExample]
+    warnings: tuple[str, ...] = ()
 
 
 def run_experiment(prepared: PreparedRun, context: FitContext) -> RunResult | None:

@@ -68,7 +68,8 @@ class Pairs:
         interactions: (P,) int64, row of the interaction in its table.
         chosen, rejected: (P,) int64, which text of `PreferenceData.texts`.
         chosen_responses, rejected_responses: (P,) int16, which response of the interaction.
-        chosen_scores, rejected_scores: (P,) float32, the person's (or country's) scores of them.
+        chosen_scores, rejected_scores: (P,) float32, the person's (or country's) scores of them;
+            the first is the higher, in float32 too.
         culture_codes: (P,) int32, index into `cultures`.
         cluster_codes: (P,) int64, the user (or question) the pair is resampled with.
         cultures: names, in the order of the codes.

@@ -394,15 +394,14 @@ class MethodSummary:
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """Two models' scores of the same responses, of anybody: the first minus the second.
+    """Two models' files of scores of the same responses, of anybody: the first minus the second.
 
     Attributes:
-        first, second: their files.
         evaluation: culture -> `before` is the second, `after` the first; "distinctive" are the
             pairs that the second ranks wrong, "agreed" those that it ranks right.
-        macro: layer -> mean over the cultures of the first minus the second.
-        best_of_n: culture -> "model" is the first, "global" the second.
+        macro: layer -> mean over cultures. best_of_n: "model" is the first, "global" the second.
         left_out: reason -> rows of people's scores that are in no number.
+        clusters: what intervals take whole: of "users", "questions", "prompts" those there are.
     """
 
     first: str
@@ -411,6 +410,7 @@ class ScoreComparison:
     macro: dict[str, Difference]
     best_of_n: dict[str, BestOfN]
     left_out: dict[str, int]
+    clusters: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -337,7 +337,7 @@ def as_evaluated(result):
     """What `scpo evaluate` says of the run's model, which has its temperatures with it."""
     parts = ("evaluation", "calibration", "best_of_n", "opinions")
     saved = {c: of | {"fitted_on": "saved"} for c, of in result["calibration"].items()}
-    return {name: result[name] for name in parts} | {"calibration": saved}
+    return {name: result[name] for name in parts} | {"calibration": saved, "warnings": []}
 
 
 def test_an_exported_model_evaluates_to_the_runs_own_numbers(scpo, config, tmp_path):

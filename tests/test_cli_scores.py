@@ -65,6 +65,26 @@ def test_the_same_file_twice_differs_in_nothing(files):
     assert document["macro"]["all"]["p_value"] == 1
 
 
+@pytest.mark.parametrize("copies", [1, 4])
+def test_without_users_a_prompt_given_again_is_no_more_evidence(copies, files, tmp_path):
+    good, poor = files
+    rows = [json.loads(line) for line in good.read_text().splitlines()]
+    nameless = tmp_path / "nameless.jsonl"
+    nameless.write_text("\n".join(json.dumps(row | {"user": None}) for row in rows * copies))
+
+    found = json.loads(invoked("--scores", nameless, poor, "--json").stdout)
+    shown = invoked("--scores", nameless, poor)
+
+    assert found["clusters"] == ["prompts"]
+    assert found["evaluation"]["North"]["after"]["all"]["num_clusters"] == 100
+    once = invoked("--scores", good, poor, "--json")
+    assert found["macro"]["all"]["value"] == pytest.approx(
+        json.loads(once.stdout)["macro"]["all"]["value"]
+    )
+    assert "take all rows of a prompt as one" in shown.output
+    assert "prompts" in shown.stdout
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["model"], ["model", "config", "--scores", "a.jsonl", "b.jsonl"]]
 )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import scpo_ray.launch.worker
 import scpo_ray.methods.network
+from scpo_ray.data.hashes import pair_hashes, text_hash
 from scpo_ray.evaluation.scales import reference_scale
 from scpo_ray.experiment import load_inputs, prepare_run
 from scpo_ray.inputs import open_run_dir
@@ -85,6 +86,11 @@ def test_the_saved_model_gives_the_margins_that_were_evaluated(finished):
     np.testing.assert_allclose(
         rewards[test.chosen] - rewards[test.rejected], columns["margin"], atol=1e-5
     )
+    hashes = [
+        [text_hash(data.task.data.texts[int(text)]) for text in texts]
+        for texts in (test.chosen, test.rejected)
+    ]
+    np.testing.assert_array_equal(columns["pair_hash"], pair_hashes(*np.uint64(hashes)))
     for culture, evaluation in result.evaluation.items():
         right = columns["margin"][columns["culture"] == culture] > 0
         assert evaluation.after["all"].value == pytest.approx(right.mean())

@@ -108,6 +108,7 @@ ROOMS: dict[str, list[str]] = {
         "recommendation",
         "nearness",
         "champion",
+        "held_out",
     ],
     "sweep": ["records", "space", "store", "outcomes", "scores", "choice", "efficiency", "summary"],
     "tracking": [

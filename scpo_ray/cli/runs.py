@@ -121,7 +121,8 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on every culture of a config, against its global model.
 
-    --json: "evaluation", "calibration", "best_of_n" and "opinions", as in a run's result.json.
+    --json: "evaluation", "calibration", "best_of_n" and "opinions", as in a run's result.json, and
+    "warnings".
     --scores takes any two models: docs/models.md has the files' columns.
     """
     if scores is not None:
@@ -155,7 +156,10 @@ def evaluate(
         for name, each in by_culture.items()
     }
     document["opinions"] = [asdict(scores) for scores in found.opinions]
+    document["warnings"] = found.warnings
     show(as_json, document, shown)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
 
 
 def _compare_scores(files: tuple[Path, Path], as_json: bool) -> None:
@@ -165,6 +169,8 @@ def _compare_scores(files: tuple[Path, Path], as_json: bool) -> None:
     found = compare_scores(*files)
     picked = best_of_n_table(found.best_of_n, names=("first", "second"))
     show(as_json, asdict(found), [score_comparison_table(found), picked])
+    if "prompts" in found.clusters:
+        say("rows without user and question: intervals and tests take all rows of a prompt as one")
     for reason, number in found.left_out.items():
         say(f"left out: {number} rows: {reason}")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from scpo_ray.data.scored import ScoredPairs, read_scored_pairs
 from scpo_ray.evaluation.best_of_n import evaluate_best_of_n
+from scpo_ray.evaluation.held_out import not_held_out, run_of_model
 from scpo_ray.evaluation.layers import evaluate_pairs
 from scpo_ray.evaluation.metrics import layer_masks, ranked_right
 from scpo_ray.experiment import Evaluated, evaluate_rewards, evaluated_texts, load_inputs, task_of
@@ -22,13 +23,13 @@ from scpo_ray.models.loading import load_reward_model
 from scpo_ray.models.same_tokens import check_pairs_left, told_apart
 from scpo_ray.models.scoring import score_tokens
 from scpo_ray.models.tokenizing import tokenize
-from scpo_ray.records import InputError
+from scpo_ray.records import InputError, PreferenceData
 from scpo_ray.results import Difference, ScoreComparison
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.run import RunConfig
 from scpo_ray.statistics.intervals import macro_difference
 from scpo_ray.storage.run_dir import trained_model_dir
-from scpo_ray.tracking.registry import fetch_model, registered_name
+from scpo_ray.tracking.registry import fetch_ended_run, fetch_model, registered_name
 
 
 def compare_scores(first: Path, second: Path) -> ScoreComparison:
@@ -52,6 +53,7 @@ def compare_scores(first: Path, second: Path) -> ScoreComparison:
         macro=_macro_differences(scored),
         best_of_n=evaluate_best_of_n(scored.pairs, scored.scores, scored.other_scores),
         left_out=scored.left_out,
+        clusters=scored.clusters,
     )
 
 
@@ -80,6 +82,8 @@ def evaluate_model(model: str, config: RunConfig) -> Evaluated:
         model: a run's folder, that of any reward model, a reward model's name on the hub, or a
             registered version in the config's MLflow store, as in "scpo-Chile:champion".
         config: its `culture_weights` say which countries count as trained on.
+
+    Returns: with a warning where the model's run did not hold out what it is evaluated on.
     """
     path = Path(model)
     registered = None if path.exists() else registered_name(model)
@@ -88,10 +92,22 @@ def evaluate_model(model: str, config: RunConfig) -> Evaluated:
             _, path = fetch_model(config.mlflow_uri, registered, Path(downloads))
         elif (path / "model").exists():
             path = trained_model_dir(path)
-        return _evaluated(path, config)
+        found, data = _evaluated(path, config)
+    try:
+        uri = config.mlflow_uri
+        run = run_of_model(path) if registered is None else fetch_ended_run(uri, registered)
+    except InputError as error:
+        # To look at a model is allowed all the same.
+        return replace(found, warnings=(f"{model}: whom it learned from is not known: {error}",))
+    [said] = not_held_out([run], data, config.data) if run is not None else [None]
+    if said is None:
+        return found
+    warning = f"{model} may have learned from what it is evaluated on, so the numbers are too good"
+    return replace(found, warnings=(f"{warning}: {said}",))
 
 
-def _evaluated(model_dir: Path, config: RunConfig) -> Evaluated:
+def _evaluated(model_dir: Path, config: RunConfig) -> tuple[Evaluated, PreferenceData]:
+    """What was found, and the data as the config's global model tells its pairs apart."""
     worker, run_dir = local_worker(config), open_run_dir(config)
     inputs, stores = load_inputs(config, run_dir), run_dir.stores
     task = task_of(config, inputs, worker)
@@ -110,7 +126,7 @@ def _evaluated(model_dir: Path, config: RunConfig) -> Evaluated:
     rewards = np.full(len(task.data.texts), np.nan, dtype=np.float32)
     texts = evaluated_texts(task.data, seed=config.seed)
     rewards[texts] = score_tokens(model, tokens, text_ids=texts)
-    return evaluate_rewards(task, rewards, saved_temperatures(folder))
+    return evaluate_rewards(task, rewards, saved_temperatures(folder)), inputs.data
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from hashlib import blake2b
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scpo_ray.records import Interaction, Text
 
 
@@ -25,6 +28,12 @@ def text_hash(text: Text) -> int:
     nobody = ("", "", None, None)  # id, culture, user, question
     [found] = text_hashes(Interaction(*nobody, text.prompt, (text.response,), (0.0,), text.history))
     return found
+
+
+def pair_hashes(chosen: NDArray[np.uint64], rejected: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(P,) one 64-bit hash per pair, of (P,) hashes of its texts; turned about, another."""
+    # Hashes are even over all 64 bits, and so are their sums, which wrap.
+    return np.asarray(np.uint64(3) * chosen + rejected)
 
 
 def _parts(interaction: Interaction) -> Iterator[bytes]:

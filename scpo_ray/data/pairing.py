@@ -18,7 +18,7 @@ class IndexPairs:
         interactions: (P,) int64, row of the interaction in its table.
         chosen_responses, rejected_responses: (P,) int16, number within the interaction.
         ties, equal_texts: (len(rows),) int32, response pairs with scores no further apart than
-            the smallest gap, with equal texts; one with both is in both.
+            the smallest gap, or equal in float32; with equal texts; one with both is in both.
     """
 
     interactions: NDArray[np.int64]
@@ -37,6 +37,9 @@ def make_pairs(
     min_gap: float,
 ) -> IndexPairs:
     """Every (i, j) of an interaction with score_i > score_j + min_gap and different texts.
+
+    Scores that are one number in float32, as `Pairs` keeps them, are equal and make no pair: so a
+    pair's two scores differ wherever they are read.
 
     Args:
         offsets: (N + 1,); interaction n has the responses offsets[n] to offsets[n + 1].
@@ -109,6 +112,7 @@ def _pair_chunk(
 def _are_tied(
     first: NDArray[np.float64], second: NDArray[np.float64], min_gap: float
 ) -> NDArray[np.bool_]:
+    kept_alike = np.equal(first.astype(np.float32), second.astype(np.float32))
     if min_gap == 0:
-        return np.equal(first, second)
-    return np.less_equal(np.abs(first - second), min_gap * (1 + 1e-9))
+        return kept_alike
+    return kept_alike | np.less_equal(np.abs(first - second), min_gap * (1 + 1e-9))

@@ -1,6 +1,6 @@
 """Two files of anybody's scores of responses, and people's scores of the same, into test pairs."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +30,20 @@ class ScoredPairs:
     """The test pairs of two models' files.
 
     Attributes:
-        pairs: index the scores; clusters are users, or else questions, or else rows.
-        scores, other_scores: (T,) float32 of the first and of the second file's model.
+        pairs: index the scores; clusters are users, or else questions, or else prompts.
+        scores, other_scores: (T,) float64 of the first and of the second file's model: as they
+            stand there, for what is far from 0 in float32 is rounded by more than models differ.
         lengths: (T,) int64, characters of the responses.
         left_out: reason -> rows of people's scores that are in no number.
+        clusters: what the clusters are: of "users", "questions", "prompts" those that occur.
     """
 
     pairs: Pairs
-    scores: NDArray[np.float32]
-    other_scores: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    other_scores: NDArray[np.float64]
     lengths: NDArray[np.int64]
     left_out: dict[str, int]
+    clusters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class _Row:
     user: str | None
     question: str | None
     prompt: str
+    words: str
     responses: tuple[str, ...]
     scores: tuple[float, ...]
     human_scores: tuple[float, ...] | None
@@ -74,17 +78,22 @@ def read_scored_pairs(first: Path, second: Path) -> ScoredPairs:
         raise InputError(f"{first}, {second}: nobody says what is preferred", [rule])
     known = [_model_scores(rows, path) for rows, path in zip(files, (first, second), strict=True)]
     left_out: Counter[str] = Counter()
-    used = list(_usable(people, known, left_out))
-    pairs = _pairs([row for row, _ in used])
+    used, lacking = _usable(people, known, left_out)
+    if lacking:
+        left_out.update(_why_lacking(lacking, next(rows for rows in files if rows is not people)))
+    clusters = [_cluster(row) for row, _ in used]
+    pairs = _pairs([row for row, _ in used], clusters)
+    if num_tied := len(used) - len(np.unique(pairs.interactions)):
+        left_out["all its human scores are equal, to about seven digits"] = num_tied
     if not len(pairs):
         raise InputError(
             f"{first}, {second}: no pair of responses to compare",
-            [f"{reason}: {number} rows" for reason, number in left_out.items()]
-            or ["all responses of each prompt have equal human scores or equal texts"],
+            [f"{reason}: {number} rows" for reason, number in left_out.items()],
         )
-    scores = np.array([s for _, of in used for s in of], dtype=np.float32).reshape(-1, 2)
+    scores = np.array([s for _, of in used for s in of], dtype=np.float64).reshape(-1, 2)
     lengths = np.array([len(text) for row, _ in used for text in row.responses], dtype=np.int64)
-    return ScoredPairs(pairs, scores[:, 0], scores[:, 1], lengths, dict(left_out))
+    kinds = tuple(dict.fromkeys(kind for kind, _ in clusters))
+    return ScoredPairs(pairs, scores[:, 0], scores[:, 1], lengths, dict(left_out), kinds)
 
 
 def _read(path: Path, notes: Notes) -> list[_Row]:
@@ -110,22 +119,25 @@ def _row(row: dict[str, Any]) -> _Row:
         name: name_field(row, name) if row.get(name) not in (None, "") else None
         for name in ("culture", "user", "question")
     }
+    prompt, words = _prompt(row["prompt"])
     has_people = row.get("human_scores") not in (None, "")
     return _Row(
         **named,
-        prompt=_prompt(row["prompt"]),
+        prompt=prompt,
+        words=words,
         responses=tuple(responses),
         scores=_numbers(row, "scores", len(responses)),
         human_scores=_numbers(row, "human_scores", len(responses)) if has_people else None,
     )
 
 
-def _prompt(value: Any) -> str:
-    """As one text: of chat messages, each role and text."""
+def _prompt(value: Any) -> tuple[str, str]:
+    """As one text, of chat messages each role and text; and what is said alone, without roles."""
     read = messages_read("prompt", value)
     if isinstance(read, str):
-        return read
-    return "\n".join(f"{role}: {text}" for role, text in messages("prompt", read))
+        return read, read
+    turns = messages("prompt", read)
+    return "\n".join(f"{role}: {text}" for role, text in turns), "\n".join(t for _, t in turns)
 
 
 def _numbers(row: dict[str, Any], name: str, count: int) -> tuple[float, ...]:
@@ -152,8 +164,10 @@ def _model_scores(rows: Sequence[_Row], path: Path) -> dict[Key, float]:
 
 def _usable(
     people: Sequence[_Row], known: Sequence[dict[Key, float]], left_out: Counter[str]
-) -> Iterator[tuple[_Row, list[tuple[float, float]]]]:
-    """Rows that people scored, with both models' scores of each response."""
+) -> tuple[list[tuple[_Row, list[tuple[float, float]]]], list[tuple[_Row, str]]]:
+    """Rows that people scored, with both models' scores of each response; and those of which a
+    response is in their own file alone, with the first such response."""
+    used, lacking = [], []
     for row in people:
         if row.human_scores is None:
             left_out["without human_scores"] += 1
@@ -161,9 +175,30 @@ def _usable(
         found = [[_score(row, text, scores) for scores in known] for text in row.responses]
         both = [(a, b) for a, b in found if a is not None and b is not None]
         if len(both) < len(found):
-            left_out["a response is scored in one file alone"] += 1
-            continue
-        yield row, both
+            lacking.append((row, row.responses[[None in pair for pair in found].index(True)]))
+        else:
+            used.append((row, both))
+    return used, lacking
+
+
+def _why_lacking(lacking: Sequence[tuple[_Row, str]], other: Sequence[_Row]) -> Iterator[str]:
+    """For each response that the other file lacks, what differs where the rest of it is there."""
+    cultures: dict[tuple[str, str], dict[str | None, None]] = defaultdict(dict)
+    forms = set()
+    for row in other:
+        for text in row.responses:
+            cultures[row.prompt, text][row.culture] = None
+            forms.add((row.words, text))
+    for row, text in lacking:
+        if found := cultures.get((row.prompt, text)):
+            there = ", ".join(str(name) for name in list(found)[:3])
+            there += f" and {len(found) - 3} more" if len(found) > 3 else ""
+            mine = "no culture" if row.culture is None else row.culture
+            yield f"a response is scored for {mine} in one file, for {there} in the other"
+        elif (row.words, text) in forms:
+            yield "its prompt is text in one file and chat messages (or other roles) in the other"
+        else:
+            yield "a response is scored in one file alone"
 
 
 def _score(row: _Row, text: str, scores: dict[Key, float]) -> float | None:
@@ -171,21 +206,21 @@ def _score(row: _Row, text: str, scores: dict[Key, float]) -> float | None:
     return scores.get((None, row.prompt, text)) if own is None else own
 
 
-def _pairs(rows: Sequence[_Row]) -> Pairs:
+def _cluster(row: _Row) -> tuple[str, str]:
+    """What the row came into the data with. Where nobody is named, rows of one prompt may be of one
+    person or of many, and are alike in any case: the models' scores of them are the same."""
+    if row.user is not None:
+        return "users", row.user
+    return ("prompts", row.prompt) if row.question is None else ("questions", row.question)
+
+
+def _pairs(rows: Sequence[_Row], clusters: Sequence[tuple[str, str]]) -> Pairs:
     offsets = np.cumsum([0, *(len(row.responses) for row in rows)], dtype=np.int64)
     human_scores = np.array([s for row in rows for s in row.human_scores or ()], dtype=np.float64)
     # Within a row all texts differ, so each is a text of its own.
     hashes = np.arange(len(human_scores), dtype=np.uint64)
     found = make_pairs(offsets, human_scores, hashes, np.arange(len(rows)), min_gap=0.0)
     cultures = list(dict.fromkeys(row.culture or ONE_CULTURE for row in rows))
-    clusters = [
-        ("user", row.user)
-        if row.user is not None
-        else ("question", row.question)
-        if row.question is not None
-        else ("row", str(place))
-        for place, row in enumerate(rows)
-    ]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     culture_codes = np.array([cultures.index(r.culture or ONE_CULTURE) for r in rows], np.int32)
     cluster_codes = np.array([numbers[name] for name in clusters], np.int64)

@@ -6,7 +6,7 @@ reward; of several with the same reward, one at random.
 """
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ def candidates(pairs: Pairs) -> Candidates:
 
 
 def evaluate_best_of_n(
-    test: Pairs, rewards: NDArray[np.float32], ref_rewards: NDArray[np.float32] | None
+    test: Pairs, rewards: NDArray[np.floating[Any]], ref_rewards: NDArray[np.floating[Any]] | None
 ) -> dict[str, BestOfN]:
     """Culture -> what the model's picks among each test prompt's responses are worth.
 
@@ -78,7 +78,7 @@ def evaluate_best_of_n(
     }
 
 
-def picks(rewards: NDArray[np.float32], among: Candidates) -> NDArray[np.float64]:
+def picks(rewards: NDArray[np.floating[Any]], among: Candidates) -> NDArray[np.float64]:
     """(N, K) the chance that each response is picked: 1 for the highest reward, shared by ties.
 
     Args: rewards: (T,). Raises: ValueError if a candidate's reward is NaN or infinite.
@@ -117,7 +117,9 @@ def wins_over_others(ours: NDArray[np.float64], among: Candidates) -> NDArray[np
 
 
 def _best_of_n(
-    among: Candidates, rewards: NDArray[np.float32], ref_rewards: NDArray[np.float32] | None
+    among: Candidates,
+    rewards: NDArray[np.floating[Any]],
+    ref_rewards: NDArray[np.floating[Any]] | None,
 ) -> BestOfN:
     valid = among.valid
     sizes = valid.sum(axis=1)

@@ -21,8 +21,8 @@ from scpo_ray.statistics.cluster_variance import macro_parts
 from scpo_ray.statistics.intervals import (
     LEVEL,
     accuracy,
-    mean_half_width,
     paired_difference,
+    standard_errors,
     stream,
     with_holm,
 )
@@ -202,7 +202,9 @@ def debiased_calibration_error(margins: NDArray[np.float64], clusters: NDArray[A
 
     A bin's gap between accuracy and confidence is off by chance, and its square too large by the
     gap's variance: that of whole clusters (CR2) is taken off. The interval is of the mean square,
-    by t and the variance of its derivative, and the root of it; all are cut at 0.
+    by t, and the root of it; all are cut at 0. The variance of the mean square is that of its
+    derivative, and at least what it is where nothing is off, for near a gap of 0 the derivative
+    vanishes. The upper end is no lower than that of the mean gap: no such error is below it.
 
     Args:
         margins: (B,); clusters: (B,) labels.
@@ -211,28 +213,62 @@ def debiased_calibration_error(margins: NDArray[np.float64], clusters: NDArray[A
     Source: Kumar, Liang and Ma (2019), "Verified uncertainty calibration", with clusters; how often
         the interval holds: benchmarks/calibration_error.py.
     """
-    num_clusters = len(np.unique(clusters))
+    labels, codes = np.unique(clusters, return_inverse=True)
     if not len(margins):
         return Estimate(None, None, None, 0, 0)
     confidences, right = confidence(margins)
-    residuals, bins = right - confidences, bins_of(confidences)
-    square, derivative = 0.0, np.zeros(len(margins))
-    for number in np.unique(bins):
+    shares, gaps, covariance, by_chance = _bin_gaps(confidences, right, codes)
+    square = float(shares @ (gaps**2 - covariance.diagonal()))
+    steps = standard_errors(clusters, level=LEVEL)
+    mean_gap = overconfidence(confidences, right, clusters)
+    if steps is None or mean_gap.low is None or mean_gap.high is None:
+        return Estimate(_root(square), None, None, len(margins), len(labels))
+    # Users who happen to be alike do not make pairs that are drawn one by one any surer.
+    np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), by_chance))
+    slopes = 2 * shares * gaps
+    nothing_off = 2 * float(shares @ covariance**2 @ shares)
+    half = steps * sqrt(max(float(slopes @ covariance @ slopes), nothing_off))
+    high = max(_root(max(square, 0.0) + half), -mean_gap.low, mean_gap.high)
+    return Estimate(_root(square), _root(square - half), high, len(margins), len(labels))
+
+
+def _bin_gaps(
+    confidences: NDArray[np.float64], right: NDArray[np.float64], codes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], ...]:
+    """Of K bins: (K,) shares of the pairs, (K,) gaps, their (K, K) covariance over clusters, and
+    (K,) the variances that they would have were the pairs calibrated and independent."""
+    bins = bins_of(confidences)
+    numbers = np.unique(bins)
+    shares, gaps, by_chance, alone = np.zeros((4, len(numbers)))
+    parts = np.zeros((int(codes.max()) + 1, len(numbers)))
+    for place, number in enumerate(numbers):
         mine = bins == number
-        share, gap = float(mine.mean()), float(residuals[mine].mean())
-        within = macro_parts([residuals[mine][:, None]], [clusters[mine]])
+        residuals, own = right[mine] - confidences[mine], confidences[mine]
+        shares[place], gaps[place] = mine.mean(), residuals.mean()
+        by_chance[place] = (own * (1 - own)).sum() / mine.sum() ** 2
+        within = macro_parts([residuals[:, None]], [codes[mine]])
         if within.layout is None:
-            # One person's pairs do not say how people differ: as if calibrated and independent.
-            own = confidences[mine]
-            variance = float((own * (1 - own)).sum()) / int(mine.sum()) ** 2
+            # One person's pairs do not say how people differ.
+            alone[place] = by_chance[place]
         else:
-            variance = float(within.variances[0])
-        square += share * (gap**2 - variance)
-        derivative[mine] = 2 * gap * residuals[mine]
-    half = mean_half_width(derivative, clusters, level=LEVEL)
-    low = None if half is None else _root(square - half)
-    high = None if half is None else _root(square + half)
-    return Estimate(_root(square), low, high, len(margins), num_clusters)
+            parts[within.labels, place] = within.parts[:, 0]
+    return shares, gaps, parts.T @ parts + np.diag(alone), by_chance
+
+
+def overconfidence(
+    confidences: NDArray[np.float64], right: NDArray[np.float64], clusters: NDArray[Any]
+) -> Difference:
+    """Mean confidence minus accuracy.
+
+    Where the model was right about all pairs, or about none, how its confidences vary does not say
+    how often it may be otherwise: then the interval is at least that of one confidence for all.
+    """
+    found = paired_difference(confidences, right, clusters)
+    if not len(right) or found.low is None or found.high is None or (right != right[0]).any():
+        return found
+    alike = paired_difference(np.full_like(confidences, confidences.mean()), right, clusters)
+    widths = [(of.high or 0.0) - (of.low or 0.0) for of in (found, alike)]
+    return found if widths[0] >= widths[1] else alike
 
 
 def _root(square: float) -> float:
@@ -247,10 +283,6 @@ def _calibration(
     fitted_on: FittedOn,
 ) -> Calibration:
     brier = {name: expit(-values) ** 2 for name, values in margins.items()}
-    overconfidence: dict[str, Difference] = {}
-    for name, values in margins.items():
-        confidences, right = confidence(values)
-        overconfidence[name] = paired_difference(confidences, right, clusters)
     distances: dict[str, Estimate] = {}
     if shares is not None:
         for name, values in margins.items():
@@ -268,7 +300,9 @@ def _calibration(
         error_debiased={
             name: debiased_calibration_error(values, clusters) for name, values in margins.items()
         },
-        overconfidence=overconfidence,
+        overconfidence={
+            name: overconfidence(*confidence(values), clusters) for name, values in margins.items()
+        },
         vote_distance=distances,
     )
 

@@ -91,22 +91,23 @@ def judge(
 
     Args:
         cultures: those the new model was trained for, usually one.
-        first: the first champion of the line, if that is another one than `champion`.
+        first: the first champion of the line, if neither `champion` nor `new` is it.
         distinctive_threshold: as in the new model's evaluation.
         margin: accuracy, in [0, 1].
 
     Returns: not champion, and no contests, if two were tested on other pairs or with another
         global model, or the new one on none of a trained culture.
-    Raises: ValueError if a margin of `PairOutcomes` is NaN or infinite, or a setting is out of
+    Raises: ValueError if a margin is NaN or infinite, no culture is named, or a setting is out of
         its range.
     """
     if not 0 <= margin <= 1:
         raise ValueError(f"margin must be in [0, 1], got {margin}")
+    if not cultures:
+        raise ValueError("cultures must name one at least, got none")
     rivals: dict[Against, PairOutcomes] = {"champion": champion}
-    if first is not None:
+    if first is not None and not _is_same_model(first, new):
         rivals["first champion"] = first
-    settings = EvaluationConfig(distinctive_threshold=distinctive_threshold)
-    tested = culture_pairs(new, settings)
+    tested = culture_pairs(new, EvaluationConfig(distinctive_threshold=distinctive_threshold))
     obstacle = _obstacle(new, rivals, [c for c in cultures if c not in tested])
     if obstacle is not None:
         return Judgement(False, f"it cannot be compared: {obstacle}", margin, [])
@@ -142,6 +143,11 @@ def _obstacle(
             of = "the two" if against == "champion" else "it and the first champion"
             return f"{of} differ in {difference}"
     return f"it was not tested on {', '.join(untested)}" if untested else None
+
+
+def _is_same_model(one: PairOutcomes, other: PairOutcomes) -> bool:
+    """Whether a first champion has come back: it is no rival of itself."""
+    return pairs_difference(one, other) is None and np.array_equal(one.margin, other.margin)
 
 
 def in_points(contest: Contest) -> str:

@@ -15,7 +15,8 @@ from scpo_ray.results import CultureEvaluation, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
 from scpo_ray.settings.naming import trained_cultures
 
-# Reference margins of two runs may differ by the rounding of another device, not by another model.
+# Reference margins of two runs may differ by the rounding of another device, not by another model:
+# by so much of their root mean square.
 REF_MARGIN_TOLERANCE = 0.01
 
 
@@ -28,6 +29,8 @@ class PairOutcomes:
         cluster: (P,) int64, the user or question, the same number in all runs on one data set.
         ref_margin: (P,) float32, the global model's r+ - r-, or None where there is none.
         margin: (P,) float32, the trained model's.
+        pair_hash: (P,) uint64 of the two texts in order (`pair_hashes`); None of pairs that an
+            earlier version wrote.
     """
 
     culture: NDArray[Any]
@@ -35,6 +38,7 @@ class PairOutcomes:
     cluster: NDArray[Any]
     ref_margin: NDArray[np.float32] | None
     margin: NDArray[np.float32]
+    pair_hash: NDArray[np.uint64] | None = None
 
     @cached_property
     def tested(self) -> frozenset[str]:
@@ -60,7 +64,7 @@ def pair_outcomes(
         if not np.isfinite(columns[name]).all():
             raise InputError(f"test pairs with a {name} that is not finite")
     kept: dict[str, NDArray[Any] | None] = {}
-    for name in ("culture", "pair_id", "cluster", "ref_margin"):
+    for name in ("culture", "pair_id", "cluster", "ref_margin", "pair_hash"):
         ours, theirs = columns.get(name), getattr(like, name, None)
         is_known = ours is not None and theirs is not None and np.array_equal(ours, theirs)
         kept[name] = theirs if is_known else ours
@@ -157,21 +161,39 @@ def check_comparable(run: ComparedRun, first: ComparedRun) -> None:
 
 def pairs_difference(first: PairOutcomes, second: PairOutcomes) -> str | None:
     """What two models' test pairs differ in; None where they are the same ones in one order."""
-    # Thousands of runs share columns (`pair_outcomes`), which then need no look at each row.
     if not all(
-        (theirs := getattr(first, column)) is (ours := getattr(second, column))
-        or np.array_equal(theirs, ours)
-        for column in ("culture", "pair_id", "cluster")
+        _are_equal(getattr(first, name), getattr(second, name))
+        for name in ("culture", "pair_id", "cluster")
     ):
         return f"their pairs: {_first_difference(first, second)}"
+    ours, theirs = first.pair_hash, second.pair_hash
+    if ours is not None and theirs is not None and not _are_equal(ours, theirs):
+        row = int(np.flatnonzero(ours != theirs)[0])
+        return (
+            f"their texts: in {int((ours != theirs).sum())} of {len(ours)} pairs these are others, "
+            f"or the other one is chosen; the first is {first.pair_id[row]!r} of "
+            f"{first.culture[row]!r}"
+        )
     if first.ref_margin is None and second.ref_margin is None:
         return None
     if first.ref_margin is None or second.ref_margin is None:
         return "their global model: only one has its margins"
-    change = float(np.abs(first.ref_margin - second.ref_margin).max(initial=0))
-    if change > REF_MARGIN_TOLERANCE:
-        return f"their global model: margins by up to {change:.3g}"
-    return None
+    return _margins_difference(first.ref_margin, second.ref_margin)
+
+
+def _are_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    # Thousands of runs share columns (`pair_outcomes`), which then need no look at each row.
+    return one is other or np.array_equal(one, other)
+
+
+def _margins_difference(first: NDArray[np.float32], second: NDArray[np.float32]) -> str | None:
+    if first is second or not len(first):
+        return None
+    size = float(np.sqrt(np.mean(np.square(first, dtype=np.float64))))
+    change = float(np.abs(first - second).max())
+    if change <= REF_MARGIN_TOLERANCE * size:
+        return None
+    return f"their global model: margins by up to {change:.3g}, and their usual size is {size:.3g}"
 
 
 def check_same_evaluation(run: ComparedRun, first: ComparedRun) -> None:

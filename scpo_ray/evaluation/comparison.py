@@ -1,7 +1,7 @@
 """Methods side by side on the same test pairs: seeds averaged, differences paired, Holm applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,11 +37,12 @@ def compare_runs(
     finished; estimates and paired differences are taken of these. Their intervals and p-values
     count the seeds as a layer of chance beside the users (`other_cultures` averages them first:
     there one seed's model serves several cultures). A method with one model for all cultures is one
-    training in the macro rows. The differences against
-    "global" are against the global model's margins that every run carries. Holm's correction runs
-    over the cultures, for each method, layer and rival; the macro difference is a single test.
-    Where a method has no run for a culture there is no summary of the two, and the method's macro
-    values are None: a mean over fewer cultures would be read against the others' as if alike.
+    training in the macro rows. The differences against "global" are against the global model's
+    margins that every run carries; where that method was not run, they stand in for its runs, for
+    it is what a method would replace. Holm's correction runs over the cultures, for each method,
+    layer and rival; the macro difference is a single test. Where a method has no run for a culture
+    there is no summary of the two, and the method's macro values are None: a mean over fewer
+    cultures would be read against the others' as if alike.
 
     Every row says how far the method is behind the best of its culture (or macro mean) on `all`,
     with intervals that hold for all methods at once, as a sweep's settings are measured (without
@@ -62,6 +63,7 @@ def compare_runs(
     """
     if not runs:
         return ComparisonResult(experiment, [], [], [], [], dict(failures), [])
+    runs = _with_global(runs)
     runs_of = _runs_of_cells(runs)
     seeds = sorted({run.result.seed for run in runs})
     methods = sorted({method for method, _ in runs_of}, key=method_order)
@@ -84,6 +86,20 @@ def compare_runs(
             for row in _summaries(method, {c: of[method] for c, of in behind.items()}, others, grid)
         ],
     )
+
+
+def _with_global(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """And one of the global model for each culture, if none is there and the runs know it."""
+    if any(run.result.method == "global" for run in runs):
+        return list(runs)
+    known: dict[str, ComparedRun] = {}
+    for run in runs:
+        margins = run.outcomes.ref_margin
+        if run.culture not in known and margins is not None:
+            result = replace(run.result, method="global")
+            outcomes = replace(run.outcomes, margin=margins)
+            known[run.culture] = replace(run, result=result, outcomes=outcomes)
+    return [*runs, *known.values()]
 
 
 def _runs_of_cells(runs: Sequence[ComparedRun]) -> dict[tuple[str, str], list[ComparedRun]]:

@@ -24,8 +24,8 @@ EXAMPLE_CHARACTERS = 600
 
 def evaluate_pairs(
     test: Pairs,
-    rewards: NDArray[np.float32],
-    ref_rewards: NDArray[np.float32] | None,
+    rewards: NDArray[np.floating[Any]],
+    ref_rewards: NDArray[np.floating[Any]] | None,
     text_lengths: NDArray[Any],
     config: EvaluationConfig,
     *,
@@ -77,8 +77,8 @@ def evaluate_pairs(
 
 def plain_accuracies(
     pairs: Pairs,
-    rewards: NDArray[np.float32],
-    ref_rewards: NDArray[np.float32] | None,
+    rewards: NDArray[np.floating[Any]],
+    ref_rewards: NDArray[np.floating[Any]] | None,
     *,
     distinctive_threshold: float,
 ) -> dict[str, dict[str, float]]:
@@ -208,9 +208,9 @@ class _CultureTexts:
     chosen: NDArray[np.int64]
     rejected: NDArray[np.int64]
 
-    def margins(self, rewards: NDArray[np.float32]) -> NDArray[np.float32]:
+    def margins(self, rewards: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """(P,) chosen minus rejected, of (t,) rewards."""
-        margins: NDArray[np.float32] = rewards[self.chosen] - rewards[self.rejected]
+        margins: NDArray[np.floating[Any]] = rewards[self.chosen] - rewards[self.rejected]
         return margins
 
     def ranked_right(self, rewards: NDArray[Any]) -> NDArray[np.bool_]:
@@ -231,8 +231,8 @@ def _culture_texts(pairs: Pairs) -> _CultureTexts:
 def _evaluate_culture(
     pairs: Pairs,
     culture: str,
-    rewards: NDArray[np.float32],
-    ref_rewards: NDArray[np.float32] | None,
+    rewards: NDArray[np.floating[Any]],
+    ref_rewards: NDArray[np.floating[Any]] | None,
     text_lengths: NDArray[Any],
     config: EvaluationConfig,
     seed: int,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 import scpo_ray
+from scpo_ray.data.hashes import pair_hashes
 from scpo_ray.evaluation.layers import example_pairs, pair_ids
 from scpo_ray.methods.task import Fitted, PreparedRun, Task
 from scpo_ray.records import Pairs
@@ -73,11 +74,12 @@ def pair_columns(
     task: Task, pairs: Pairs, rewards: NDArray[np.float32]
 ) -> dict[str, list[str] | NDArray[Any]]:
     """What a comparison needs of every dev or test pair; see `run_dir.load_test_pairs`."""
-    ref = task.ref_rewards
+    ref, hashes = task.ref_rewards, task.data.texts.hashes
     columns: dict[str, list[str] | NDArray[Any]] = {
         "culture": [pairs.cultures[code] for code in pairs.culture_codes],
         "pair_id": pair_ids(pairs, task.data.interaction_ids),
         "cluster": pairs.cluster_codes,
+        "pair_hash": pair_hashes(hashes[pairs.chosen], hashes[pairs.rejected]),
         "margin": rewards[pairs.chosen] - rewards[pairs.rejected],
     }
     if ref is not None:

@@ -6,6 +6,7 @@ Source: Wortsman et al., Model soups (ICML 2022, arXiv 2203.05482); docs/method.
 """
 
 import glob
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Settings(Section):
     models: list[str] = Field([], max_length=1_000)
     """Folders of ended runs (or exported models), with * and {culture}, the run's culture as runs'
     names have it: runs/x/finetune-{culture}-s* is a soup of seeds, runs/x/finetune-*-s0-* one of
-    cultures. Two at least; the folders' weights at the time of the run are taken."""
+    cultures. Two at least; the folders' weights at the time of the run are taken. Runs that have
+    not held out what this one tests and chooses on are refused."""
 
 
 def check_settings(config: Any) -> None:
@@ -32,8 +34,18 @@ def check_settings(config: Any) -> None:
 
 
 def check(task: Any) -> None:
-    """Raises: InputError as `model_folders`."""
-    model_folders(task.settings.models, task.trained_cultures)
+    """Raises: InputError as `model_folders`, and naming each model that may have learned from
+    pairs on which the soup is tested or chosen."""
+    from scpo_ray.evaluation.held_out import not_held_out, run_of_model
+
+    folders = model_folders(task.settings.models, task.trained_cultures)
+    runs = {folder: run for folder in folders if (run := run_of_model(folder)) is not None}
+    found = not_held_out([*runs.values()], task.data, task.config.data)
+    problems = [
+        f"{folder.parent}: {said}" for folder, said in zip(runs, found, strict=True) if said
+    ]
+    if problems:
+        raise InputError("methods.soup.models: trained on what this run is judged on", problems)
 
 
 def model_folders(patterns: list[str], cultures: list[str]) -> list[Path]:
@@ -64,10 +76,20 @@ def model_folders(patterns: list[str], cultures: list[str]) -> list[Path]:
 
 def fit(prepared: Any, context: Any) -> Any:
     """The mean of the models' weights, saved as a model."""
+    from scpo_ray.evaluation.held_out import run_of_model
     from scpo_ray.methods.averaging import fit_mean
 
     task = prepared.task
-    return fit_mean(prepared, context, model_folders(task.settings.models, task.trained_cultures))
+    folders = model_folders(task.settings.models, task.trained_cultures)
+    fitted = fit_mean(prepared, context, folders)
+    unknown = [str(folder) for folder in folders if run_of_model(folder) is None]
+    if unknown:
+        told = (
+            f"Whom these models learned from is not known: {', '.join(unknown)}. If people who are "
+            "tested here are among them, the numbers are too good."
+        )
+        fitted = replace(fitted, told=(*fitted.told, told))
+    return fitted
 
 
 METHODS = Method(

@@ -26,6 +26,15 @@ from scpo_ray.report.pictures import label
 from scpo_ray.results import ComparisonResult, Difference, RunResult
 
 MACRO_MEAN = "Macro mean"
+COLUMNS = [
+    ("recommended", "and % ranked right"),
+    ("sure?", "is the best better than global"),
+    ("best over global", "points"),
+    ("best over finetune", "points"),
+    ("as good, for all we know", "not distinguishable from the best"),
+    ("costs agreed", "best minus global"),
+    ("costs other cultures", "best minus global"),
+]
 MAX_NAMED = 4
 """Names in a sentence or a cell; the others are counted."""
 
@@ -47,8 +56,7 @@ def comparison_answer(comparison: ComparisonResult, unit: str) -> tuple[Table, l
     rows = [
         answer_row(r.culture or MACRO_MEAN, "" if r.culture else "macro", r, unit) for r in found
     ]
-    columns = _columns(has_finetune="finetune" in comparison.methods)
-    table = without_empty(Table("Which method for whom", f"culture (pairs, {unit})", columns, rows))
+    table = without_empty(Table("Which method for whom", f"culture (pairs, {unit})", COLUMNS, rows))
     return table, advice({r.culture or MACRO_MEAN: r for r in found if r.culture}, unit)
 
 
@@ -61,20 +69,8 @@ def run_answer(results: Sequence[RunResult], unit: str) -> tuple[Table, list[str
             rows.append(answer_row(name, "", found, unit))
             named[run_name(r)] = found
     title = "The trained model or the global one" if rows else ""
-    table = without_empty(Table(title, f"run (pairs, {unit})", _columns(), rows))
+    table = without_empty(Table(title, f"run (pairs, {unit})", COLUMNS, rows))
     return table, advice(named, unit)
-
-
-def _columns(*, has_finetune: bool = True) -> list[tuple[str, str]]:
-    return [
-        ("recommended", "and % ranked right"),
-        ("sure?", "is the best better than global"),
-        ("best over global", "points"),
-        *([("best over finetune", "points")] if has_finetune else []),
-        ("as good, for all we know", "not distinguishable from the best"),
-        ("costs agreed", "best minus global"),
-        ("costs other cultures", "best minus global"),
-    ]
 
 
 def answer_row(name: str, kind: str, found: Recommendation, unit: str) -> Row:
@@ -92,11 +88,23 @@ def answer_row(name: str, kind: str, found: Recommendation, unit: str) -> Row:
         Cell(found.name or NONE, below, "name"),
         word_cell(found.certainty, unit),
         *over,
-        names_cell(found.as_good) if found.name else Cell(NONE),
+        as_good_cell(found),
         cost_cell(found.agreed, unit),
         cost_cell(found.others, unit),
     ]
     return Row(name, size_of(reached, unit), kind, cells)
+
+
+def as_good_cell(found: Recommendation) -> Cell:
+    """What cannot be told apart from the best, and of what nothing is known."""
+    if not found.name:
+        return Cell(NONE)
+    if not found.unknown:
+        return names_cell(found.as_good)
+    unknown = names_cell(found.unknown)
+    if not found.as_good:
+        return replace(unknown, main="unknown", lines=(unknown.main,))
+    return replace(names_cell(found.as_good), lines=(f"unknown: {unknown.main}",))
 
 
 def word_cell(word: Certainty, unit: str) -> Cell:

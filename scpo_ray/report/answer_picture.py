@@ -86,8 +86,10 @@ def answer_figure(rows: Mapping[str, Sequence[Line]]) -> Figure:
 
 
 def spread_out(axes: Any, changes: Sequence[Difference]) -> None:
-    """A scale on which one difference that dwarfs the others leaves them apart."""
-    sizes = sorted({abs(100 * c.value) for c in changes if c.value})
+    """A scale on which one difference that dwarfs the others, intervals and all, leaves these
+    apart."""
+    reaches = {max(abs(end or 0.0) for end in (c.value, c.low, c.high)) for c in changes if c.value}
+    sizes = sorted(100 * reach for reach in reaches)
     gaps = [low for low, high in zip(sizes, sizes[1:], strict=False) if high > DWARFED * low]
     # Below the widest gap the scale is linear, so that nothing near 0 is stretched.
     if gaps and sizes[-1] > DWARFED * max(gaps[-1], 1.0):

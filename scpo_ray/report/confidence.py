@@ -66,7 +66,7 @@ def score_comparison_table(found: ScoreComparison) -> TerminalTable:
         f"share of pairs ranked right, %: {found.first} (first), {found.second} (second)",
         "culture",
         "pairs",
-        "users or\nquestions",
+        " or\n".join(found.clusters),
         "first",
         "second",
         "first\nminus second",
@@ -160,7 +160,8 @@ def confidence_tables(results: Sequence[RunResult], unit: str) -> list[Table]:
         for name in _PREDICTORS:
             if name not in c.brier:
                 continue
-            temperature = f"T = {c.temperatures.get(name, 1.0):.3g}"
+            predictor = name.replace("_", ", ")
+            temperature = f"{predictor} T = {c.temperatures.get(name, 1.0):.3g}"
             cells = [
                 cell_of(c.brier[name], unit),
                 _plain(c.brier_minus_global.get(name)),
@@ -170,7 +171,7 @@ def confidence_tables(results: Sequence[RunResult], unit: str) -> list[Table]:
                 cell_of(c.vote_distance.get(name), unit),
             ]
             kind = "control" if name.startswith("global") else ""
-            rows.append(Row(f"{_row_name(result, culture)}: {name}", temperature, kind, cells))
+            rows.append(Row(_row_name(result, culture), temperature, kind, cells))
     if not rows:
         return []
     return [Table("Win probabilities of test pairs; lower is better", "run", columns, rows)]
@@ -219,6 +220,8 @@ def _own(results: Sequence[RunResult], what: str) -> list[tuple[RunResult, str, 
 
 
 def _row_name(result: RunResult, culture: str) -> str:
+    if len(trained_cultures(result.culture_weights)) == 1:
+        return run_name(result)
     return f"{run_name(result)}, tested on {label(culture, 40)}"
 
 

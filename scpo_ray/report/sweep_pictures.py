@@ -123,7 +123,7 @@ def ranking_figure(ranked: Sequence[SettingSummary]) -> Figure:
     horizontal_dots(axes, named, marks)
     axes.set_xlabel("objective, %")
     if len(rows) > 1:
-        note(axes, "Blue: the best, and what is not distinguishable from it. Bars: 95 % intervals.")
+        note(axes, "Orange: the best; blue: not distinguishable from it. Bars: 95 % intervals.")
     return figure
 
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, exp, log, sqrt
+from math import ceil, exp, inf, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ LEVEL = 0.05
 POWER = 0.8
 # A variance that is only rounding: no cluster differs from another.
 NO_VARIANCE = 1e-20
+# Outcomes that vary by no more than this share of what 0s and 1s of their mean would are as good as
+# equal: that a few pairs are alike to a third of a percent does not say that the others are.
+NEARLY_EQUAL = 1e-3
+# The same for differences, which are small by nature: a standard deviation of 0.1 points.
+NEARLY_EQUAL_DIFFERENCES = 1e-6
 # Below this a p-value is said to be this.
 SMALLEST_P = 1e-12
 
@@ -88,39 +93,39 @@ class Spread:
     def ends(self, value: float, level: float) -> tuple[float, float]:
         """The interval of a difference, in [-1, 1].
 
-        Where no cluster differs from another the variance says nothing: of n independent pairs
-        that all gave the same, up to t^2 / (n + t^2) of all pairs may be others (the score
-        interval of a share that was never seen).
+        Where hardly any cluster differs from another the variance says nothing: of n independent
+        pairs that all gave the same, up to t^2 / (n + t^2) of all pairs may be others (the score
+        interval of a share that was never seen). It is never narrower for that.
         """
         step = _step(self.layout.degrees, level)
         seeds = self._seeds_square(level)
-        if self.variance > NO_VARIANCE:
-            below = above = step**2 * self.variance
-        else:
+        below = above = step**2 * self.variance
+        if self._is_alike:
             unseen = _unseen(step**2 * self.layout.thinness)
-            below, above = (unseen * (1 + value)) ** 2, (unseen * (1 - value)) ** 2
+            below = max(below, (unseen * (1 + value)) ** 2)
+            above = max(above, (unseen * (1 - value)) ** 2)
         return max(-1.0, value - sqrt(below + seeds)), min(1.0, value + sqrt(above + seeds))
 
     def share_ends(self, value: float, level: float) -> tuple[float, float]:
         """The interval of a share, in [0, 1]: Wilson's, with as many pairs as would have this
         variance were they independent, and t for the normal. Of its degrees of freedom only those
         count that clusters far off leave: near 0 and 1 it holds more often so, where a difference
-        only gets wider (benchmarks/interval_coverage.py, benchmarks/README.md)."""
-        step = _step(max(1.0, 2 / (2 / self.layout.degrees + self.excess)), level)
+        only gets wider (benchmarks/interval_coverage.py, benchmarks/README.md). Of outcomes that
+        are nearly equal the variance says as little as in `ends`."""
         seeds = self._seeds_square(level)
         spread = value * (1 - value)
-        if self.variance <= NO_VARIANCE or spread <= 0:
-            unseen = _unseen(step**2 * self.layout.thinness)
-            low, high = value - unseen * value, value + unseen * (1 - value)
-            low, high = (
-                value - sqrt((value - low) ** 2 + seeds),
-                value + sqrt((high - value) ** 2 + seeds),
-            )
-        else:
+        low = high = value
+        varies = self.variance > NO_VARIANCE and spread > 0
+        if varies:
+            step = _step(max(1.0, 2 / (2 / self.layout.degrees + self.excess)), level)
             a = (step**2 * self.variance + seeds) / spread
             middle = (value + a / 2) / (1 + a)
             half = sqrt(a * spread + a**2 / 4) / (1 + a)
             low, high = middle - half, middle + half
+        if not varies or self.variance <= NEARLY_EQUAL * spread * self.layout.thinness:
+            unseen = _unseen(_step(self.layout.degrees, level) ** 2 * self.layout.thinness)
+            low = min(low, value - sqrt((unseen * value) ** 2 + seeds))
+            high = max(high, value + sqrt((unseen * (1 - value)) ** 2 + seeds))
         # Rounding alone must not leave the range, nor the value the interval.
         return max(0.0, min(low, value)), min(1.0, max(high, value))
 
@@ -130,8 +135,9 @@ class Spread:
         if abs(value) <= 1e-12:
             return 1.0
         if self.seeds.value <= NO_VARIANCE:
-            thinness, variance = self.layout.thinness, self.variance
-            square = value**2 / variance if variance > NO_VARIANCE else abs(value) / thinness
+            square = value**2 / self.variance if self.variance > NO_VARIANCE else inf
+            if self._is_alike:
+                square = min(square, abs(value) / self.layout.thinness)
             return float(max(SMALLEST_P, 2 * stdtr(self.layout.degrees, -sqrt(square))))
 
         def excess(log_level: float) -> float:
@@ -152,12 +158,18 @@ class Spread:
         show."""
         square = 0.0
         for variance, degrees in (
-            (self.variance, self.layout.degrees),
+            (0.0 if self._is_alike else self.variance, self.layout.degrees),
             (self.seeds.value, self.seeds.degrees),
         ):
             if variance > NO_VARIANCE:
                 square += _needed(degrees, level) ** 2 * variance
         return sqrt(square) if 0 < square <= 1 else None
+
+    @property
+    def _is_alike(self) -> bool:
+        """Whether a difference is as good as the same for all pairs."""
+        alike = NEARLY_EQUAL_DIFFERENCES * self.layout.thinness
+        return self.variance <= max(NO_VARIANCE, alike)
 
     def _seeds_square(self, level: float) -> float:
         """The seeds' half-width squared: by itself, for few seeds know their variance badly, and
@@ -262,19 +274,17 @@ def macro_difference(
     )
 
 
-def mean_half_width(
-    values: NDArray[np.float64], clusters: NDArray[Any], *, level: float
-) -> float | None:
-    """How far a mean's t-interval reaches to either side; None where no two clusters are there.
+def standard_errors(clusters: NDArray[Any], *, level: float) -> float | None:
+    """How many of them a mean's t-interval reaches to either side; None with fewer than two
+    clusters.
 
     Args:
-        values: (B,), of any size; clusters: (B,) labels.
+        clusters: (B,) labels of the pairs.
         level: one minus the confidence.
     """
-    found = macro_parts([_column(values)], [clusters])
-    if found.layout is None:
-        return None
-    return _step(found.layout.degrees, level) * sqrt(found.variances[0])
+    sizes = np.unique(clusters, return_counts=True)[1]
+    layout = cluster_layout(sizes[:, None].astype(np.float64))
+    return None if layout is None else _step(layout.degrees, level)
 
 
 def verdict(found: Difference | None) -> Verdict:

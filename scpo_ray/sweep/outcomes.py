@@ -241,4 +241,5 @@ def _together(firsts: Sequence[tuple[TrialRecord, ComparedRun]]) -> PairOutcomes
         cluster=np.concatenate([c.cluster for c in columns]),
         ref_margin=np.concatenate(margins) if margins else None,
         margin=np.concatenate([c.margin for c in columns]),
+        pair_hash=None,  # Each fold has been checked, and this is compared with nothing.
     )

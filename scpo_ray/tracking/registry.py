@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from scpo_ray.evaluation.champion import MARGIN, Contest, Judgement, in_points, judge
 from scpo_ray.evaluation.comparable import PairOutcomes, pair_outcomes
+from scpo_ray.evaluation.held_out import EndedRun
 from scpo_ray.records import HeldOut, InputError
 from scpo_ray.results import Difference, RunResult
 from scpo_ray.settings.evaluation import EvaluationConfig
@@ -124,13 +125,15 @@ def compare_versions(uri: str, model: str, champion: str) -> Judgement:
     Args:
         model, champion: as in "scpo-Mexico:3" or "scpo-Mexico:champion".
 
-    Raises: InputError if one of them is not there, their pairs cannot be read or are not the same
-        ones, or the store cannot be used.
+    Raises: InputError if one of them is not there, both are one version, their pairs cannot be
+        read or are not the same ones, or the store cannot be used.
     """
     client, aliases = open_models(uri, MODEL_PREFIX)
     versions = [_version(client, uri, aliases, name) for name in (model, champion)]
+    if _name(versions[0]) == _name(versions[1]):
+        raise InputError(f"{model} and {champion} are one version, {_name(versions[0])}: name two")
     tested = _tested(client, uri, versions[0])
-    judgement = _judged(client, uri, tested, versions[1])
+    judgement = _judged(client, uri, versions[0], tested, versions[1])
     judgement = _named(judgement, *versions)
     if not judgement.contests:
         raise InputError(f"{judgement.model} and {judgement.champion}: {judgement.reason}")
@@ -153,6 +156,19 @@ def fetch_run(uri: str, model: str, downloads: Path) -> tuple[Path, RunResult]:
     result = _read(client, uri, version, RESULT_FILE, load_result)
     with store_errors(uri), slow_uploads():
         return model_folder(version, uri, downloads), result
+
+
+def fetch_ended_run(uri: str, model: str) -> EndedRun:
+    """The run that made a registered version, with the pairs that it held out.
+
+    Raises: InputError if the version or what its run left cannot be read, or the store be used.
+    """
+    client, aliases = open_models(uri, MODEL_PREFIX)
+    version = _version(client, uri, aliases, model)
+    result = _read(client, uri, version, RESULT_FILE, load_result)
+    test = _read(client, uri, version, *_PAIRS["test"])
+    dev = _read(client, uri, version, *_PAIRS["dev"]) if result.dev else None
+    return EndedRun(result, test, dev)
 
 
 def fetch_model(uri: str, model: str, downloads: Path) -> tuple[str, Path]:
@@ -222,7 +238,8 @@ def _judgement(
             return _recorded(version)
         return _named(Judgement(True, _ALREADY, MARGIN, []), version, None)
     try:
-        judgement = _judged(client, uri, tested or _tested(client, uri, version), champion)
+        tested = tested or _tested(client, uri, version)
+        judgement = _judged(client, uri, version, tested, champion)
     except StoreAwayError:
         raise
     except InputError as error:
@@ -231,25 +248,44 @@ def _judgement(
     return _named(judgement, version, champion)
 
 
-def _judged(client: Any, uri: str, tested: _Tested, champion: Any) -> Judgement:
+def _judged(client: Any, uri: str, version: Any, tested: _Tested, champion: Any) -> Judgement:
     settings = EvaluationConfig.model_validate(tested.result.config["evaluation"])
-    side = tested.result.chosen_on
     first = _first(champion)
     begun = None
     if first != _name(champion):
         name, _, number = first.rpartition(":")
         with store_errors(uri):
-            version = client.get_model_version(name, number)
-        begun = _outcomes(client, uri, version, side)
+            beginner = client.get_model_version(name, number)
+        begun = _rival(client, uri, version, tested, beginner)
     judgement = judge(
         tested.outcomes,
-        _outcomes(client, uri, champion, side),
+        _rival(client, uri, version, tested, champion),
         trained_cultures(tested.result.culture_weights),
         first=begun,
         distinctive_threshold=settings.distinctive_threshold,
         margin=MARGIN,
     )
-    return replace(judgement, side=side)
+    return replace(judgement, side=tested.result.chosen_on)
+
+
+def _rival(client: Any, uri: str, version: Any, tested: _Tested, rival: Any) -> PairOutcomes:
+    """What a version that another one is held against did, on the side of both.
+
+    Raises: InputError if they are of different sides: the one without dev users may have learned
+        from the other's, and test users are not there to be chosen on.
+    """
+    result = _read(client, uri, rival, RESULT_FILE, load_result)
+    if result.chosen_on != tested.result.chosen_on:
+        both = " and ".join(
+            f"{_name(of)} on {found.chosen_on} users "
+            f"(data.split.dev_size {found.config['data']['split']['dev_size']:g})"
+            for of, found in ((version, tested.result), (rival, result))
+        )
+        raise InputError(
+            f"{both} are judged on different people: train {_name(version)} anew with the "
+            f"data.split of {_name(rival)}, or promote it by force"
+        )
+    return _outcomes(client, uri, rival, result.chosen_on)
 
 
 def _first(champion: Any) -> str:

@@ -70,6 +70,19 @@ def test_a_gap_at_the_smallest_makes_no_pair_however_it_was_rounded():
     assert wider.chosen_responses.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    "close", [(16777217, 16777216), (0.500000001, 0.499999999), (1 + 2e-9, 1 + 1e-9)]
+)
+@pytest.mark.parametrize("min_gap", [0.0, 1e-12])
+def test_scores_that_are_one_number_as_they_are_kept_are_a_tie(close, min_gap):
+    offsets, scores, hashes = _arrays([[(close[0], 1), (close[1], 2), (close[0] + 9, 3)]])
+
+    pairs = make_pairs(offsets, scores, hashes, np.arange(1), min_gap=min_gap)
+
+    assert pairs.ties.tolist() == [1]
+    assert pairs.chosen_responses.tolist() == [2, 2]
+
+
 def test_more_pairs_than_any_memory_holds_are_refused_before_one_is_made():
     # 20,000 interactions of 256 responses: 256 x 255 / 2 = 32,640 pairs each
     offsets = np.arange(20_001, dtype=np.int64) * 256

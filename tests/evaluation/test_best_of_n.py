@@ -127,3 +127,15 @@ def test_regret_and_wins_are_what_a_plain_loop_counts(prompts, seed):
                 0 <= estimate.low <= estimate.value + 1e-9
                 and estimate.value <= estimate.high + 1e-9
             )
+
+
+@pytest.mark.parametrize("high", [16777218.0, float(np.nextafter(np.float32(1), np.float32(2)))])
+def test_scores_as_near_as_a_pairs_can_be_have_a_spread(high):
+    low = 16777216.0 if high > 2 else 1.0
+    test = pairs_of([(user, [high, low]) for user in range(3)])
+
+    found = evaluate_best_of_n(test, np.tile([0, 1], 3).astype(np.float32), None)["A"]
+
+    # The model picks the worse one: all of the gap, which is sqrt(2) standard deviations.
+    assert found.regret["model"].value == pytest.approx(high - low)
+    assert found.regret_sd["model"].value == pytest.approx(2**0.5)

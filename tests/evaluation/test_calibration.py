@@ -13,11 +13,14 @@ from scpo_ray.evaluation.calibration import (
     MIN_FITTED_PAIRS,
     bins_of,
     calibration_error,
+    confidence,
     debiased_calibration_error,
     evaluate_calibration,
     fit_win_temperature,
     fitting_pairs,
+    overconfidence,
 )
+from scpo_ray.statistics.intervals import accuracy
 from tests.evaluation.test_layers import make_pairs, rewards_of
 
 
@@ -91,6 +94,49 @@ def test_a_debiased_error_has_an_interval_from_two_people_on():
 
     assert (alone.low, alone.high, alone.num_clusters) == (None, None, 1)
     assert 0 <= two.low <= two.value <= two.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("margins", "users"),
+    [
+        ([0.01, -0.01] * 6, 3),
+        ([0.01, -0.0101] * 6, 3),
+        ([-0.2, -0.21, -0.22] * 3, 3),
+        ([1.0] * 9, 3),
+        ([0.0] * 8, 4),
+        ([3.0, -1.0, 2.0, -2.0] * 50, 10),
+    ],
+)
+def test_a_calibration_interval_is_no_point_and_reaches_as_far_as_the_mean_gaps(margins, users):
+    margins, clusters = np.array(margins), np.repeat(np.arange(users), len(margins) // users)
+
+    error = debiased_calibration_error(margins, clusters)
+    gap = overconfidence(*confidence(margins), clusters)
+
+    assert error.low <= error.value <= error.high
+    assert error.high - error.low > 0.01
+    assert error.high >= max(-gap.low, gap.high)
+    assert gap.high - gap.low > 0.01
+    assert (gap.low <= 0 <= gap.high) == (gap.p_value > 0.05)
+
+
+def test_calibrated_pairs_never_have_an_error_that_is_surely_0():
+    rng = np.random.default_rng(3)
+    drawn = [preferences(1.0, 11, rng) for _ in range(100)]
+
+    assert min(debiased_calibration_error(*of).high for of in drawn) > 0.01
+
+
+def test_where_all_are_right_confidences_that_vary_do_not_narrow_the_gap():
+    clusters = np.repeat(np.arange(10), 10)
+    confidences = 0.8 + 0.001 * np.tile(np.linspace(-1, 1, 10), 10)
+    varied = confidences + 0.0005 * np.repeat(np.linspace(-1, 1, 10), 10)
+
+    found = overconfidence(varied, np.ones(100), clusters)
+
+    assert found.value == pytest.approx(-0.2)
+    # As many may be wrong as where 100 pairs of 10 users were all right.
+    assert found.high - found.value > 1 - accuracy(np.ones(100), clusters).low - 1e-9
 
 
 def data_of(train, test, *, dev=None, votes=False):

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t
 
+from scpo_ray.data.hashes import pair_hashes
 from scpo_ray.evaluation.champion import MARGIN, Judgement, judge
 from scpo_ray.evaluation.comparable import PairOutcomes
 
@@ -167,6 +169,16 @@ def test_losses_add_up_against_the_first_champion_of_the_line():
     assert "other cultures against the first champion -6.67 [" in steps[1].reason
 
 
+def test_a_first_champion_that_comes_back_is_no_rival_of_itself():
+    first, last = mexico(6), mexico()
+    again = PairOutcomes(**{**vars(first), "margin": first.margin.copy()})
+
+    judgement = judged(again, last, first=first)
+
+    assert judgement == judged(first, last)
+    assert judgement.is_champion
+
+
 def test_small_losses_that_many_questions_can_show_do_not_drift():
     rng = np.random.default_rng(3)
     clusters = 120
@@ -246,6 +258,37 @@ def test_models_tested_on_other_pairs_are_not_compared(champion, reason):
     assert f"it cannot be compared: the two differ in {reason}" in judgement.reason
 
 
+def with_texts(pairs: PairOutcomes, *, turned: bool = False) -> PairOutcomes:
+    chosen = np.arange(len(pairs.margin), dtype=np.uint64) << np.uint64(40)
+    rejected = chosen + np.uint64(7)
+    hashes = pair_hashes(rejected, chosen) if turned else pair_hashes(chosen, rejected)
+    return replace(pairs, pair_hash=hashes)
+
+
+def test_the_same_pairs_with_other_labels_are_other_pairs():
+    new, champion = with_texts(mexico(6)), with_texts(mexico())
+
+    assert judged(new, champion) == judged(mexico(6), mexico())
+    # Nor are pairs of an earlier version refused, which say nothing of their texts.
+    assert judged(new, mexico()) == judged(mexico(6), mexico())
+    assert judged(new, with_texts(mexico(), turned=True)).reason == (
+        "it cannot be compared: the two differ in their texts: in 1800 of 1800 pairs these are "
+        "others, or the other one is chosen; the first is 'Mexico0:0>1' of 'Mexico'"
+    )
+
+
+@pytest.mark.parametrize("size", [1e-5, 0.002, 1.0, 300.0])
+@pytest.mark.parametrize(("change", "is_same"), [(1.0001, True), (1.1, False), (-1, False)])
+def test_global_models_are_told_apart_in_any_unit(size, change, is_same):
+    ref = size * mexico().ref_margin
+    new, champion = replace(mexico(6), ref_margin=ref), replace(mexico(), ref_margin=change * ref)
+
+    judgement = judged(new, champion)
+
+    assert bool(judgement.contests) == is_same
+    assert ("their global model: margins by up to" in judgement.reason) != is_same
+
+
 def test_a_model_not_tested_on_its_culture_is_not_champion():
     judgement = judged(mexico(6), mexico(), ["Mexico", "Peru"])
 
@@ -265,6 +308,8 @@ def test_a_first_champion_tested_on_other_pairs_is_not_compared():
 def test_settings_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"margin must be in \[0, 1\], got -0.02"):
         judged(mexico(), mexico(), margin=-0.02)
+    with pytest.raises(ValueError, match="cultures must name one at least, got none"):
+        judged(mexico(), mexico(), [])
 
 
 # Properties

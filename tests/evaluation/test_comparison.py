@@ -14,6 +14,7 @@ from scpo_ray.evaluation.comparable import (
 )
 from scpo_ray.evaluation.comparison import compare_runs
 from scpo_ray.evaluation.metrics import noise_outcomes
+from scpo_ray.evaluation.recommendation import recommendations
 from scpo_ray.records import LAYERS
 from scpo_ray.results import ComparisonResult, Difference, Estimate, MethodSummary
 from scpo_ray.statistics.intervals import macro_difference, macro_mean, standing
@@ -363,6 +364,9 @@ def test_a_method_that_lacks_a_culture_has_no_macro_value_and_its_failure_is_car
 
     assert result.failures == {"scpo/Mexico/seed 0": "loss is NaN at step 7"}
     assert [(s.method, s.culture) for s in result.summaries] == [
+        ("global", ""),
+        ("global", "Chile"),
+        ("global", "Mexico"),
         ("finetune", ""),
         ("finetune", "Chile"),
         ("finetune", "Mexico"),
@@ -527,6 +531,7 @@ def test_runs_on_the_same_pairs_share_all_but_their_margins():
             "culture": np.array(["A", "B"], object),
             "pair_id": np.array(["a", "b"], object),
             "cluster": np.array([0, 1]),
+            "pair_hash": np.array([3, 5], np.uint64),
             "ref_margin": np.ones(2, np.float32),
             "margin": np.full(2, margin, np.float32),
         }
@@ -535,7 +540,7 @@ def test_runs_on_the_same_pairs_share_all_but_their_margins():
     second = pair_outcomes(columns(2.0), first)
     other = pair_outcomes(columns(2.0) | {"cluster": np.array([0, 0])}, first)
 
-    shared = ("culture", "pair_id", "cluster", "ref_margin")
+    shared = ("culture", "pair_id", "cluster", "ref_margin", "pair_hash")
     assert all(getattr(second, name) is getattr(first, name) for name in shared)
     assert second.margin.tolist() == [2, 2] and other.cluster.tolist() == [0, 0]
 
@@ -554,3 +559,20 @@ def test_of_a_result_a_comparison_keeps_its_own_culture_whole_and_of_others_what
     assert israel.difference == {"all": result.evaluation["Israel"].difference["all"]}
     assert (israel.before, israel.controls, israel.minus_noise) == ({}, {}, {})
     assert shown.data is result.data
+
+
+def test_the_global_model_stands_beside_the_methods_though_it_was_not_run():
+    # Twelve users; scpo ranks fewer of the pairs right than the global model does.
+    ref = [1.0, 1.0, 1.0, -1.0] * 6
+    asked = [
+        make_run("scpo", culture, own=[-0.5, -0.5, 0.5, -0.5] * 6, other=ref, ref=ref)
+        for culture in CULTURES
+    ]
+    of_global = [make_run("global", culture, own=ref, other=ref, ref=ref) for culture in CULTURES]
+
+    without, beside = compare(asked), compare([*asked, *of_global])
+
+    assert without.methods == ["global", "scpo"]
+    assert without.summaries == beside.summaries
+    assert [r.name for r in recommendations(without)] == ["global"] * 3
+    assert summary_of(without, "scpo", "").minus_best.high < 0

@@ -1,5 +1,7 @@
 """Rivals without training: a country in the prompt, a soup, a culture that comes later."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -108,9 +110,9 @@ def trained(tiny_reward_model, tmp_path_factory):
     ]
 
 
-def soup(tiny_reward_model, output, *models):
+def soup(tiny_reward_model, output, *models, data=None):
     sections = {"soup": {"models": [str(m) for m in models]}}
-    return tiny_config(tiny_reward_model, output, method="soup", methods=sections)
+    return tiny_config(tiny_reward_model, output, method="soup", methods=sections, data=data or {})
 
 
 def test_a_soup_of_seeds_has_their_mean_weights_and_its_own_margins(trained, tiny_reward_model):
@@ -153,6 +155,48 @@ def test_a_soup_needs_two_models_that_are_there(patterns, cultures, problem, tra
 
     with pytest.raises(InputError, match=problem):
         model_folders([pattern.replace("{one}", one) for pattern in patterns], cultures)
+
+
+@pytest.mark.parametrize(
+    ("data", "side", "why"),
+    [
+        ({"split": {"seed": 7}}, "test", "data.split.seed is 0 there, 7 here"),
+        ({"split": {"test_size": 0.4}}, "test", "data.split.test_size is 0.15 there, 0.4 here"),
+        ({"split": {"num_folds": 4}}, "test", "data.split.num_folds is None there, 4 here"),
+        ({"split": {"dev_size": 0.5}}, "dev", "data.split.dev_size is 0.15 there, 0.5 here"),
+        ({"interactions_per_user": 5}, "test", "data.interactions_per_user is 4 there, 5 here"),
+        ({"seed": 1}, "test", "data.seed is 0 there, 1 here"),
+        ({"data_fraction": 0.5}, None, None),
+        ({"split": {"dev_size": 0}}, None, None),
+        (THREE, None, None),
+    ],
+)
+def test_what_a_soup_is_judged_on_was_held_out_by_its_members(
+    data, side, why, trained, tiny_reward_model
+):
+    output, (first, second, _) = trained
+    config = soup(tiny_reward_model, output, first, second, data=data)
+
+    if why is None:
+        assert prepared(config).task.trained_cultures == ["North"]
+        return
+    with pytest.raises(InputError, match="trained on what this run is judged on") as caught:
+        prepared(config)
+    assert len(caught.value.problems) == 2
+    assert caught.value.problems[0].startswith(f"{first}: ")
+    assert f" {side} pairs" in caught.value.problems[0]
+    assert caught.value.problems[0].endswith(f"of this run were not held out there: {why}")
+
+
+def test_a_soup_says_of_which_members_it_is_not_known_whom_they_learned_from(
+    trained, tiny_reward_model, tmp_path
+):
+    first, exported = trained[1][0], tmp_path / "exported"
+    shutil.copytree(first / "model", exported)
+
+    result, _ = start_run(soup(tiny_reward_model, tmp_path, first, exported))
+
+    assert result.told[1].startswith(f"Whom these models learned from is not known: {exported}. ")
 
 
 def test_a_soup_without_models_is_refused(tiny_reward_model, tmp_path):

@@ -297,6 +297,23 @@ def test_where_every_user_has_0_or_100_the_interval_is_no_point(right: int):
     assert (estimate.low, estimate.high) == pytest.approx(tuple(ends))
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-5, 1e-3])
+def test_outcomes_that_are_nearly_equal_have_no_point_for_an_interval(noise):
+    outcomes = 0.3 + noise * np.linspace(-1, 1, 9)
+    clusters = np.repeat(np.arange(3), 3)
+
+    exactly, found = accuracy(np.full(9, 0.3), clusters), accuracy(outcomes, clusters)
+    difference = paired_difference(outcomes, np.full(9, 0.2), clusters)
+
+    assert found.low == pytest.approx(exactly.low, abs=1e-3)
+    assert found.high == pytest.approx(exactly.high, abs=1e-3)
+    assert found.high - found.low > 0.2
+    assert (difference.low <= 0) == (difference.p_value > 0.05)
+    if noise < 1e-3:
+        assert difference.low < 0 < difference.high
+        assert difference.detectable is None
+
+
 def test_models_that_never_differ_may_still_differ_on_pairs_that_were_not_seen():
     outcomes, users = np.array([1, 0, 1]), np.arange(3)
 

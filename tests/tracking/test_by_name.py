@@ -40,6 +40,29 @@ def test_a_registered_model_is_exported_and_evaluated_as_its_runs_folder_is(
     assert json.loads(evaluated.out)["evaluation"] == expected["evaluation"]
 
 
+def test_a_run_evaluated_on_pairs_that_it_may_have_learned_from_is_warned_of(
+    scpo, config, tmp_path
+):
+    assert scpo("train", config).code == 0
+    run = next((tmp_path / "runs" / "tiny").glob("scpo-*"))
+    other = ("--set", "data.split.seed=7", "--json")
+
+    for named in (run, run / "model", "scpo-North:1"):
+        same = scpo("evaluate", named, config, "--json")
+        outcome = scpo("evaluate", named, config, *other)
+
+        assert (same.code, json.loads(same.out)["warnings"]) == (0, []), same.err
+        [warning] = json.loads(outcome.out)["warnings"]
+        assert warning.startswith(f"{named} may have learned from what it is evaluated on, so ")
+        assert warning.endswith("were not held out there: data.split.seed is 0 there, 7 here")
+        assert f"warning: {warning}" in outcome.err
+
+    (run / "test_pairs.parquet").write_text("no table")
+    damaged = scpo("evaluate", run, config)
+    assert damaged.code == 0
+    assert f"warning: {run}: whom it learned from is not known: " in damaged.err
+
+
 @pytest.mark.parametrize("command", ["export", "evaluate"])
 def test_a_version_that_is_not_there_is_named(scpo, config, store, tmp_path, command):
     rest = [tmp_path / "new", "--uri", store] if command == "export" else [config]

@@ -16,7 +16,7 @@ from scpo_ray.storage.run_dir import RunDir
 from scpo_ray.tracking.mlflow_store import find_run, open_models
 from scpo_ray.tracking.registry import compare_versions, promote, register_champion
 from scpo_ray.tracking.trackers import list_models, start_tracker
-from tests.evaluation.test_champion import mexico
+from tests.evaluation.test_champion import mexico, with_texts
 from tests.results import run_result
 from tests.tracking.test_trackers import make_config
 
@@ -47,7 +47,10 @@ class Run:
         )
         self.result: RunResult = replace(
             run_result(culture="Mexico", seed=seed),
-            config={"evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": 200}},
+            config={
+                "evaluation": {"distinctive_threshold": 0.5, "bootstrap_samples": 200},
+                "data": {"split": {"dev_size": 0.15}},
+            },
         )
         self.folder = folder / str(seed)
         with whole_folder(self.folder / "model") as part:
@@ -204,19 +207,42 @@ def test_a_champion_whose_test_pairs_are_others_or_lost_stays(tmp_path, store):
     )
 
 
-def test_without_dev_users_models_are_compared_on_test_users_with_their_like_alone(tmp_path, store):
-    first, second, held_out = (Run(tmp_path, store, seed=seed) for seed in range(3))
-    for run in (first, second):
-        run.result = replace(run.result, dev={})
+@pytest.mark.parametrize("old_has_dev", [False, True])
+def test_without_dev_users_models_are_compared_on_test_users_with_their_like_alone(
+    old_has_dev, tmp_path, store
+):
+    first, second, other = (Run(tmp_path, store, seed=seed) for seed in range(3))
+    for run in (other,) if old_has_dev else (first, second):
+        config = {**run.result.config, "data": {"split": {"dev_size": 0.0}}}
+        run.result = replace(run.result, dev={}, config=config)
         (run.folder / "dev_pairs.parquet").unlink()
+        run.track()
 
     first.register()
-    alike, apart = second.register(), held_out.register()
+    alike, apart = second.register(), other.register()
 
-    assert (alike.side, len(alike.contests) > 0) == ("test", True)
+    old, new = ("dev users", "test users") if old_has_dev else ("test users", "dev users")
+    sizes = {"dev users": "0.15", "test users": "0"}
+    assert (alike.side, len(alike.contests) > 0) == (old.split()[0], True)
+    assert (apart.is_champion, apart.contests) == (False, [])
     assert apart.reason == (
-        "it cannot be compared: scpo-Mexico:1: its MLflow run has no dev_pairs.parquet"
+        f"it cannot be compared: scpo-Mexico:3 on {new} (data.split.dev_size {sizes[new]}) and "
+        f"scpo-Mexico:1 on {old} (data.split.dev_size {sizes[old]}) are judged on different "
+        "people: train scpo-Mexico:3 anew with the data.split of scpo-Mexico:1, or promote it by "
+        "force"
     )
+    with pytest.raises(InputError, match="scpo-Mexico:1 on .* are judged on different people"):
+        compare_versions(store, "scpo-Mexico:3", "scpo-Mexico:1")
+
+
+def test_the_same_rows_with_other_labels_are_no_test_of_the_champion(tmp_path, store):
+    Run(tmp_path, store, with_texts(mexico())).register()
+    same = Run(tmp_path, store, with_texts(mexico(6)), seed=1).register()
+    turned = Run(tmp_path, store, with_texts(mexico(12), turned=True), seed=2).register()
+
+    assert same.is_champion
+    assert (turned.is_champion, turned.contests) == (False, [])
+    assert "the two differ in their texts: in 1800 of 1800 pairs" in turned.reason
 
 
 def test_a_run_that_was_never_tracked_is_tracked_first(tmp_path, store):
@@ -272,6 +298,17 @@ def test_comparing_changes_nothing_and_says_what_promoting_would(three):
     assert allowed.model == "scpo-Mexico:3"
     assert [tags(three, version) for version in (1, 2, 3)] == before
     assert promote(three, "scpo-Mexico:candidate", force=False) == allowed
+
+
+def test_a_version_is_not_compared_with_itself(three):
+    with pytest.raises(InputError, match="are one version, scpo-Mexico:1: name two"):
+        compare_versions(three, "scpo-Mexico:1", "scpo-Mexico:champion")
+    promote(three, "scpo-Mexico:3", force=False)
+
+    back = compare_versions(three, "scpo-Mexico:1", "scpo-Mexico:champion")
+
+    assert back.first == "scpo-Mexico:1"
+    assert {contest.against for contest in back.contests} == {"champion"}
 
 
 def test_promoting_follows_the_rule(three):
