@@ -102,7 +102,9 @@ def evaluate_model(model: str, config: RunConfig) -> Evaluated:
     [said] = not_held_out([run], data, config.data) if run is not None else [None]
     if said is None:
         return found
-    warning = f"{model} may have learned from what it is evaluated on, so the numbers are too good"
+    warning = (
+        f"{model} may have learned from what it is evaluated on; then its numbers are too good"
+    )
     return replace(found, warnings=(f"{warning}: {said}",))
 
 

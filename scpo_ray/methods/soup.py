@@ -45,7 +45,7 @@ def check(task: Any) -> None:
         f"{folder.parent}: {said}" for folder, said in zip(runs, found, strict=True) if said
     ]
     if problems:
-        raise InputError("methods.soup.models: trained on what this run is judged on", problems)
+        raise InputError("methods.soup.models: may know what this run is judged on", problems)
 
 
 def model_folders(patterns: list[str], cultures: list[str]) -> list[Path]:

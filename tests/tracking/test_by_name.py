@@ -53,7 +53,7 @@ def test_a_run_evaluated_on_pairs_that_it_may_have_learned_from_is_warned_of(
 
         assert (same.code, json.loads(same.out)["warnings"]) == (0, []), same.err
         [warning] = json.loads(outcome.out)["warnings"]
-        assert warning.startswith(f"{named} may have learned from what it is evaluated on, so ")
+        assert warning.startswith(f"{named} may have learned from what it is evaluated on; then ")
         assert warning.endswith("were not held out there: data.split.seed is 0 there, 7 here")
         assert f"warning: {warning}" in outcome.err
 
