@@ -221,7 +221,7 @@ def tradeoff_figure(points: Sequence[Point], *, title: str, up: tuple[float, flo
     for (name, x, _), middle in zip(marks, heights, strict=True):
         side, shift = ("left", 6) if x < 65 else ("right", -6)
         text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5, "va": "center"}
-        text |= {"ha": side, "color": INKS[style_of(name).ink][0]}
+        text |= {"ha": side, "color": INKS[style_of(name).ink][0], "zorder": 4}  # above all marks
         axes.annotate(name, (x, middle), (shift, 0), **text)
     axes.set_xlabel("distinctive, %")
     axes.set_ylabel("all, %")
