@@ -48,9 +48,12 @@ def test_a_comparison_runs_again_only_what_is_missing(scpo, comparison, tmp_path
     after = modified(tmp_path / "runs")
     assert {name for name in before if after[name] != before[name]} == {lost.name}
     assert again == summary
-    assert (summary["methods"], summary["cultures"]) == (["finetune", "scpo"], ["North", "South"])
+    assert summary["methods"] == ["global", "finetune", "scpo"]
+    assert summary["cultures"] == ["North", "South"]
     assert {(s["method"], s["culture"]) for s in summary["summaries"]} == {
-        (method, culture) for method in ("finetune", "scpo") for culture in ("", "North", "South")
+        (method, culture)
+        for method in ("global", "finetune", "scpo")
+        for culture in ("", "North", "South")
     }
     assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
 
@@ -63,7 +66,7 @@ def test_a_failing_run_is_listed_and_the_others_go_on(scpo, comparison, tmp_path
 
     assert outcome.code == 2
     assert "finetune" in outcome.out
-    assert document["methods"] == ["finetune"]
+    assert document["methods"] == ["global", "finetune"]
     assert document["failures"].keys() == {"scpo-North-s0", "scpo-South-s0"}
     assert "failed: scpo-North-s0: nothing to train on North: no pair of" in outcome.err
     assert "Traceback" not in outcome.err
