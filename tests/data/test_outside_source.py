@@ -162,7 +162,7 @@ def test_the_command_line_reads_an_installed_source(site, config, tmp_path):
     command = [sys.executable, "-m", "scpo_ray.cli", "data", str(config), "--json"]
 
     done = subprocess.run(
-        [*command, "--set", f"model.path={model}"],
+        [*command, "--set", f"model.path={model}", "--set", "model.max_length=64"],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

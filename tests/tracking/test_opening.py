@@ -248,4 +248,5 @@ def test_a_comparison_waits_for_a_run_that_another_one_is_running(tmp_path, tiny
 
     assert f"{theirs.path}: another process is running this run; waiting for it" in said
     assert waiting.returncode == 0, more
-    assert [s["method"] for s in json.loads(out)["summaries"] if not s["culture"]] == ["finetune"]
+    summaries = json.loads(out)["summaries"]
+    assert [s["method"] for s in summaries if not s["culture"]] == ["global", "finetune"]
