@@ -14,7 +14,7 @@ from scpo_ray.evaluation.layers import example_pairs, pair_ids
 from scpo_ray.methods.task import Fitted, PreparedRun, Task
 from scpo_ray.records import Pairs
 from scpo_ray.results import ChosenSelection, ExamplePair, SelectionSummary, TrainingRecord
-from scpo_ray.settings.shown import threshold_texts
+from scpo_ray.settings.shown import threshold_text
 
 
 def examples(prepared: PreparedRun) -> list[ExamplePair]:
@@ -39,7 +39,7 @@ def choice_told(chosen: ChosenSelection | None) -> list[str]:
         return []
     best, worst = chosen.tried[0], chosen.tried[-1]
     tau, beta = chosen.filter_threshold, chosen.weight_temperature
-    parts = ["no filter" if tau is None else f"tau {threshold_texts([tau], digits=6)[0]}"]
+    parts = ["no filter" if tau is None else f"tau {threshold_text(tau)}"]
     parts += [] if beta is None else [f"beta {beta:g}"]
     return [
         f"Chosen by {chosen.num_folds}-fold cross-validation over training users, with score heads "

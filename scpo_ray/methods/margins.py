@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from scpo_ray.methods.selection import agreement_weights, disagreement_mask
 from scpo_ray.results import MarginLook, WeightLook
-from scpo_ray.settings.shown import threshold_texts
+from scpo_ray.settings.shown import threshold_text, threshold_texts
 
 THRESHOLDS = (0.5, 0.51, 0.52, 0.55, 0.6, 0.7, 0.8, 0.9)
 KEPT_SHARES = (0.33, 0.5, 0.67)
@@ -110,7 +110,7 @@ def _about_threshold(look: MarginLook, threshold: float | None) -> list[str]:
     if threshold is None:
         return []
     kept, wrong = look.kept[threshold], look.kept[0.5]
-    (set_one,) = threshold_texts([threshold], digits=6)
+    set_one = threshold_text(threshold)
     if kept > MOST_KEPT:
         return [
             f"filter_threshold {set_one} keeps {100 * kept:.1f} % of the pairs: the global "

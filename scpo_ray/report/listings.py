@@ -16,7 +16,7 @@ from scpo_ray.report.overviews import (
     SweepCost,
 )
 from scpo_ray.report.terminal import add_row, points, size, titled
-from scpo_ray.settings.shown import duration, plain, threshold_texts
+from scpo_ray.settings.shown import duration, plain, threshold_text, threshold_texts
 from scpo_ray.storage.inventory import Inventory
 from scpo_ray.tracking.trackers import RegisteredModel
 
@@ -88,7 +88,7 @@ def score_tables(scores: GlobalScores) -> list[Table]:
         "pairs",
         "ranked right",
         "mean margin",
-        "kept" if threshold is None else f"kept below {threshold_texts([threshold], digits=6)[0]}",
+        "kept" if threshold is None else f"kept below {threshold_text(threshold)}",
     )
     for culture, s in scores.cultures.items():
         add_row(
@@ -153,7 +153,7 @@ def _choice_tables(scores: GlobalScores) -> Iterator[Table]:
     yield kept
     tau = "all"
     if scores.filter_threshold is not None:
-        tau = f"below tau {threshold_texts([scores.filter_threshold], digits=6)[0]}"
+        tau = f"below tau {threshold_text(scores.filter_threshold)}"
     weights = titled(
         f"beta: mean weight of the pairs ({tau}), and how many equal ones would say as much (Kish)",
         "culture",

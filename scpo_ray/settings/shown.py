@@ -188,6 +188,11 @@ def without_secrets(value: Any, name: str = "") -> Any:
     return value
 
 
+def threshold_text(threshold: float) -> str:
+    """One win probability in six significant digits, or as many as tell it from 0.5 and 1."""
+    return threshold_texts([threshold], digits=6)[0]
+
+
 def threshold_texts(thresholds: Sequence[float], *, digits: int) -> list[str]:
     """Win probabilities in as many significant digits, `digits` at least, as tell them apart, and
     from 0.5 and 1: of small margins all are near 0.5, of large ones near 1."""
